@@ -1,0 +1,71 @@
+"""The training losses; the metrics are re-exported from src.metrics.
+
+Both are called as `loss(log_depth, depth_m)`: predicted log depth and target metres, (N, 1, H, W) -> scalar,
+the mean over the batch. Target pixels of 0 ("not measured") do not count.
+"""
+
+from mindspore import nn, ops
+
+from src.metrics import DEPTH_RANGE_M, evaluate
+
+__all__ = ["LOSSES", "CompositeLoss", "ScaleInvariantLoss", "evaluate"]
+
+
+class _LogDepthLoss(nn.Cell):
+    def __init__(self, balance):
+        super().__init__()
+        self.balance = balance
+        self.low, self.high = DEPTH_RANGE_M
+
+    def log_difference(self, log_depth, depth_m):
+        """d = log(clip(target, 0.1, 10)) - log_depth, 0 where not measured, and the mask of measured pixels."""
+        measured = (depth_m > 0).astype(log_depth.dtype)
+        # log1p, for on CPU ops.log rounds by how its input is split among threads, which varies from run to run.
+        log_target = ops.log1p(ops.clamp(depth_m, self.low, self.high) - 1)
+        return (log_target - log_depth) * measured, measured
+
+    def scale_invariant(self, difference, count):
+        """sum(d^2)/n - balance (sum d)^2/n^2 for each image: the paper's equation 4. (N,)"""
+        mean = _image_sum(difference) / count
+        return _image_sum(difference * difference) / count - self.balance * mean * mean
+
+
+def _image_sum(values):
+    return values.sum((1, 2, 3))
+
+
+def _pixel_count(measured):
+    return ops.maximum(_image_sum(measured), 1.0)
+
+
+class ScaleInvariantLoss(_LogDepthLoss):
+    """The paper's loss (section 3.3, equation 4): sum(d^2)/n - balance (sum d)^2/n^2."""
+
+    def __init__(self, balance=0.5):
+        super().__init__(balance)
+
+    def construct(self, log_depth, depth_m):
+        difference, measured = self.log_difference(log_depth, depth_m)
+        return self.scale_invariant(difference, _pixel_count(measured)).mean()
+
+
+class CompositeLoss(_LogDepthLoss):
+    """L1 plus the gradients of d plus the scale-invariant loss: the model zoo's training loss.
+
+    sum|d|/n + (sum|d_y d| + sum|d_x d|)/n + sum(d^2)/n - balance (sum d)^2/n^2, with forward differences
+    (0 at the last row and column, and wherever one of their two pixels is not measured).
+    """
+
+    def __init__(self, balance=0.5):
+        super().__init__(balance)
+
+    def construct(self, log_depth, depth_m):
+        d, measured = self.log_difference(log_depth, depth_m)
+        down = (d[:, :, 1:] - d[:, :, :-1]) * measured[:, :, 1:] * measured[:, :, :-1]
+        right = (d[:, :, :, 1:] - d[:, :, :, :-1]) * measured[:, :, :, 1:] * measured[:, :, :, :-1]
+        count = _pixel_count(measured)
+        absolute = _image_sum(ops.abs(d)) + _image_sum(ops.abs(down)) + _image_sum(ops.abs(right))
+        return (absolute / count + self.scale_invariant(d, count)).mean()
+
+
+LOSSES = {"composite": CompositeLoss, "scale_invariant": ScaleInvariantLoss}
