@@ -1,0 +1,133 @@
+"""Reading NYU pictures, and the one geometry of the project: crop, then bilinear resize.
+
+The crop is rows 12..468 and columns 16..624 of 480x640 (the same share of any picture with that ratio);
+bilinear is OpenCV's INTER_LINEAR: half-pixel centres, no anti-aliasing. Depth 0 means "not measured".
+"""
+
+import warnings
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+FULL_SIZE = (480, 640)
+CROP_ROWS = (12, 468)
+CROP_COLUMNS = (16, 624)
+RGB_SIZE = (228, 304)
+DEPTH_SIZE = (55, 74)
+MAX_PIXELS = 64_000_000
+
+TRAIN_DEPTH_SCALE = np.float32(10 / 255)  # 8-bit pixel -> metres
+TEST_DEPTH_SCALE = np.float32(1 / 1000)  # 16-bit pixel -> metres
+
+_DEPTH_BITS = {"L": 8, "I;16": 16, "I;16B": 16, "I": 16}
+
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow warns above it: open_image makes that an error
+
+
+class ImageError(ValueError):
+    """A picture that cannot be used. The message names the file."""
+
+
+def open_image(path):
+    """Decode `path` with Pillow. Raises ImageError when it is missing, broken, truncated or over MAX_PIXELS."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(path)
+        image.load()
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{path}: more than {MAX_PIXELS:,} pixels: refused") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else f"broken image: {error}"
+        raise ImageError(f"{path}: {reason}") from error
+    return image
+
+
+def load_rgb(path):
+    """Read any picture as uint8 (H, W, 3): EXIF rotation applied, grey repeated, alpha dropped, 16 bits to 8."""
+    image = open_image(path)
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except Exception as error:  # damaged EXIF raises a different type for every kind of damage
+        raise ImageError(f"{path}: broken EXIF data: {error}") from error
+    if image.mode.startswith("I"):
+        high_byte = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+        return np.repeat(high_byte[..., None], 3, axis=2)
+    return np.asarray(image.convert("RGB"))
+
+
+def _load_depth_pixels(path, bits, trap):
+    image = open_image(path)
+    found = _DEPTH_BITS.get(image.mode)
+    if found != bits:
+        kind = f"{found}-bit grey" if found else f"mode {image.mode}"
+        raise ImageError(f"{path}: {kind}, expected {bits}-bit grey depth ({trap})")
+    return np.asarray(image).astype(np.float32)
+
+
+def load_train_depth(path):
+    """Read an 8-bit training depth map as float32 metres (H, W): pixel / 255 * 10, 0 = not measured."""
+    return _load_depth_pixels(path, 8, "Train is 8-bit, metres = pixel / 255 * 10; "
+                                       "16-bit millimetres belong in Test") * TRAIN_DEPTH_SCALE
+
+
+def load_test_depth(path):
+    """Read a 16-bit test depth map as float32 metres (H, W): pixel / 1000, 0 = not measured."""
+    return _load_depth_pixels(path, 16, "Test is 16-bit millimetres; "
+                                        "8-bit pixel / 255 * 10 belongs in Train") * TEST_DEPTH_SCALE
+
+
+def crop(array):
+    """The part that the nets see: rows 12..468, columns 16..624 at 480x640, the same share at k times that size.
+
+    Raises ImageError for any other ratio or below 228x304 after the crop.
+    """
+    height, width = array.shape[:2]
+    scale = height / FULL_SIZE[0]
+    if height * FULL_SIZE[1] != width * FULL_SIZE[0] or scale < 0.5:
+        raise ImageError(f"size {height}x{width} (height x width), expected 480x640 or the same ratio "
+                         "from 240x320 up")
+    top, bottom = (round(row * scale) for row in CROP_ROWS)
+    left, right = (round(column * scale) for column in CROP_COLUMNS)
+    return array[top:bottom, left:right]
+
+
+def resize(array, size):
+    """OpenCV bilinear to `size` (height, width)."""
+    return cv2.resize(array, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def resize_depth(depth_m, size):
+    """Bilinear over the measured pixels only; 0 where less than half of the weight is measured.
+
+    Without unmeasured pixels it is `resize`.
+    """
+    measured = depth_m > 0
+    if measured.all():
+        return resize(depth_m, size)
+    weight = resize(measured.astype(np.float32), size)
+    weighted_sum = resize(np.where(measured, depth_m, np.float32(0)), size)
+    return np.where(weight >= 0.5, weighted_sum / np.maximum(weight, np.float32(0.5)), np.float32(0))
+
+
+def network_rgb(rgb):
+    """uint8 (480, 640, 3) -> float32 (3, 228, 304) in [0, 1]: what the nets take."""
+    resized = resize(crop(rgb).astype(np.float32), RGB_SIZE)
+    return np.ascontiguousarray(resized.transpose(2, 0, 1)) / np.float32(255)
+
+
+def network_depth(depth_m):
+    """float32 metres (480, 640) -> float32 metres (1, 55, 74): the target's grid."""
+    return resize_depth(crop(depth_m), DEPTH_SIZE)[None]
+
+
+def check_pair(rgb, depth_m, rgb_path, depth_path):
+    """Raise ImageError, naming the files, unless RGB and depth have one size and `crop` takes it."""
+    if rgb.shape[:2] != depth_m.shape[:2]:
+        raise ImageError(f"{rgb_path} is {rgb.shape[0]}x{rgb.shape[1]} but {depth_path} is "
+                         f"{depth_m.shape[0]}x{depth_m.shape[1]} (height x width)")
+    try:
+        crop(rgb)
+    except ImageError as error:
+        raise ImageError(f"{rgb_path}: {error}") from error
