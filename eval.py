@@ -1,0 +1,53 @@
+"""Score a trained CoarseNet and FineNet on the Test part of NYU Depth V2."""
+
+import argparse
+import logging
+from pathlib import Path
+
+from src import cli
+
+
+def parse_args(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--test_data", type=Path, required=True, help="the NYU folder, or its Test folder")
+    add("--coarse_ckpt_model", type=Path, default=Path("Model/Ckpt/FinalCoarseNet.ckpt"))
+    add("--fine_ckpt_model", type=Path, default=Path("Model/Ckpt/FinalFineNet.ckpt"))
+    add("--device_target", choices=("auto", "Ascend", "GPU", "CPU"), default="auto")
+    add("--device_id", type=cli.non_negative_int, default=0)
+    add("--batch_size", type=cli.positive_int, default=8)
+    add("--protocol", choices=("depthnet", "eigen"), default="depthnet",
+        help="depthnet: 55x74, depth clipped to [0.1, 10] m; eigen: the full picture on the usual crop")
+    add("--output_dir", type=Path, help="write metrics.json, per_image.csv and panels.png there")
+    return parser.parse_args(arguments)
+
+
+def versions():
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("mindspore", "numpy", "opencv-python-headless", "pillow")}
+
+
+def evaluate(options):
+    from src import checkpoint, data_loader, device, evaluation, stages, visual
+
+    device.select(options.device_target, options.device_id)
+    pairs = data_loader.list_test(options.test_data)
+    if options.output_dir:
+        cli.writable_folder(options.output_dir)
+    coarse, fine = checkpoint.load_coarse(options.coarse_ckpt_model), checkpoint.load_fine(options.fine_ckpt_model)
+    predict = stages.predictors(coarse, fine)
+    scores = evaluation.score_with_baselines(options.test_data, pairs, predict, options.protocol, options.batch_size,
+                                             device.default_workers())
+    logging.info("%d images, protocol %s\n%s", len(pairs), options.protocol, evaluation.table(scores))
+    if options.output_dir:
+        checkpoints = {"CoarseNet": str(options.coarse_ckpt_model), "FineNet": str(options.fine_ckpt_model)}
+        evaluation.write_report(options.output_dir, scores, checkpoints, versions())
+        visual.panels(evaluation.panel_rows(pairs, scores["FineNet"], predict), options.output_dir / "panels.png")
+        logging.info("report in %s", options.output_dir)
+    logging.info("%s", evaluation.final_lines(scores))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(lambda: evaluate(parse_args()))

@@ -1,0 +1,167 @@
+"""Score predictions, and report the scores. No MindSpore here: postprocess.py scores with the same code."""
+
+import csv
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from src import image, metrics
+from src.cli import progress
+from src.data_loader import list_train, load_test_pair, mean_log_depth, test_batches
+from src.errors import UserError
+from src.files import replacing, write_text
+
+BASELINE_PAIRS = 2000  # as many training depth maps, evenly spaced, make the mean-map baseline
+
+
+@dataclass
+class Scores:
+    """The metrics of one net, image by image, and what the pooled RMSE needs."""
+
+    protocol: str
+    names: list = field(default_factory=list)
+    per_image: dict = field(default_factory=lambda: {name: [] for name in metrics.METRICS})
+    squared_error: float = 0.0
+    pixels: int = 0
+
+    def add(self, names, log_depth, depth_m):
+        """Score a batch: (N, 1, 55, 74) log depth against targets as `metrics.evaluate` takes them."""
+        values = metrics.evaluate(log_depth, depth_m, self.protocol)
+        self.names += names
+        for metric, column in self.per_image.items():
+            column.extend(values[metric].tolist())
+        for one_log_depth, one_depth_m in zip(log_depth, depth_m, strict=True):
+            prediction_m, target_m = metrics.valid_pixels(one_log_depth, one_depth_m, self.protocol)
+            self.squared_error += float(((prediction_m - target_m) ** 2).sum())
+            self.pixels += target_m.size
+
+    def means(self):
+        """The mean over images of each metric. Raises UserError when no image has a measured pixel."""
+        if not self.pixels:
+            raise UserError("no measured pixel in any target: nothing to score")
+        return metrics.means(self.per_image)
+
+    def pooled_rmse(self):
+        """RMSE in metres over the pixels of all images at once."""
+        return float(np.sqrt(self.squared_error / self.pixels))
+
+
+def targets(full_depth_m, protocol, pairs):
+    """What `protocol` scores against: the 55x74 grid, or the full picture. (N, 1, H, W) metres."""
+    if protocol == "depthnet":
+        return np.stack([image.network_depth(depth_m) for depth_m in full_depth_m])
+    for depth_m, pair in zip(full_depth_m, pairs, strict=True):
+        if depth_m.shape != image.FULL_SIZE:
+            raise UserError(f"{pair.depth}: {depth_m.shape[0]}x{depth_m.shape[1]}, "
+                            "but protocol eigen is defined on 480x640")
+    return np.stack(full_depth_m)[:, None]
+
+
+def score(pairs, predict, protocol, batch_size, workers):
+    """Score the test pairs: a dict of net name to Scores.
+
+    Args:
+        predict: function of RGB (N, 3, 228, 304) -> dict of net name to (N, 1, 55, 74) log depth.
+    """
+    scores = {}
+    with progress(total=len(pairs), desc="scoring", unit="image") as bar:
+        for chunk, rgb, full_depth_m in test_batches(pairs, batch_size, workers):
+            depth_m = targets(full_depth_m, protocol, chunk)
+            for net, log_depth in predict(rgb).items():
+                scores.setdefault(net, Scores(protocol)).add([pair.name for pair in chunk], log_depth, depth_m)
+            bar.update(len(chunk))
+    return scores
+
+
+def score_with_baselines(folder, pairs, predict, protocol, batch_size, workers):
+    """`score`, and beside the nets the constants that a net must beat: one depth, and where there is a Train
+    folder the mean log-depth map of (at most BASELINE_PAIRS) training pairs."""
+    baselines = {"constant depth": constant_log_depth(pairs, workers), "mean training map": mean_map(folder, workers)}
+    baselines = {name: log_depth for name, log_depth in baselines.items() if log_depth is not None}
+
+    def predict_all(rgb):
+        return {**{name: np.stack([log_depth] * len(rgb)) for name, log_depth in baselines.items()}, **predict(rgb)}
+
+    return score(pairs, predict_all, protocol, batch_size, workers)
+
+
+def constant_log_depth(pairs, workers):
+    """The best constant in log depth for `pairs` (it has seen the targets): (1, 55, 74), all one value."""
+    total, count = 0.0, 0
+    for chunk, _, full_depth_m in test_batches(pairs, 32, workers):
+        depth_m = targets(full_depth_m, "depthnet", chunk)
+        measured = depth_m[depth_m > 0]
+        total += float(np.log(np.clip(measured, *metrics.DEPTH_RANGE_M)).sum())
+        count += measured.size
+    return np.full((1, *image.DEPTH_SIZE), total / max(count, 1), np.float32)
+
+
+def mean_map(folder, workers):
+    """The mean log-depth map of the training pairs beside the test pairs, or None when there are none."""
+    folder = Path(folder)
+    root = folder.parent if folder.resolve().name == "Test" and not (folder / "Test").is_dir() else folder
+    if not (root / "Train").is_dir():
+        return None
+    pairs = list_train(root)
+    return mean_log_depth(pairs[::-(-len(pairs) // BASELINE_PAIRS)], workers)
+
+
+def table(scores):
+    """The means of every net as a text table."""
+    from tabulate import tabulate  # not on a 310 host
+
+    rows = [[net, *(one.means()[name] for name in metrics.METRICS)] for net, one in scores.items()]
+    return tabulate(rows, ["", *metrics.METRICS], floatfmt=".4f")
+
+
+def final_lines(scores):
+    """The lines that end an evaluation, with the names that users' scripts look for."""
+    return "\n".join(metrics.final_line(net, scores[net].means()) for net in ("CoarseNet", "FineNet"))
+
+
+def panel_rows(pairs, scores, predict, each=2):
+    """What `visual.panels` takes: the best, median and worst images by abs_rel, at most `each` of each."""
+    order = np.argsort(scores.per_image["abs_rel"])
+    middle = max(0, len(order) // 2 - each // 2)
+    groups = {"best": order[:each], "median": order[middle:middle + each], "worst": order[-each:]}
+    rows, shown = [], set()
+    for label, indices in groups.items():
+        for index in (int(i) for i in indices if i not in shown):
+            shown.add(index)
+            rows.append(_panel_row(f"{label}: {pairs[index].name}\nabs_rel {scores.per_image['abs_rel'][index]:.3f}",
+                                   pairs[index], predict))
+    return rows
+
+
+def _panel_row(title, pair, predict):
+    rgb, full_depth_m = load_test_pair(pair)
+    predictions_m = {net: np.exp(log_depth[0, 0]) for net, log_depth in predict(rgb[None]).items()}
+    return title, image.load_rgb(pair.rgb), image.network_depth(full_depth_m)[0], predictions_m
+
+
+def report(scores, checkpoints, versions):
+    """What metrics.json holds."""
+    first = next(iter(scores.values()))
+    return {
+        "protocol": first.protocol,
+        "images": len(first.names),
+        "pixels": first.pixels,
+        "checkpoints": checkpoints,
+        "versions": versions,
+        "metrics": {net: {**one.means(), "rmse_mean_over_images": one.means()["rmse"],
+                          "rmse_pooled_over_pixels": one.pooled_rmse()} for net, one in scores.items()},
+    }
+
+
+def write_report(folder, scores, checkpoints, versions):
+    """metrics.json and per_image.csv into `folder`."""
+    folder = Path(folder)
+    write_text(folder / "metrics.json", json.dumps(report(scores, checkpoints, versions), indent=2) + "\n")
+    with replacing(folder / "per_image.csv") as file:
+        writer = csv.writer(file)
+        writer.writerow(["net", "image", *metrics.METRICS])
+        for net, one in scores.items():
+            for row in zip(one.names, *one.per_image.values(), strict=True):
+                writer.writerow([net, *row])

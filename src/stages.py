@@ -1,0 +1,108 @@
+"""A whole run: CoarseNet's stage, then FineNet's on top of the frozen CoarseNet."""
+
+import hashlib
+import logging
+from functools import partial
+from pathlib import Path
+
+import mindspore as ms
+
+from src import checkpoint, evaluation
+from src.data_loader import Schedule, TrainingData, list_test, list_train
+from src.device import amp_level, default_workers
+from src.net import COARSE_NETS, FineNet
+from src.training import Folder, Stage, StageLog, Trainer, TrainingError, check_same_options, newest_state, train_stage
+
+logger = logging.getLogger(__name__)
+
+
+def train(options, device):
+    """Run the stages that `options` (train.py's arguments) ask for.
+
+    Raises:
+        UserError: a folder, a file or an option that cannot be used.
+        training.Stopped: a signal came; the state is saved.
+    """
+    folder = Folder(Path(options.train_url))
+    pairs = list_train(options.data_url)
+    test_pairs = list_test(options.val_data) if options.val_data else None
+    workers = options.num_parallel_workers or default_workers()
+    validate = partial(_validate, test_pairs, options.batch_size, workers) if test_pairs else None
+    stages = [_stage(name, options, device, pairs) for name in ("coarse", "fine") if options.stage in ("all", name)]
+    if not options.resume:
+        for stage in stages:
+            _make_room(stage, folder, options.overwrite)
+    for stage in stages:
+        schedule = Schedule(len(pairs), options.batch_size, options.seed, device.rank, device.ranks)
+        trainer = _trainer(stage, options, folder)
+        net = trainer.net
+        data = TrainingData(pairs, schedule, workers, getattr(net, "dropout_units", 0), getattr(net, "dropout_rate", 0))
+        log = StageLog(folder.log / f"{stage.name}.csv")
+        _resume(stage, trainer, log, folder)
+        logger.info("%s net: %d pairs, %d epochs of %d steps of %d, starting at step %d", stage.name, len(pairs),
+                    stage.epochs, schedule.steps_per_epoch, options.batch_size, trainer.step)
+        train_stage(stage, trainer, data, folder, log, validate)
+
+
+def _stage(name, options, device, pairs):
+    learning_rate = getattr(options, f"learning_rate_{name}")
+    decisive = {
+        "batch_size": options.batch_size, "ranks": device.ranks, "learning_rate": learning_rate,
+        "loss": options.loss, "amp_level": amp_level(options.amp_level, device.target), "seed": options.seed,
+        "pairs": hashlib.sha256("\n".join(pair.name for pair in pairs).encode()).hexdigest()[:16],
+        "coarse_net": options.coarse_net,
+    }
+    return Stage(name, getattr(options, f"epochs_{name}"), options.save_checkpoint_steps,
+                 options.keep_checkpoint_max, options.max_steps, decisive)
+
+
+def _trainer(stage, options, folder):
+    ms.set_seed(options.seed)
+    build = partial(Trainer, loss=options.loss, learning_rate=stage.options["learning_rate"],
+                    amp_level=stage.options["amp_level"])
+    if stage.name == "coarse":
+        net = COARSE_NETS[options.coarse_net]()
+        if options.pre_trained:
+            checkpoint.assign(net, checkpoint.load(options.pre_trained))
+        return build(net)
+    path = options.pre_trained if options.stage == "fine" and options.pre_trained else folder.final("coarse")
+    coarse = checkpoint.load_coarse(path)
+    stage.options["coarse_sha256"] = checkpoint.digest(coarse)
+    logger.info("FineNet is trained on %s of %s", type(coarse).__name__, path)
+    return build(FineNet(), inputs=lambda rgb: (rgb, coarse(rgb)))
+
+
+def _make_room(stage, folder, overwrite):
+    """Refuse a folder that holds a run of this stage, or with `overwrite` remove that run's checkpoints."""
+    earlier = [path for _, path in folder.states(stage)]
+    earlier += [path for path in (folder.final(stage.name), folder.best(stage.name)) if path.exists()]
+    if earlier and not overwrite:
+        raise TrainingError(f"{earlier[0]}: {folder.root} already holds a run of the {stage.name} net: "
+                            "--resume continues it, --overwrite replaces it, --train_url names another folder")
+    for path in earlier:
+        path.unlink()
+
+
+def _resume(stage, trainer, log, folder):
+    saved = newest_state(stage, folder)
+    if saved is None:
+        return
+    check_same_options(stage, saved)
+    trainer.restore(saved)
+    log.resume(saved)
+    logger.info("resuming from %s", saved.path)
+
+
+def _validate(pairs, batch_size, workers, predict):
+    scores = evaluation.score(pairs, lambda rgb: {"net": predict(rgb)}, "depthnet", batch_size, workers)
+    return scores["net"].means()
+
+
+def predictors(coarse, fine):
+    """The function of RGB that `evaluation.score` takes: both nets' log depth by name."""
+    def predict(rgb):
+        tensor = ms.Tensor(rgb)
+        coarse_log_depth = coarse(tensor)
+        return {"CoarseNet": coarse_log_depth.asnumpy(), "FineNet": fine(tensor, coarse_log_depth).asnumpy()}
+
+    return predict

@@ -1,0 +1,87 @@
+"""Pictures: training curves and panels of predictions, as PNG files."""
+
+import cv2
+import matplotlib
+import numpy as np
+
+from src import image
+from src.files import replacing
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+
+def save_figure(figure, path):
+    """Write a figure as PNG, whole or not at all, and close it."""
+    with replacing(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=110)
+    plt.close(figure)
+
+
+def curves(stages, path):
+    """Training curves of one or both stages.
+
+    Args:
+        stages: dict of stage name to the rows of its CSV file (dicts of text, as csv.DictReader gives them).
+    """
+    stages = {name: rows for name, rows in stages.items() if rows}
+    figure, axes = plt.subplots(len(stages), 2, figsize=(11, 3.6 * len(stages)), squeeze=False, layout="constrained")
+    for (loss_axis, metric_axis), (name, rows) in zip(axes, stages.items(), strict=True):
+        _loss_curve(loss_axis, name, rows)
+        _validation_curve(metric_axis, name, rows)
+    save_figure(figure, path)
+
+
+def _loss_curve(axis, name, rows):
+    for column, label, style in (("loss", "one step", {"alpha": 0.6}), ("mean_loss", "epoch mean", {"marker": "o"})):
+        points = [(int(row["step"]), float(row[column])) for row in rows if row[column]]
+        if points:
+            axis.plot(*zip(*points, strict=True), label=label, **style)
+    axis.set(title=f"{name} net: training loss", xlabel="step", ylabel="loss")
+    axis.grid(alpha=0.3)
+    axis.legend()
+
+
+def _validation_curve(axis, name, rows):
+    rows = [row for row in rows if row["abs_rel"]]
+    axis.set(title=f"{name} net: validation", xlabel="epoch")
+    axis.grid(alpha=0.3)
+    if not rows:
+        axis.text(0.5, 0.5, "no --val_data", ha="center", transform=axis.transAxes, color="grey")
+        return
+    for metric in ("delta1", "abs_rel", "rmse_log"):
+        axis.plot([int(row["epoch"]) for row in rows], [float(row[metric]) for row in rows], marker="o", label=metric)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.legend()
+
+
+def panels(rows, path):
+    """One row a picture: RGB, target, prediction of each net, and the last net's relative error.
+
+    Args:
+        rows: list of (title, rgb uint8 (H, W, 3), target metres (55, 74), dict of net name to metres (55, 74)).
+    """
+    nets = list(rows[0][3])
+    titles = ["RGB", "target", *nets, f"relative error of {nets[-1]}"]
+    figure, axes = plt.subplots(len(rows), len(titles), figsize=(3 * len(titles), 2.5 * len(rows)), squeeze=False,
+                                layout="constrained")
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=10)
+    for row_axes, row in zip(axes, rows, strict=True):
+        _panel_row(figure, row_axes, *row)
+    save_figure(figure, path)
+
+
+def _panel_row(figure, axes, title, rgb, target_m, predictions_m):
+    target_m = np.where(target_m > 0, target_m, np.nan)
+    low, high = np.nanmin(target_m), np.nanmax(target_m)
+    axes[0].imshow(cv2.resize(image.crop(rgb), (304, 228), interpolation=cv2.INTER_AREA))
+    axes[0].set_ylabel(title, fontsize=8)
+    for axis, depth_m in zip(axes[1:-1], [target_m, *predictions_m.values()], strict=True):
+        shown = axis.imshow(depth_m, vmin=low, vmax=high, cmap="viridis")
+    figure.colorbar(shown, ax=axes[1:-1].tolist(), label="m", shrink=0.9, pad=0.01)
+    error = np.abs(list(predictions_m.values())[-1] - target_m) / target_m
+    shown = axes[-1].imshow(error, vmin=0, vmax=0.5, cmap="magma")
+    figure.colorbar(shown, ax=axes[-1], shrink=0.9)
+    for axis in axes:
+        axis.set(xticks=[], yticks=[])

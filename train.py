@@ -1,0 +1,76 @@
+"""Train CoarseNet, then FineNet on top of it, on NYU Depth V2."""
+
+import argparse
+import json
+import logging
+import shlex
+import sys
+from pathlib import Path
+
+from src import cli
+from src.files import write_text
+
+
+def parse_args(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--data_url", type=Path, required=True, help="the NYU folder (Train/<scene>_out/<n>.jpg + <n>.png)")
+    add("--train_url", type=Path, default=Path("Model"), help="output folder: Ckpt/ and Log/ go into it")
+    add("--device_target", choices=("auto", "Ascend", "GPU", "CPU"), default="auto")
+    add("--device_id", type=cli.non_negative_int, default=0)
+    add("--stage", choices=("all", "coarse", "fine"), default="all", help="fine alone starts from a trained CoarseNet")
+    add("--epochs_coarse", type=cli.positive_int, default=20)
+    add("--epochs_fine", type=cli.positive_int, default=10)
+    add("--batch_size", type=cli.positive_int, default=32, help="pairs a step on each device")
+    add("--learning_rate_coarse", type=cli.positive_float, default=1e-4)
+    add("--learning_rate_fine", type=cli.positive_float, default=1e-5)
+    add("--coarse_net", choices=("default", "paper"), default="default", help="the model zoo's net, or the paper's own")
+    add("--loss", choices=("composite", "scale_invariant"), default="composite")
+    add("--amp_level", choices=("auto", "O0", "O1", "O2", "O3"), default="auto",
+        help="O0 is fp32, any other fp16 compute with loss scaling; auto: O2 on Ascend, else O0")
+    add("--seed", type=cli.non_negative_int, default=0)
+    add("--num_parallel_workers", type=cli.positive_int, help="decoding threads (default: one a processor, at most 8)")
+    add("--pre_trained", type=Path, metavar="CKPT",
+        help="CoarseNet's first weights; with --stage fine the CoarseNet to refine (default: the run's own)")
+    add("--save_checkpoint_steps", type=cli.positive_int,
+        help="steps from one resumable checkpoint to the next (default: an epoch)")
+    add("--keep_checkpoint_max", type=cli.positive_int, default=3, help="resumable checkpoints kept of each net")
+    add("--val_data", type=Path, help="the NYU folder whose Test part is scored after each epoch")
+    add("--max_steps", type=cli.positive_int, help="end each stage after so many steps, for trying")
+    add("--resume", action="store_true", help="continue the run in --train_url from its newest good state")
+    add("--overwrite", action="store_true", help="replace the run that --train_url holds")
+    return parser.parse_args(arguments)
+
+
+def save_options(options):
+    import mindspore as ms
+
+    cli.writable_folder(options.train_url / "Ckpt")
+    log_folder = cli.writable_folder(options.train_url / "Log")
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    write_text(log_folder / "options.json", json.dumps({**settings, "mindspore": ms.__version__}, indent=2) + "\n")
+
+
+def resume_command():
+    arguments = [argument for argument in sys.argv if argument not in ("--resume", "--overwrite")]
+    return shlex.join([Path(sys.executable).name, *arguments, "--resume"])
+
+
+def main():
+    options = parse_args()
+    from src import device, stages, training
+
+    chosen = device.select(options.device_target, options.device_id)
+    save_options(options)
+    try:
+        stages.train(options, chosen)
+    except training.Stopped as stopped:
+        logging.info("%s: stopped, the state is saved; to go on: %s", stopped, resume_command())
+        return 128 + stopped.signal_number
+    logging.info("training finished: checkpoints in %s, curves in %s", options.train_url / "Ckpt",
+                 options.train_url / "Log" / "curves.png")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
