@@ -8,18 +8,23 @@ published for the model-zoo DepthNet, have no such entry; they load all the same
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
+from google.protobuf.message import DecodeError
+from mindspore.train import checkpoint_pb2
 
 from src.errors import UserError
+from src.files import replacing
 from src.net import COARSE_NETS, FineNet
 
 INFO_KEY = "depthnet"
+
+_DTYPES = {name: np.dtype(name.lower()) for name in (
+    "Float16", "Float32", "Float64", "Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64")}
+_TYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 # What optimizers leave in a checkpoint beside the net's own parameters.
 _OPTIMIZER_PREFIXES = ("moment1.", "moment2.", "moments.", "accum.")
@@ -51,42 +56,27 @@ def save(path, parameters, info):
     path = Path(path)
     arrays = {name: np.asarray(value.asnumpy() if hasattr(value, "asnumpy") else value)
               for name, value in parameters.items()}
-    info = json.dumps({**info, "sha256": _hash(arrays)}, sort_keys=True)
+    text = json.dumps({**info, "sha256": _hash(arrays, info)}, sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(".ckpt", f".{path.stem}-partial-", path.parent)
-    os.close(descriptor)
-    partial = Path(partial)
-    try:
-        _write(partial, arrays, info)
-        os.replace(partial, path)
-        _fsync(path.parent)
-    finally:
-        for leftover in (partial, partial.with_suffix(".tmp")):  # MindSpore's own temporary name
-            leftover.unlink(missing_ok=True)
+    with replacing(path, "wb") as file:
+        # The text comes first: a file that was cut off between two entries does not match its checksum.
+        file.write(_entry(INFO_KEY, "str", (0,), text.encode("utf-32-le")))
+        for name, array in arrays.items():
+            file.write(_entry(name, _TYPE_NAMES[array.dtype], array.shape, array.tobytes()))
 
 
-def _write(path, arrays, info):
-    entries = [{"name": name, "data": ms.Tensor(array)} for name, array in arrays.items()]
-    try:
-        ms.save_checkpoint(entries, str(path), append_dict={INFO_KEY: info})
-    except OSError:
-        raise
-    except Exception as error:  # MindSpore wraps the OSError of a failed write
-        raise OSError(f"{path.parent}: cannot write a checkpoint: {error}") from error
-    path.chmod(0o644)  # MindSpore's files are 0400
-    _fsync(path)
+def _entry(name, kind, shape, content):
+    """One value of MindSpore's checkpoint format: a file is these, one after the other."""
+    message = checkpoint_pb2.Checkpoint()
+    value = message.value.add(tag=name)
+    value.tensor.dims.extend(shape)
+    value.tensor.tensor_type = kind
+    value.tensor.tensor_content = content
+    return message.SerializeToString()
 
 
-def _fsync(path):
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _hash(arrays):
-    digest = hashlib.sha256()
+def _hash(arrays, info):
+    digest = hashlib.sha256(json.dumps(info, sort_keys=True).encode())
     for name in sorted(arrays):
         array = arrays[name]
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
@@ -96,7 +86,7 @@ def _hash(arrays):
 
 def digest(net):
     """SHA-256 of a net's parameters, as hexadecimal text."""
-    return _hash({parameter.name: parameter.asnumpy() for parameter in net.get_parameters()})
+    return _hash({parameter.name: parameter.asnumpy() for parameter in net.get_parameters()}, {})
 
 
 def load(path):
@@ -105,17 +95,39 @@ def load(path):
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
-        entries = ms.load_checkpoint(str(path), format="safetensors" if path.suffix == ".safetensors" else "ckpt")
-        info = json.loads(entries.pop(INFO_KEY, "{}"))
-        arrays = {name: value.asnumpy() for name, value in entries.items() if not isinstance(value, str)}
-        digest = info.get("sha256")
-    except Exception as error:  # a damaged file makes the parser raise nearly anything
+        arrays = _parse(path.read_bytes())
+        text = arrays.pop(INFO_KEY, None)
+        info = {} if text is None else json.loads(str(text))
+        expected = None if text is None else info.pop("sha256")
+        if any(array.dtype.kind == "U" for array in arrays.values()):
+            raise ValueError("text among the parameters")
+    except (DecodeError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path}: not a readable checkpoint (damaged, or of another format)") from error
-    if digest is None:
+    if expected is None:
         logger.info("%s: carries no checksum, taken as it is", path)
-    elif digest != _hash(arrays):
-        raise CheckpointError(f"{path}: damaged: its parameters do not match its checksum")
+    elif expected != _hash(arrays, info):
+        raise CheckpointError(f"{path}: damaged: its content does not match its checksum")
     return Checkpoint(path, arrays, info)
+
+
+def _parse(content):
+    """The arrays of a checkpoint file by name. `mindspore.load_checkpoint` would do, but on some damaged files it
+    corrupts the memory of the process."""
+    message = checkpoint_pb2.Checkpoint()
+    message.ParseFromString(content)
+    if not message.value:
+        raise ValueError("no parameters")
+    chunks = {}
+    for entry in message.value:  # a parameter over 512 MiB is in several
+        chunks.setdefault(entry.tag, []).append(entry.tensor)
+    return {name: _array(tensors) for name, tensors in chunks.items()}
+
+
+def _array(tensors):
+    content, kind = b"".join(tensor.tensor_content for tensor in tensors), tensors[0].tensor_type
+    if kind == "str":
+        return np.array(content.decode("utf-32-le"))
+    return np.frombuffer(content, _DTYPES[kind]).reshape(tuple(tensors[0].dims)).copy()
 
 
 def assign(net, checkpoint):

@@ -8,7 +8,10 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path, mode="w"):
-    """Open a temporary file beside `path`; when the block ends well it takes the name, else it goes."""
+    """Open a temporary file beside `path`; when the block ends well it takes the name, else it goes.
+
+    It is on disk (fsync) before it takes the name, so that a power cut leaves the old file or the new one.
+    """
     path = Path(path)
     descriptor, partial = tempfile.mkstemp(path.suffix, f".{path.stem}-partial-", path.parent)
     os.fchmod(descriptor, 0o644)
@@ -16,7 +19,10 @@ def replacing(path, mode="w"):
         options = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
         with open(descriptor, mode, **options) as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, path)
+        _fsync(path.parent)
     finally:
         Path(partial).unlink(missing_ok=True)
 
@@ -25,3 +31,11 @@ def write_text(path, text):
     """Write `text` to `path`, whole or not at all."""
     with replacing(path) as file:
         file.write(text)
+
+
+def _fsync(folder):
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

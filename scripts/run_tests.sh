@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Make the environment if need be and run the tests; arguments go to pytest.
+set -euo pipefail
+source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
+
+make_environment "$ROOT/tests/requirements.txt"
+cd -- "$ROOT"
+exec "$VENV_PYTHON" -m pytest "$@"

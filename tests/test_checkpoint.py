@@ -1,0 +1,118 @@
+"""Checkpoints: whole or absent, verified, and readable by MindSpore alone."""
+
+import errno
+import os
+
+import mindspore as ms
+import numpy as np
+import pytest
+
+from src import checkpoint
+from src.checkpoint import CheckpointError
+from src.net import CoarseNet, FineNet, PaperCoarseNet
+
+
+def parameters(net):
+    return {parameter.name: parameter for parameter in net.get_parameters()}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    net = FineNet()
+    checkpoint.save(tmp_path / "fine.ckpt", parameters(net), {"stage": "fine", "step": 3})
+    return net, tmp_path / "fine.ckpt"
+
+
+def test_round_trip(saved):
+    net, path = saved
+    loaded = checkpoint.load(path)
+    assert loaded.info["step"] == 3
+    restored = checkpoint.load_fine(path)
+    for ours, theirs in zip(net.get_parameters(), restored.get_parameters(), strict=True):
+        np.testing.assert_array_equal(ours.asnumpy(), theirs.asnumpy())
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]  # nothing temporary is left
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_mindspore_alone_reads_it(saved):
+    net, path = saved
+    fresh = FineNet()
+    missing, _ = ms.load_param_into_net(fresh, ms.load_checkpoint(str(path)))
+    assert missing == []
+    np.testing.assert_array_equal(fresh.conv2.weight.asnumpy(), net.conv2.weight.asnumpy())
+
+
+def test_a_plain_mindspore_checkpoint_loads(tmp_path):
+    """The published model-zoo checkpoints hold parameters and nothing else."""
+    net = CoarseNet()
+    ms.save_checkpoint(net, str(tmp_path / "published.ckpt"))
+    restored = checkpoint.load_coarse(tmp_path / "published.ckpt")
+    np.testing.assert_array_equal(restored.fc13.weight.asnumpy(), net.fc13.weight.asnumpy())
+
+
+def test_the_kind_of_coarse_net_travels_with_the_file(tmp_path):
+    net = PaperCoarseNet()
+    checkpoint.save(tmp_path / "paper.ckpt", parameters(net), {"coarse_net": "paper"})
+    assert isinstance(checkpoint.load_coarse(tmp_path / "paper.ckpt"), PaperCoarseNet)
+
+
+def test_another_net_is_refused_with_the_names_that_differ(saved, tmp_path):
+    _, path = saved
+    with pytest.raises(CheckpointError, match=r"fine\.ckpt: a checkpoint of FineNet, expected a coarse net"):
+        checkpoint.load_coarse(path)
+    ms.save_checkpoint(FineNet(), str(tmp_path / "plain.ckpt"))
+    with pytest.raises(CheckpointError, match=r"not a checkpoint of CoarseNet: missing conv1\.bias, .*"
+                                              r"conv1\.weight is \(63, 3, 9, 9\), expected \(64, 3, 7, 7\)"):
+        checkpoint.load_coarse(tmp_path / "plain.ckpt")
+    arrays = {name: value.asnumpy() for name, value in parameters(FineNet()).items()}
+    checkpoint.save(tmp_path / "more.ckpt", {**arrays, "conv4.weight": np.ones(3, np.float32)}, {})
+    with pytest.raises(CheckpointError, match=r"unexpected conv4\.weight"):
+        checkpoint.load_fine(tmp_path / "more.ckpt")
+
+
+def test_missing_empty_and_foreign_files_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        checkpoint.load(tmp_path / "absent.ckpt")
+    for name, content in {"empty.ckpt": b"", "text.ckpt": b"hello " * 99, "noise.ckpt": bytes(range(256)) * 9}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=name):
+            checkpoint.load(tmp_path / name)
+
+
+def test_no_damage_is_loaded_in_silence(tmp_path):
+    """Every range of the file cut off, flipped or zeroed: an error that names it, or the same parameters."""
+    path, damaged = tmp_path / "small.ckpt", tmp_path / "damaged.ckpt"
+    array = np.random.default_rng(0).normal(size=(6, 7)).astype(np.float32)
+    original, info = {"conv1.weight": array, "conv1.bias": array[0]}, {"step": 12, "stage": "coarse"}
+    checkpoint.save(path, original, info)
+    content = path.read_bytes()
+    loaded = 0
+    variants = [content[:end] for end in range(0, len(content), 3)]
+    variants += [content[:at] + bytes([content[at] ^ flip]) + content[at + 1:]
+                 for at in range(len(content)) for flip in (0x01, 0x80)]
+    variants += [content[:at] + bytes(16) + content[at + 16:] for at in range(0, len(content), 16)]
+    for variant in variants:
+        damaged.write_bytes(variant)
+        try:
+            result = checkpoint.load(damaged)
+        except CheckpointError as error:
+            assert "damaged.ckpt" in str(error)
+        else:
+            loaded += 1
+            assert all(np.array_equal(result.arrays[name], value) for name, value in original.items())
+            assert result.info in ({}, info)
+    assert loaded < len(variants) / 20
+
+
+def test_a_failed_write_leaves_the_earlier_file(saved, monkeypatch):
+    net, path = saved
+    before = path.read_bytes()
+
+    def full_disk(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(path, parameters(net), {})
+    assert path.read_bytes() == before
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]

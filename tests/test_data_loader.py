@@ -1,0 +1,175 @@
+"""Listing, the schedule of samples, augmentation, and that nothing depends on the number of workers."""
+
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from src import data_loader, image
+from src.data_loader import DataError, Schedule, TrainingData
+
+
+def touch(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+def test_pairs_are_matched_by_name_in_numeric_order(tmp_path):
+    for scene in ("kitchen_2_out", "attic_1_out"):
+        for number in ("10", "2", "1"):
+            touch(tmp_path / "Train" / scene / f"{number}.png")
+        for number in ("1", "10", "2"):
+            touch(tmp_path / "Train" / scene / f"{number}.jpg")
+    pairs = data_loader.list_train(tmp_path)
+    assert [pair.name for pair in pairs] == [f"{scene}/{number}" for scene in ("attic_1_out", "kitchen_2_out")
+                                             for number in (1, 2, 10)]
+    assert all(pair.rgb.stem == pair.depth.stem and pair.rgb.parent == pair.depth.parent for pair in pairs)
+    assert all(pair.rgb.suffix == ".jpg" and pair.depth.suffix == ".png" for pair in pairs)
+
+
+def test_both_the_folder_and_its_split_are_accepted(nyu):
+    assert data_loader.list_test(nyu) == data_loader.list_test(nyu / "Test")
+    assert [pair.name for pair in data_loader.list_test(nyu)] == ["00000", "00001", "00002", "00003"]
+
+
+def test_missing_partners_are_named(nyu, tmp_path):
+    folder = shutil.copytree(nyu, tmp_path / "NYU")
+    (folder / "Train" / "sample_0001_out" / "2.png").unlink()
+    (folder / "Train" / "sample_0002_out" / "3.jpg").unlink()
+    (folder / "Test" / "00001_depth.png").unlink()
+    with pytest.raises(DataError, match=r"0001_out/2\.jpg has no depth map; .*0002_out/3\.png has no RGB"):
+        data_loader.list_train(folder)
+    with pytest.raises(DataError, match=r"00001_colors\.png has no depth map"):
+        data_loader.list_test(folder)
+
+
+def test_wrong_folders_say_what_was_found_and_expected(tmp_path):
+    (tmp_path / "images").mkdir()
+    with pytest.raises(DataError, match=r"no Train folder in it \(found: images\); expected NYU/Train/<scene>_out"):
+        data_loader.list_train(tmp_path)
+    with pytest.raises(DataError, match="no such folder"):
+        data_loader.list_train(tmp_path / "absent")
+    (tmp_path / "Train").mkdir()
+    with pytest.raises(DataError, match="no image pairs"):
+        data_loader.list_train(tmp_path)
+
+
+def test_shards_are_disjoint_equal_and_complete_over_three_epochs():
+    samples, ranks, batch = 50, 4, 3
+    shards = [Schedule(samples, batch, seed=7, rank=rank, ranks=ranks) for rank in range(ranks)]
+    steps = shards[0].steps_per_epoch
+    assert steps == 4
+    orders = []
+    for epoch in range(3):
+        seen = [index for shard in shards for step in range(steps) for index in shard.batch(epoch * steps + step)[1]]
+        assert len(seen) == len(set(seen)) == steps * batch * ranks
+        orders.append(tuple(seen))
+    assert len(set(orders)) == 3
+    assert len(set(sum(orders, ()))) == samples  # what one epoch drops, another sees
+
+
+def test_two_ranks_together_see_the_batch_of_one_with_twice_the_size():
+    single = Schedule(40, 8, seed=3)
+    double = [Schedule(40, 4, seed=3, rank=rank, ranks=2) for rank in range(2)]
+    for step in range(12):
+        together = np.concatenate([shard.batch(step)[1] for shard in double])
+        assert sorted(together) == sorted(single.batch(step)[1])
+
+
+def test_a_dataset_smaller_than_a_batch_says_so():
+    with pytest.raises(DataError, match=r"8 training pairs do not fill a batch of 9: use a smaller --batch_size"):
+        Schedule(8, 9, seed=0)
+    assert Schedule(8, 8, seed=0).steps_per_epoch == 1
+
+
+def batches(nyu, workers, first=0, last=5, units=0):
+    pairs = data_loader.list_train(nyu)
+    data = TrainingData(pairs, Schedule(len(pairs), 3, seed=5), workers, units, 0.5)
+    return list(data.batches(first, last))
+
+
+def test_workers_and_starting_point_change_nothing(nyu):
+    reference = batches(nyu, workers=1)
+    for other in (batches(nyu, workers=4), batches(nyu, 2, 0, 2) + batches(nyu, 2, 2, 5)):
+        assert len(other) == 5
+        for ours, theirs in zip(reference, other, strict=True):
+            for a, b in zip(ours, theirs, strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_batches_have_the_shapes_and_ranges_of_the_nets(nyu):
+    rgb, depth_m, kept = batches(nyu, 2, 0, 1, units=4096)[0]
+    assert rgb.shape == (3, 3, 228, 304) and depth_m.shape == (3, 1, 55, 74) and kept.shape == (3, 4096)
+    assert rgb.dtype == depth_m.dtype == kept.dtype == np.float32
+    assert rgb.min() >= 0 and 0.2 < rgb.max() <= 1 and 0.1 < depth_m.min() and depth_m.max() < 10
+    assert np.array_equal(np.unique(kept), [0, 1]) and abs(kept.mean() - 0.5) < 0.03
+
+
+def test_the_files_of_a_step_are_those_it_was_fed(nyu):
+    pairs = data_loader.list_train(nyu)
+    data = TrainingData(pairs, Schedule(len(pairs), 3, seed=5), 1)
+    _, depth_m = next(data.batches(1, 2))
+    for path, fed in zip(data.files(1), depth_m, strict=True):
+        target = image.network_depth(image.load_train_depth(path.with_suffix(".png")))
+        assert np.array_equal(fed, target) or np.array_equal(fed, target[..., ::-1])
+
+
+class Choices:
+    """A generator that gives back chosen numbers."""
+
+    def __init__(self, flip, brightness, sharpness):
+        self.flip, self.factors = flip, [brightness, sharpness]
+
+    def random(self):
+        return 0.0 if self.flip else 1.0
+
+    def uniform(self, low, high):
+        value = self.factors.pop(0)
+        assert low <= value <= high
+        return value
+
+
+@pytest.mark.parametrize(("flip", "brightness", "sharpness"), [(False, 1.0, 1.0), (True, 0.85, 0.8), (False, 0.9, 1.2)])
+def test_augmentation_is_that_of_pillow(flip, brightness, sharpness):
+    rng = np.random.default_rng(0)
+    rgb = cv2.GaussianBlur(rng.integers(0, 256, (228, 304, 3), np.uint8), (5, 5), 0)
+    depth_m = rng.uniform(1, 9, (55, 74)).astype(np.float32)
+    ours, ours_m = data_loader.augment(rgb, depth_m, Choices(flip, brightness, sharpness))
+    expected = np.asarray(ImageEnhance.Sharpness(Image.fromarray(rgb)).enhance(sharpness)).astype(np.float32)
+    expected = expected * brightness / 255
+    if flip:
+        expected, depth_m = expected[:, ::-1], depth_m[:, ::-1]
+    inner = (slice(None), slice(1, -1), slice(1, -1))  # Pillow leaves the border unsmoothed
+    assert ours.shape == (3, 228, 304) and ours.dtype == np.float32
+    assert np.abs(ours - expected.transpose(2, 0, 1))[inner].max() <= 1.01 / 255
+    np.testing.assert_array_equal(ours_m, depth_m[None])
+
+
+def test_random_choices_have_their_ranges_and_shares():
+    flips, brightness, sharpness = [], [], []
+    for sample in range(2000):
+        rng = data_loader.counter_rng(0, 1, sample)
+        flips.append(rng.random() < 0.5)
+        brightness.append(rng.uniform(*data_loader.BRIGHTNESS))
+        sharpness.append(rng.uniform(*data_loader.SHARPNESS))
+    assert abs(np.mean(flips) - 0.5) < 0.04
+    assert 0.8 <= min(brightness) < 0.81 and 0.99 < max(brightness) <= 1.0
+    assert 0.8 <= min(sharpness) < 0.81 and 1.19 < max(sharpness) <= 1.2
+    assert data_loader.counter_rng(0, 1, 2).random() != data_loader.counter_rng(0, 2, 2).random()
+    assert data_loader.counter_rng(0, 1, 2).random() != data_loader.counter_rng(1, 1, 2).random()
+
+
+def test_a_broken_training_image_is_named_while_feeding(nyu, tmp_path):
+    folder = shutil.copytree(nyu, tmp_path / "NYU")
+    broken = folder / "Train" / "sample_0001_out" / "3.jpg"
+    broken.write_bytes(broken.read_bytes()[:2000])
+    with pytest.raises(image.ImageError, match=r"sample_0001_out/3\.jpg: broken image"):
+        batches(folder, 2, 0, 12)  # six epochs: each drops two of the eight
+
+
+def test_mean_log_depth_is_the_mean_over_measured_pixels(nyu):
+    pairs = data_loader.list_train(nyu)
+    targets = np.stack([image.network_depth(image.load_train_depth(pair.depth)) for pair in pairs]).astype(np.float64)
+    np.testing.assert_allclose(data_loader.mean_log_depth(pairs), np.log(targets).mean(0), rtol=1e-5)

@@ -1,0 +1,132 @@
+"""Reading and geometry against OpenCV, Pillow and hand-made files."""
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from src import image
+
+
+@pytest.fixture
+def picture():
+    return np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+
+
+@pytest.fixture
+def depth_m():
+    return np.random.default_rng(1).uniform(0.5, 9, (480, 640)).astype(np.float32)
+
+
+def test_network_rgb_is_opencv_bilinear_of_the_crop(picture):
+    expected = cv2.resize(picture[12:468, 16:624].astype(np.float32) / 255, (304, 228), interpolation=cv2.INTER_LINEAR)
+    ours = image.network_rgb(picture)
+    assert ours.shape == (3, 228, 304) and ours.dtype == np.float32 and ours.flags.c_contiguous
+    np.testing.assert_allclose(ours, expected.transpose(2, 0, 1), atol=1e-6)
+
+
+def test_network_rgb_is_the_mean_of_two_by_two(picture):
+    """Half-pixel centres at a factor of exactly two."""
+    block = picture[12:468, 16:624].astype(np.float64).reshape(228, 2, 304, 2, 3).mean((1, 3)) / 255
+    np.testing.assert_allclose(image.network_rgb(picture), block.transpose(2, 0, 1), atol=1e-6)
+
+
+def test_network_depth_is_opencv_bilinear_of_the_crop(depth_m):
+    expected = cv2.resize(depth_m[12:468, 16:624], (74, 55), interpolation=cv2.INTER_LINEAR)
+    assert image.network_depth(depth_m).shape == (1, 55, 74)
+    np.testing.assert_array_equal(image.network_depth(depth_m)[0], expected)
+
+
+def test_holes_do_not_smear_into_their_neighbours():
+    depth_m = np.full((480, 640), 4.0, np.float32)
+    depth_m[np.random.default_rng(2).random(depth_m.shape) < 0.4] = 0
+    depth_m[100:200, 100:300] = 0
+    resized = image.network_depth(depth_m)
+    np.testing.assert_allclose(resized[resized > 0], 4.0, rtol=1e-6)
+    assert (resized > 0).sum() > 1000
+    assert (resized == 0).sum() > 100  # the big hole stays a hole
+
+
+def test_other_sizes_of_the_same_ratio_see_the_same_part(picture):
+    double = cv2.resize(picture, (1280, 960), interpolation=cv2.INTER_NEAREST)
+    assert image.crop(double).shape == (912, 1216, 3)
+    np.testing.assert_array_equal(image.crop(double)[::2, ::2], image.crop(picture))
+
+
+@pytest.mark.parametrize("size", [(480, 641), (640, 480), (425, 560), (120, 160)])
+def test_other_ratios_are_refused(size):
+    with pytest.raises(image.ImageError, match="expected 480x640"):
+        image.crop(np.zeros(size, np.uint8))
+
+
+def test_rgb_variants_are_read_as_three_channels(tmp_path, picture):
+    grey = picture[..., 0]
+    alpha = np.dstack((picture, grey))
+    Image.fromarray(picture).save(tmp_path / "rgb.png")
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    Image.fromarray(alpha).save(tmp_path / "alpha.png")
+    Image.fromarray(picture).quantize(64).save(tmp_path / "palette.png")
+    cv2.imwrite(str(tmp_path / "grey16.png"), grey.astype(np.uint16) * 257)
+    np.testing.assert_array_equal(image.load_rgb(tmp_path / "rgb.png"), picture)
+    np.testing.assert_array_equal(image.load_rgb(tmp_path / "alpha.png"), picture)
+    for name in ("grey.png", "grey16.png"):
+        np.testing.assert_array_equal(image.load_rgb(tmp_path / name), np.repeat(grey[..., None], 3, axis=2))
+    assert image.load_rgb(tmp_path / "palette.png").shape == (480, 640, 3)
+
+
+def test_exif_rotation_is_applied(tmp_path, picture):
+    """Orientation 6 is stored turned a quarter to the left: reading turns it back."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = np.rot90(picture)
+    Image.fromarray(stored).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(image.load_rgb(tmp_path / "turned.png"), picture)
+
+
+def test_depth_is_read_with_its_true_bits(tmp_path):
+    millimetres = np.arange(480 * 640, dtype=np.uint16).reshape(480, 640) % 10000
+    eight = (millimetres % 256).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "test.png"), millimetres)
+    cv2.imwrite(str(tmp_path / "train.png"), eight)
+    np.testing.assert_allclose(image.load_test_depth(tmp_path / "test.png"), millimetres / 1000, rtol=1e-6)
+    np.testing.assert_allclose(image.load_train_depth(tmp_path / "train.png"), eight / 255 * 10, rtol=1e-6)
+
+
+def test_the_unit_trap_is_named(tmp_path):
+    cv2.imwrite(str(tmp_path / "sixteen.png"), np.ones((480, 640), np.uint16))
+    cv2.imwrite(str(tmp_path / "eight.png"), np.ones((480, 640), np.uint8))
+    cv2.imwrite(str(tmp_path / "colour.png"), np.ones((480, 640, 3), np.uint8))
+    with pytest.raises(image.ImageError, match=r"sixteen\.png: 16-bit grey, expected 8-bit .*belong in Test"):
+        image.load_train_depth(tmp_path / "sixteen.png")
+    with pytest.raises(image.ImageError, match=r"eight\.png: 8-bit grey, expected 16-bit .*belongs in Train"):
+        image.load_test_depth(tmp_path / "eight.png")
+    with pytest.raises(image.ImageError, match=r"colour\.png: mode RGB"):
+        image.load_test_depth(tmp_path / "colour.png")
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_broken_files_are_named(tmp_path, picture, ending):
+    whole = tmp_path / f"whole.{ending}"
+    Image.fromarray(picture).save(whole)
+    content = whole.read_bytes()
+    for name, damaged in {"empty": b"", "text": b"not a picture", "half": content[:len(content) // 2]}.items():
+        path = tmp_path / f"{name}.{ending}"
+        path.write_bytes(damaged)
+        with pytest.raises(image.ImageError, match=rf"{name}\.{ending}: broken image"):
+            image.load_rgb(path)
+    with pytest.raises(image.ImageError, match="no such file"):
+        image.load_rgb(tmp_path / f"absent.{ending}")
+
+
+def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path):
+    path = tmp_path / "bomb.png"
+    Image.new("1", (20_000, 20_000)).save(path)
+    with pytest.raises(image.ImageError, match="pixels: refused"):
+        image.load_rgb(path)
+
+
+def test_a_pair_of_two_sizes_is_refused():
+    with pytest.raises(image.ImageError, match=r"a\.jpg is 480x640 but a\.png is 240x320"):
+        image.check_pair(np.zeros((480, 640, 3), np.uint8), np.zeros((240, 320)), "a.jpg", "a.png")
+    with pytest.raises(image.ImageError, match=r"a\.jpg: size 427x561"):
+        image.check_pair(np.zeros((427, 561, 3), np.uint8), np.zeros((427, 561)), "a.jpg", "a.png")

@@ -1,0 +1,123 @@
+"""The networks against twins written in PyTorch from the paper and the design table, with the same weights."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from src.net import CoarseNet, FineNet, PaperCoarseNet
+
+
+def weights(net):
+    return {p.name: torch.from_numpy(p.asnumpy().copy()) for p in net.get_parameters()}
+
+
+def conv(w, name, x, **options):
+    return F.conv2d(x, w[f"{name}.weight"], w.get(f"{name}.bias"), **options)
+
+
+def pool(x):
+    return F.max_pool2d(F.relu(x), 2)
+
+
+def coarse_twin(w, rgb):
+    x1 = pool(conv(w, "conv1", rgb, padding=3))
+    x2 = pool(conv(w, "conv2", x1, padding=(1, 2)))
+    x3 = pool(conv(w, "conv3", x2, padding=1))
+    x = pool(conv(w, "conv4", x3, padding=1))
+    assert x2.shape[2:] == (56, 76) and x3.shape[2:] == (28, 38) and x.shape[2:] == (14, 19)
+    for _ in range(3):
+        x = F.relu(conv(w, "conv5", x, padding=1))
+    x = torch.cat((x3, F.relu(F.conv_transpose2d(x, w["deconv6.weight"], w["deconv6.bias"], stride=2))), 1)
+    x = F.relu(conv(w, "conv7", x, padding=1))
+    x = torch.cat((x2, F.relu(F.conv_transpose2d(x, w["deconv8.weight"], w["deconv8.bias"], stride=2))), 1)
+    x = F.relu(conv(w, "conv9", F.pad(x, (0, 0, 1, 0))))
+    for name in ("conv10", "conv11", "conv12"):
+        x = conv(w, name, x, padding=1)
+    return F.linear(x.flatten(1), w["fc13.weight"], w["fc13.bias"]).view(-1, 1, 55, 74)
+
+
+def paper_twin(w, rgb, kept=None):
+    x = pool(conv(w, "conv1", rgb, stride=4))
+    x = pool(conv(w, "conv2", x, padding=2))
+    x = F.relu(conv(w, "conv3", x, padding=1))
+    x = F.relu(conv(w, "conv4", x, padding=1))
+    x = F.relu(conv(w, "conv5", x, stride=2))
+    assert x.shape[1:] == (256, 6, 8)
+    x = F.relu(F.linear(x.flatten(1), w["fc6.weight"], w["fc6.bias"]))
+    if kept is not None:
+        x = x * kept * 2
+    return F.linear(x, w["fc7.weight"], w["fc7.bias"]).view(-1, 1, 55, 74)
+
+
+def fine_twin(w, rgb, coarse_log_depth):
+    x = torch.cat((pool(conv(w, "conv1", rgb, stride=2)), coarse_log_depth), 1)
+    return conv(w, "conv3", F.relu(conv(w, "conv2", x, padding=2)), padding=2)
+
+
+@pytest.fixture(scope="module")
+def rgb():
+    return np.random.default_rng(0).random((2, 3, 228, 304), np.float32)
+
+
+def randomise(net, scale=1.0):
+    """Weights and biases that are all different, so that no layer or bias can be missing unnoticed."""
+    rng = np.random.default_rng(1)
+    for parameter in net.get_parameters():
+        fan_in = np.prod(parameter.shape[1:]) if parameter.ndim > 1 else 100
+        values = rng.normal(0, scale / np.sqrt(fan_in), parameter.shape).astype(np.float32)
+        parameter.set_data(ms.Tensor(values))
+
+
+@pytest.mark.parametrize(("build", "twin"), [(CoarseNet, coarse_twin), (PaperCoarseNet, paper_twin)])
+def test_coarse_nets_equal_their_twins(build, twin, rgb):
+    net = build()
+    randomise(net)
+    ours = net(ms.Tensor(rgb)).asnumpy()
+    theirs = twin(weights(net), torch.from_numpy(rgb)).numpy()
+    assert ours.shape == (2, 1, 55, 74)
+    assert np.abs(theirs).max() > 0.01  # the comparison means something
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_fine_net_equals_its_twin(rgb):
+    net, coarse = FineNet(), np.random.default_rng(2).normal(1, 0.5, (2, 1, 55, 74)).astype(np.float32)
+    randomise(net)
+    ours = net(ms.Tensor(rgb), ms.Tensor(coarse)).asnumpy()
+    theirs = fine_twin(weights(net), torch.from_numpy(rgb), torch.from_numpy(coarse)).numpy()
+    assert np.abs(theirs).max() > 0.01
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_dropout_mask_scales_the_kept_units(rgb):
+    net, kept = PaperCoarseNet(), np.random.default_rng(3).integers(0, 2, (2, 4096)).astype(np.float32)
+    randomise(net)
+    ours = net(ms.Tensor(rgb), ms.Tensor(kept)).asnumpy()
+    theirs = paper_twin(weights(net), torch.from_numpy(rgb), torch.from_numpy(kept)).numpy()
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("build", "count"), [(CoarseNet, 21_899_723), (FineNet, 119_309)])
+def test_parameter_counts(build, count):
+    assert sum(p.size for p in build().get_parameters()) == count
+
+
+def test_parameter_names_are_those_of_the_published_checkpoints():
+    layers = ["conv1", "conv2", "conv3", "conv4", "conv5", "deconv6", "conv7", "deconv8", "conv9", "conv10", "conv11",
+              "conv12", "fc13"]
+    expected = [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
+    assert [p.name for p in CoarseNet().get_parameters()] == expected
+    assert [p.name for p in FineNet().get_parameters()] == ["conv1.weight", "conv2.weight", "conv3.weight"]
+
+
+def test_fine_net_starts_at_a_normal_distribution_of_0_01():
+    stacked = np.concatenate([p.asnumpy().ravel() for p in FineNet().get_parameters()])
+    assert abs(stacked.mean()) < 2e-4
+    assert abs(stacked.std() - 0.01) < 2e-4
+
+
+def test_coarse_net_starts_near_zero_log_depth(rgb):
+    """The composite loss is to start near 1.7 on NYU, which is what a prediction of 1 m costs there."""
+    ms.set_seed(0)
+    assert np.abs(CoarseNet()(ms.Tensor(rgb)).asnumpy().mean()) < 0.3
