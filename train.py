@@ -1,14 +1,12 @@
 """Train CoarseNet, then FineNet on top of it, on NYU Depth V2."""
 
 import argparse
-import json
 import logging
 import shlex
 import sys
 from pathlib import Path
 
 from src import cli
-from src.files import write_text
 
 
 def parse_args(arguments=None):
@@ -42,15 +40,6 @@ def parse_args(arguments=None):
     return parser.parse_args(arguments)
 
 
-def save_options(options):
-    import mindspore as ms
-
-    cli.writable_folder(options.train_url / "Ckpt")
-    log_folder = cli.writable_folder(options.train_url / "Log")
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
-    write_text(log_folder / "options.json", json.dumps({**settings, "mindspore": ms.__version__}, indent=2) + "\n")
-
-
 def resume_command():
     arguments = [argument for argument in sys.argv if argument not in ("--resume", "--overwrite")]
     return shlex.join([Path(sys.executable).name, *arguments, "--resume"])
@@ -61,7 +50,6 @@ def main():
     from src import device, stages, training
 
     chosen = device.select(options.device_target, options.device_id)
-    save_options(options)
     try:
         stages.train(options, chosen)
     except training.Stopped as stopped:

@@ -1,15 +1,17 @@
 """A whole run: CoarseNet's stage, then FineNet's on top of the frozen CoarseNet."""
 
 import hashlib
+import json
 import logging
 from functools import partial
 from pathlib import Path
 
 import mindspore as ms
 
-from src import checkpoint, evaluation
+from src import checkpoint, cli, evaluation
 from src.data_loader import Schedule, TrainingData, list_test, list_train
 from src.device import amp_level, default_workers
+from src.files import write_text
 from src.net import COARSE_NETS, FineNet
 from src.training import Folder, Stage, StageLog, Trainer, TrainingError, check_same_options, newest_state, train_stage
 
@@ -32,6 +34,7 @@ def train(options, device):
     if not options.resume:
         for stage in stages:
             _make_room(stage, folder, options.overwrite)
+    _save_options(options, folder)
     for stage in stages:
         schedule = Schedule(len(pairs), options.batch_size, options.seed, device.rank, device.ranks)
         trainer = _trainer(stage, options, folder)
@@ -42,6 +45,13 @@ def train(options, device):
         logger.info("%s net: %d pairs, %d epochs of %d steps of %d, starting at step %d", stage.name, len(pairs),
                     stage.epochs, schedule.steps_per_epoch, options.batch_size, trainer.step)
         train_stage(stage, trainer, data, folder, log, validate)
+
+
+def _save_options(options, folder):
+    cli.writable_folder(folder.checkpoints)
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    write_text(cli.writable_folder(folder.log) / "options.json",
+               json.dumps({**settings, "mindspore": ms.__version__}, indent=2) + "\n")
 
 
 def _stage(name, options, device, pairs):

@@ -137,7 +137,7 @@ def test_mistakes_of_the_user_of_train_get_one_line(nyu, run, tmp_path):
         (["--data_url", nyu, "--batch_size", 9], "8 training pairs do not fill a batch of 9"),
         (["--data_url", nyu, "--train_url", "file"], "file/Ckpt: cannot write there"),
         (["--data_url", nyu, "--device_target", "Ascend"], "--device_target Ascend: MindSpore"),
-        (["--data_url", nyu, "--stage", "fine"], "FinalCoarseNet.ckpt: no such checkpoint"),
+        (["--data_url", nyu, "--batch_size", 2, "--stage", "fine"], "FinalCoarseNet.ckpt: no such checkpoint"),
     ]:
         assert message in one_line(run("train.py", *arguments, cwd=tmp_path)), arguments
 
