@@ -51,3 +51,15 @@ make_environment() {
         fail "cannot install $requirements"
     touch -- "$stamp"
 }
+
+# run_export coarse|fine [CKPT_FILE] [further arguments of export.py]
+run_export() {
+    local net=$1 checkpoint=()
+    shift
+    if [[ $# -gt 0 && $1 != --* ]]; then
+        checkpoint=(--ckpt_file "$1")
+        shift
+    fi
+    require_python
+    "$PYTHON" "$ROOT/export.py" --coarse_or_fine "$net" "${checkpoint[@]}" --device_target "$DEVICE_TARGET" "$@"
+}

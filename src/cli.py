@@ -7,10 +7,10 @@ import sys
 import time
 from pathlib import Path
 
-from src.errors import UserError
+from src.errors import CheckFailed, UserError
 from src.image import ImageError
 
-USER_MISTAKE = 2
+CHECK_FAILED, USER_MISTAKE = 1, 2
 
 
 def positive_int(text):
@@ -38,21 +38,24 @@ def positive_float(text):
 
 
 def run(main):
-    """Run `main` and exit with its code; a user's mistake is one line on stderr and exit code 2."""
+    """Run `main` and exit with its code; a user's mistake is one line on stderr and exit code 2, a failed
+    check the same with 1."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
         code = main()
     except (UserError, ImageError, OSError) as error:
-        code = _complain(error)
+        code = _complain(error, USER_MISTAKE)
+    except CheckFailed as error:
+        code = _complain(error, CHECK_FAILED)
     except KeyboardInterrupt:
         code = 130
     sys.exit(code)
 
 
-def _complain(error):
+def _complain(error, code):
     message = " ".join(str(error).split())
     sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {message}\n")
-    return USER_MISTAKE
+    return code
 
 
 class _LogProgress(contextlib.AbstractContextManager):

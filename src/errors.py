@@ -1,5 +1,9 @@
-"""The base of every mistake that is the user's to mend: the commands print it as one line and exit with 2."""
+"""The two errors that the commands print as one line: exit code 2 for the user's mistake, 1 for a failed check."""
 
 
 class UserError(ValueError):
     """What is wrong, where, and what was expected."""
+
+
+class CheckFailed(Exception):
+    """The program's own result did not pass its own check."""

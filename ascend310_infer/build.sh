@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Build the inference program into ascend310_infer/build. MS_LITE_HOME (or LITE_HOME) is an unpacked MindSpore Lite;
+# with neither set, on x86_64, the mindspore-lite wheel for CPU is fetched once. Arguments go to cmake.
+set -euo pipefail
+HERE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+BUILD=${BUILD_DIR:-$HERE/build}
+PYTHON=${PYTHON:-python3}
+
+fail() {
+    printf 'build.sh: error: %s\n' "$1" >&2
+    exit 2
+}
+
+command -v cmake >/dev/null || fail "cmake is missing (on Debian: apt install cmake)"
+command -v "${CXX:-c++}" >/dev/null || fail "a C++17 compiler is missing (on Debian: apt install g++)"
+printf '#include <gflags/gflags.h>\n' | "${CXX:-c++}" -x c++ -fsyntax-only - 2>/dev/null ||
+    fail "gflags is missing (on Debian: apt install libgflags-dev)"
+
+fetch_lite() {
+    local wheel=$BUILD/mindspore_lite-wheel
+    if [[ ! -e $wheel/mindspore_lite/include ]]; then
+        [[ $(uname -m) == x86_64 ]] || fail "set MS_LITE_HOME to an unpacked MindSpore Lite for $(uname -m)"
+        echo "fetching the mindspore-lite wheel (for CPU) into $BUILD"
+        rm -rf -- "$wheel.partial"
+        mkdir -p -- "$wheel.partial"
+        # A wheel for Python 3.7, of which only the headers and the C++ library are used.
+        "$PYTHON" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+            --python-version 3.7 --platform manylinux1_x86_64 -d "$wheel.partial" mindspore-lite==2.0.0 ||
+            fail "cannot fetch mindspore-lite: set MS_LITE_HOME to an unpacked MindSpore Lite"
+        (cd -- "$wheel.partial" && "$PYTHON" -m zipfile -e ./*.whl . && rm -- ./*.whl)
+        mv -- "$wheel.partial" "$wheel"
+    fi
+    MS_LITE_HOME=$wheel/mindspore_lite
+}
+
+MS_LITE_HOME=${MS_LITE_HOME:-${LITE_HOME:-}}
+mkdir -p -- "$BUILD"
+[[ -n $MS_LITE_HOME ]] || fetch_lite
+[[ -d $MS_LITE_HOME ]] || fail "MS_LITE_HOME=$MS_LITE_HOME: no such folder"
+cmake -S "$HERE" -B "$BUILD" -DMS_LITE_HOME="$(cd -- "$MS_LITE_HOME" && pwd)" "$@" >"$BUILD/cmake.log" 2>&1 ||
+    { tail -n 20 "$BUILD/cmake.log" >&2; fail "cmake failed: $BUILD/cmake.log"; }
+cmake --build "$BUILD" --parallel
+echo "built $BUILD/depthnet_infer"

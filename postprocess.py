@@ -1,0 +1,74 @@
+"""Score the result files of the C++ program against the labels of preprocess.py. Needs no MindSpore."""
+
+import argparse
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from src import cli, evaluation, image, metrics
+from src.errors import UserError
+
+RESULT_ENDING, LABEL_ENDING = "_0.bin", ".bin"
+
+
+def parse_args(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--result_path", type=Path, default=Path("result_Files"), help="folder of <id>_0.bin")
+    parser.add_argument("--label_file", type=Path, default=Path("preprocess_Result/label"),
+                        help="folder of <id>.bin, metres")
+    parser.add_argument("--output_dir", type=Path, help="write metrics.json and per_image.csv there")
+    return parser.parse_args(arguments)
+
+
+def names(folder, ending):
+    """The ids of the files in `folder`. Raises UserError when there is no such folder or none in it."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    found = sorted(path.name.removesuffix(ending) for path in folder.glob(f"*{ending}"))
+    if not found:
+        raise UserError(f"{folder}: no file *{ending} in it")
+    return found
+
+
+def check_same(labels, results, result_path):
+    """Raise UserError naming the results that are missing or too many."""
+    missing, surplus = sorted(set(labels) - set(results)), sorted(set(results) - set(labels))
+    problems = [f"{len(names_)} {what}: " + ", ".join(f"{name}{RESULT_ENDING}" for name in names_[:5])
+                for what, names_ in (("missing", missing), ("without a label", surplus)) if names_]
+    if problems:
+        raise UserError(f"{result_path}: " + "; ".join(problems))
+
+
+def read(path):
+    """One map as (1, 1, 55, 74) float32. Raises UserError when the file has any other size or is not finite."""
+    values = np.fromfile(path, np.uint8)
+    expected = 4 * image.DEPTH_SIZE[0] * image.DEPTH_SIZE[1]
+    if values.size != expected:
+        raise UserError(f"{path}: {values.size} bytes, expected {expected} (float32 1x1x55x74)")
+    values = values.view(np.float32).reshape(1, 1, *image.DEPTH_SIZE)
+    if not np.isfinite(values).all():
+        raise UserError(f"{path}: not finite")
+    return values
+
+
+def main():
+    options = parse_args()
+    labels = names(options.label_file, LABEL_ENDING)
+    check_same(labels, names(options.result_path, RESULT_ENDING), options.result_path)
+    if options.output_dir:
+        cli.writable_folder(options.output_dir)
+    scores = evaluation.Scores("depthnet")
+    for name in labels:
+        log_depth = read(options.result_path / f"{name}{RESULT_ENDING}")
+        scores.add([name], log_depth, read(options.label_file / f"{name}{LABEL_ENDING}"))
+    if options.output_dir:
+        evaluation.write_report(options.output_dir, {"FineNet": scores}, {"results": str(options.result_path)}, {})
+    mean = scores.means()
+    logging.info("%d images, protocol depthnet, si: %.6f", len(labels), mean["si"])
+    logging.info("%s", metrics.final_line("FineNet", mean))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,42 @@
+"""Turn the Test part of NYU Depth V2 into the .bin files that the C++ program reads. Needs no MindSpore."""
+
+import argparse
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from src import cli, image
+from src.data_loader import list_test, load_test_pair
+from src.files import replacing
+
+
+def parse_args(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--dataset_path", type=Path, required=True, help="the NYU folder, or its Test folder")
+    parser.add_argument("--output_path", type=Path, default=Path("preprocess_Result"),
+                        help="img_data/<id>.bin (float32 1x3x228x304) and label/<id>.bin (1x1x55x74) go into it")
+    return parser.parse_args(arguments)
+
+
+def write_pair(folder, pair):
+    rgb, depth_m = load_test_pair(pair)
+    for name, array in (("img_data", rgb), ("label", image.network_depth(depth_m))):
+        with replacing(folder / name / f"{pair.name}.bin", "wb") as file:
+            file.write(array.tobytes())
+
+
+def main():
+    options = parse_args()
+    pairs = list_test(options.dataset_path)
+    for name in ("img_data", "label"):
+        cli.writable_folder(options.output_path / name)
+    with ThreadPoolExecutor() as pool, cli.progress(len(pairs), "preprocessing", "image") as bar:
+        for _ in pool.map(partial(write_pair, options.output_path), pairs):
+            bar.update()
+    logging.info("%d images in %s", len(pairs), options.output_path)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

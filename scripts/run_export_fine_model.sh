@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Export FineNet. Without arguments Model/Ckpt/FinalFineNet.ckpt goes to Model/MindIR.
+set -euo pipefail
+source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
+
+run_export fine "$@"

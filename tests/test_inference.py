@@ -1,0 +1,247 @@
+"""The C++ program on the real MindSpore Lite, under AddressSanitizer and UndefinedBehaviorSanitizer.
+
+LeakSanitizer is on for the units and off for the whole program: what it finds there are MindSpore Lite's own
+allocations at load time, from modules that are unloaded by then and so cannot be named in a suppression.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import nn, ops
+
+from src import checkpoint, exporting, stages
+from src.net import PaperCoarseNet
+from tests.conftest import ROOT
+from tests.test_commands import FINAL_LINE, one_line
+
+SOURCE = ROOT / "ascend310_infer"
+MISSING = [name for name in ("cmake", "c++") if not shutil.which(name)]
+MISSING += [header for header in ("gflags/gflags.h", "gtest/gtest.h") if not Path("/usr/include", header).exists()]
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"missing: {', '.join(MISSING)} (see README, Inference)")
+
+
+@pytest.fixture(scope="session")
+def lite():
+    """The MindSpore Lite that build.sh takes: the user's, or the one it fetches."""
+    result = subprocess.run(["bash", SOURCE / "build.sh"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    given = os.environ.get("MS_LITE_HOME") or os.environ.get("LITE_HOME")
+    return given or str(SOURCE / "build" / "mindspore_lite-wheel" / "mindspore_lite")
+
+
+@pytest.fixture(scope="session")
+def sanitized(lite, tmp_path_factory):
+    """The build folder of the sanitized program and its units."""
+    build = tmp_path_factory.mktemp("build")
+    result = subprocess.run(["bash", SOURCE / "build.sh", "-DSANITIZE=ON", "-DBUILD_TESTS=ON"], capture_output=True,
+                            text=True, check=False, env={**os.environ, "BUILD_DIR": str(build), "MS_LITE_HOME": lite})
+    assert result.returncode == 0, result.stdout + result.stderr
+    return build
+
+
+@pytest.fixture(scope="session")
+def infer(sanitized):
+    def run_program(coarse, fine, data, cwd, *arguments):
+        command = [sanitized / "depthnet_infer", "--coarse_mindir", coarse, "--fine_mindir", fine, "--dataset_path",
+                   data, "--device_type", "CPU", *arguments]
+        return subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True, timeout=600,
+                              check=False, env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"})
+
+    return run_program
+
+
+@pytest.fixture(scope="session")
+def models(trained, run):
+    """CoarseNet's and FineNet's MindIR of the small training."""
+    for net in ("coarse", "fine"):
+        assert run(f"scripts/run_export_{net}_model.sh", cwd=trained).returncode == 0
+    return [trained / "Model" / "MindIR" / f"Final{name}Net.mindir" for name in ("Coarse", "Fine")]
+
+
+class TinyCoarse(nn.Cell):
+    """CoarseNet's signature on one convolution, for tests of many files."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 1, 12, 4, pad_mode="valid", has_bias=True)
+
+    def construct(self, rgb):
+        return self.conv(rgb)
+
+
+class TinyFine(TinyCoarse):
+    def __init__(self):
+        super().__init__()
+        self.blend = nn.Conv2d(2, 1, 1)
+
+    def construct(self, rgb, coarse_log_depth):
+        return self.blend(ops.concat((self.conv(rgb), coarse_log_depth), 1))
+
+
+def write_mindir(net, path, batch=1):
+    inputs = [ms.Tensor(np.zeros(shape, np.float32)) for shape in ((batch, 3, 228, 304), (batch, 1, 55, 74))]
+    ms.export(net, *inputs[:1 + isinstance(net, TinyFine)], file_name=str(path), file_format="MINDIR")
+    path.chmod(0o644)
+    path.write_bytes(exporting.to_version_1(path.read_bytes()))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    nets = TinyCoarse(), TinyFine()
+    return nets, [write_mindir(net, folder / f"{type(net).__name__}.mindir") for net in nets]
+
+
+def write_images(folder, names):
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    images = {name: rng.random((1, 3, 228, 304), np.float32) for name in names}
+    for name, image in images.items():
+        image.tofile(folder / f"{name}.bin")
+    return images
+
+
+def test_the_units(sanitized):
+    result = subprocess.run([sanitized / "utils_test"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.search(r"\[  PASSED  \] \d\d tests", result.stdout)
+
+
+def test_run_infer_310_gives_eval_s_accuracy_and_mindspore_s_numbers(models, trained, nyu, run, tmp_path):
+    for _ in range(2):  # the second run moves the first one's results aside
+        result = run("scripts/run_infer_310.sh", *(os.path.relpath(path, tmp_path) for path in models), nyu / "Test", 0,
+                     cwd=tmp_path, DEVICE_TARGET="CPU")
+        assert result.returncode == 0, result.stdout + result.stderr
+    assert (tmp_path / "result_Files.1").is_dir() and (tmp_path / "acc.log.1").is_file()
+    assert re.search(r"^NN inference cost average time: [\d.]+ ms of infer_count 3$", result.stdout, re.M)
+    printed = [float(value) for value in FINAL_LINE.findall((tmp_path / "acc.log").read_text())[0][1:]]
+    evaluated = run("eval.py", "--test_data", nyu, cwd=trained).stdout
+    expected = {line[0]: [float(value) for value in line[1:]] for line in FINAL_LINE.findall(evaluated)}
+    assert printed == pytest.approx(expected["FineNet"], abs=1e-4)
+
+    checkpoints = trained / "Model" / "Ckpt"
+    predict = stages.predictors(checkpoint.load_coarse(checkpoints / "FinalCoarseNet.ckpt"),
+                                checkpoint.load_fine(checkpoints / "FinalFineNet.ckpt"))
+    for number in range(4):
+        rgb = np.fromfile(tmp_path / f"preprocess_Result/img_data/{number:05d}.bin", np.float32)
+        log_depth = np.fromfile(tmp_path / f"result_Files/{number:05d}_0.bin", np.float32)
+        expected = predict(rgb.reshape(1, 3, 228, 304))["FineNet"]
+        np.testing.assert_allclose(log_depth.reshape(1, 1, 55, 74), expected, atol=1e-4)
+
+
+def test_the_paper_net_goes_the_same_way(infer, models, tmp_path):
+    ms.set_seed(1)
+    net = PaperCoarseNet()
+    path = exporting.export(net, "MINDIR", tmp_path)
+    images = write_images(tmp_path / "images", ["a", "b"])
+    result = infer(path, models[1], tmp_path / "images", tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    fine = checkpoint.load_fine(models[1].parent.parent / "Ckpt" / "FinalFineNet.ckpt")
+    for name, rgb in images.items():
+        got = np.fromfile(tmp_path / "result_Files" / f"{name}_0.bin", np.float32).reshape(1, 1, 55, 74)
+        expected = fine(ms.Tensor(rgb), net(ms.Tensor(rgb))).asnumpy()
+        np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_two_thousand_files_and_any_name(infer, tiny, tmp_path):
+    nets, paths = tiny
+    images = write_images(tmp_path / "in put", ["with space", "ünïcode-深度"])
+    for number in range(2000):
+        os.link(tmp_path / "in put" / "with space.bin", tmp_path / "in put" / f"{number:05d}.bin")
+    result = infer(*paths, tmp_path / "in put", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "2002 of 2002 images" in result.stdout and "of infer_count 2001" in result.stdout
+    assert len(list((tmp_path / "result_Files").iterdir())) == 2002
+    for name, rgb in images.items():
+        got = np.fromfile(tmp_path / "result_Files" / f"{name}_0.bin", np.float32).reshape(1, 1, 55, 74)
+        expected = nets[1](ms.Tensor(rgb), nets[0](ms.Tensor(rgb))).asnumpy()
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+    report = (tmp_path / "time_Result" / "test_perform_static.txt").read_text()
+    assert report in result.stdout and "95th percentile" in report and "images/s" in report
+
+
+def test_one_bad_file_is_named_and_the_others_are_done(infer, tiny, tmp_path):
+    images = write_images(tmp_path / "images", ["a", "b", "c"])
+    (tmp_path / "images" / "b.bin").write_bytes(b"x")
+    result = infer(*tiny[1], tmp_path / "images", tmp_path)
+    assert result.returncode == 1
+    assert "b.bin: 1 bytes, expected 831744" in result.stderr
+    assert {path.name for path in (tmp_path / "result_Files").iterdir()} == {"a_0.bin", "c_0.bin"}
+    assert len(images) == 3
+
+
+def test_a_prediction_that_is_not_finite_is_refused(infer, tiny, tmp_path):
+    net = TinyCoarse()
+    net.conv.bias.set_data(ms.Tensor(np.array([np.nan], np.float32)))
+    broken = write_mindir(net, tmp_path / "nan.mindir")
+    write_images(tmp_path / "images", ["a"])
+    result = infer(broken, tiny[1][1], tmp_path / "images", tmp_path)
+    assert result.returncode == 1 and "a.bin: the prediction is not finite" in result.stderr
+    assert list((tmp_path / "result_Files").iterdir()) == []
+
+
+def test_bad_models_and_folders_get_one_error(infer, tiny, models, tmp_path):
+    write_images(tmp_path / "images", ["a"])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "text.mindir").write_text("hello\n" * 100)
+    content = models[0].read_bytes()
+    (tmp_path / "half.mindir").write_bytes(content[:len(content) // 2])
+    three = write_mindir(TinyCoarse(), tmp_path / "three.mindir", batch=3)
+    coarse, fine = tiny[1]
+    images = tmp_path / "images"
+    for arguments, message in [
+        ((fine, coarse, images), "2 inputs, expected 1: is it another net's MindIR?"),
+        ((coarse, coarse, images), "1 inputs, expected 2"),
+        ((three, fine, images), "input rgb is 3x3x228x304, expected 1x3x228x304"),
+        ((tmp_path / "text.mindir", fine, images), "text.mindir: cannot be loaded"),
+        ((tmp_path / "half.mindir", fine, images), "half.mindir: cannot be loaded"),
+        ((tmp_path / "absent.mindir", fine, images), "absent.mindir: no such file"),
+        ((coarse, fine, tmp_path / "empty"), "empty: no .bin file"),
+        ((coarse, fine, tmp_path / "absent"), "absent: No such file or directory"),
+        ((coarse, fine, images, tmp_path, "--result_path", tmp_path / "file" / "x"), "cannot be made"),
+        ((coarse, fine, images, tmp_path, "--precision", "int8"), "expected fp32 or fp16"),
+        ((coarse, fine, images, tmp_path, "--device_type", "GPU"), "expected Ascend or CPU"),
+        (("", fine, images), "are required"),
+    ]:
+        where = arguments if len(arguments) > 3 else (*arguments, tmp_path)
+        result = infer(*where)
+        assert result.returncode == 2, (message, result.stdout, result.stderr)
+        errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and message in errors[0], (message, result.stderr)
+        assert "AddressSanitizer" not in result.stderr and "runtime error" not in result.stderr
+
+
+def test_run_infer_310_stops_at_the_first_failure(models, tiny, nyu, run, tmp_path):
+    coarse, fine = models
+    result = run("scripts/run_infer_310.sh", fine, coarse, nyu / "Test", 0, cwd=tmp_path, DEVICE_TARGET="CPU")
+    assert result.returncode == 2
+    assert "2 inputs, expected 1" in result.stderr and "infer failed with exit code 2: infer.log" in result.stderr
+    assert not (tmp_path / "acc.log").exists()
+    line = one_line(run("scripts/run_infer_310.sh", "absent.mindir", fine, nyu / "Test", 0, cwd=tmp_path))
+    assert "absent.mindir: no such file" in line
+    result = run("scripts/run_infer_310.sh", coarse, fine, cwd=tmp_path)
+    assert result.returncode == 2 and "MINDIR1_PATH MINDIR2_PATH DATA_PATH DEVICE_ID" in result.stderr
+
+
+def test_build_names_what_is_missing(tmp_path):
+    def build(**environment):
+        result = subprocess.run(["/bin/bash", SOURCE / "build.sh"], capture_output=True, text=True, check=False,
+                                env={"BUILD_DIR": str(tmp_path), **environment})
+        return result.returncode, result.stderr.strip()
+
+    (tmp_path / "bin").mkdir()
+    for tool in ("dirname", "cmake"):
+        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
+    assert build(PATH=str(tmp_path / "bin"), CXX="c++")[1].startswith("build.sh: error: a C++17 compiler is missing")
+    (tmp_path / "bin" / "cmake").unlink()
+    assert build(PATH=str(tmp_path / "bin")) == (2, "build.sh: error: cmake is missing (on Debian: apt install cmake)")
+    code, message = build(PATH=os.environ["PATH"], MS_LITE_HOME=str(tmp_path / "absent"))
+    assert code == 2 and "absent: no such folder" in message
