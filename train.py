@@ -34,6 +34,7 @@ def parse_args(arguments=None):
         help="steps from one resumable checkpoint to the next (default: an epoch)")
     add("--keep_checkpoint_max", type=cli.positive_int, default=3, help="resumable checkpoints kept of each net")
     add("--val_data", type=Path, help="the NYU folder whose Test part is scored after each epoch")
+    add("--scale_lr", action="store_true", help="multiply the learning rates by the number of devices")
     add("--max_steps", type=cli.positive_int, help="end each stage after so many steps, for trying")
     add("--resume", action="store_true", help="continue the run in --train_url from its newest good state")
     add("--overwrite", action="store_true", help="replace the run that --train_url holds")

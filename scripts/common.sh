@@ -1,7 +1,11 @@
 # Sourced by the other scripts.
 
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-PYTHON=${PYTHON:-python}
+if [[ -z ${PYTHON:-} ]]; then
+    PYTHON=python
+    # What run_demo.sh and run_tests.sh have made, unless another environment is active.
+    [[ -z ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} && -x $ROOT/.venv/bin/python ]] && PYTHON=$ROOT/.venv/bin/python
+fi
 DEVICE_TARGET=${DEVICE_TARGET:-auto}
 
 fail() {

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Train both nets briefly and evaluate them, from nothing: on a NYU folder, or on rooms that are rendered here.
+# Train both nets briefly, evaluate them, and run them in the C++ program where a compiler is present: on a NYU folder,
+# or on rooms that are rendered here. Everything is written to demo/.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
@@ -7,17 +8,33 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 [[ $# -eq 0 || -d $1 ]] || fail "$1: no such folder"
 make_environment "$ROOT/requirements.txt"
 demo=$ROOT/demo
-data=${1:-$demo/NYU}
+data=$(cd -- "${1:-$ROOT}" && pwd)
 mkdir -p -- "$demo"
-if [[ $# -eq 0 && ! -e $demo/NYU.made ]]; then
-    rm -rf -- "$demo/NYU"
-    "$VENV_PYTHON" "$ROOT/tools/make_sample_nyu.py" "$demo/NYU"
-    touch -- "$demo/NYU.made"
+if [[ $# -eq 0 ]]; then
+    data=$demo/NYU
+    if [[ ! -e $demo/NYU.made ]]; then
+        rm -rf -- "$data"
+        "$VENV_PYTHON" "$ROOT/tools/make_sample_nyu.py" "$data"
+        touch -- "$demo/NYU.made"
+    fi
 fi
 
+checkpoints=$demo/Model/Ckpt models=$demo/Model/MindIR
 "$VENV_PYTHON" "$ROOT/train.py" --data_url "$data" --val_data "$data" --train_url "$demo/Model" --overwrite \
-    --batch_size 4 --epochs_coarse 2 --epochs_fine 1 --learning_rate_fine 1e-3 --max_steps 60
+    --batch_size 4 --max_steps 80 --learning_rate_fine 1e-3
 "$VENV_PYTHON" "$ROOT/eval.py" --test_data "$data" --output_dir "$demo/report" \
-    --coarse_ckpt_model "$demo/Model/Ckpt/FinalCoarseNet.ckpt" --fine_ckpt_model "$demo/Model/Ckpt/FinalFineNet.ckpt"
+    --coarse_ckpt_model "$checkpoints/FinalCoarseNet.ckpt" --fine_ckpt_model "$checkpoints/FinalFineNet.ckpt"
+
+if command -v cmake c++ >/dev/null && [[ -e /usr/include/gflags/gflags.h ]]; then
+    for net in coarse fine; do
+        "$VENV_PYTHON" "$ROOT/export.py" --coarse_or_fine "$net" --output_dir "$demo/Model" \
+            --ckpt_file "$checkpoints/Final${net^}Net.ckpt"
+    done
+    mkdir -p -- "$demo/inference"
+    (cd -- "$demo/inference" && PYTHON=$VENV_PYTHON bash "$ROOT/scripts/run_infer_310.sh" \
+        "$models/FinalCoarseNet.mindir" "$models/FinalFineNet.mindir" "$data" 0)
+else
+    echo "no C++ inference: it needs cmake, a C++ compiler and gflags (on Debian: apt install cmake g++ libgflags-dev)"
+fi
 echo "curves:      $demo/Model/Log/curves.png"
 echo "predictions: $demo/report/panels.png"

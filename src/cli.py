@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 from src.errors import CheckFailed, UserError
-from src.image import ImageError
 
 CHECK_FAILED, USER_MISTAKE = 1, 2
 
@@ -43,8 +42,12 @@ def run(main):
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
         code = main()
-    except (UserError, ImageError, OSError) as error:
+    except (UserError, OSError) as error:
         code = _complain(error, USER_MISTAKE)
+    except ModuleNotFoundError as error:
+        if error.name.startswith("src"):
+            raise
+        code = _complain(f"Python has no {error.name}: pip install -r requirements.txt", USER_MISTAKE)
     except CheckFailed as error:
         code = _complain(error, CHECK_FAILED)
     except KeyboardInterrupt:

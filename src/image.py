@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from src.errors import UserError
+
 FULL_SIZE = (480, 640)
 CROP_ROWS = (12, 468)
 CROP_COLUMNS = (16, 624)
@@ -25,7 +27,7 @@ _DEPTH_BITS = {"L": 8, "I;16": 16, "I;16B": 16, "I": 16}
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow warns above it: open_image makes that an error
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """A picture that cannot be used. The message names the file."""
 
 

@@ -7,11 +7,13 @@ from functools import partial
 from pathlib import Path
 
 import mindspore as ms
+import numpy as np
 
 from src import checkpoint, cli, evaluation
 from src.data_loader import Schedule, TrainingData, list_test, list_train
 from src.device import amp_level, default_workers
 from src.files import write_text
+from src.metrics import METRICS
 from src.net import COARSE_NETS, FineNet
 from src.training import Folder, Stage, StageLog, Trainer, TrainingError, check_same_options, newest_state, train_stage
 
@@ -25,23 +27,26 @@ def train(options, device):
         UserError: a folder, a file or an option that cannot be used.
         training.Stopped: a signal came; the state is saved.
     """
-    folder = Folder(Path(options.train_url))
+    folder = Folder(Path(options.train_url), "_rank0" if device.ranks > 1 else "")
     pairs = list_train(options.data_url)
     test_pairs = list_test(options.val_data) if options.val_data else None
     workers = options.num_parallel_workers or default_workers()
-    validate = partial(_validate, test_pairs, options.batch_size, workers) if test_pairs else None
+    validate = partial(_validate, test_pairs, options.batch_size, workers, device) if test_pairs else None
     stages = [_stage(name, options, device, pairs) for name in ("coarse", "fine") if options.stage in ("all", name)]
-    if not options.resume:
-        for stage in stages:
-            _make_room(stage, folder, options.overwrite)
-    _save_options(options, folder)
+    if device.is_first:
+        if not options.resume:
+            for stage in stages:
+                _make_room(stage, folder, options.overwrite)
+        _save_options(options, folder)
     for stage in stages:
         schedule = Schedule(len(pairs), options.batch_size, options.seed, device.rank, device.ranks)
-        trainer = _trainer(stage, options, folder)
+        trainer = _trainer(stage, options, folder, device)
         net = trainer.net
         data = TrainingData(pairs, schedule, workers, getattr(net, "dropout_units", 0), getattr(net, "dropout_rate", 0))
-        log = StageLog(folder.log / f"{stage.name}.csv")
-        _resume(stage, trainer, log, folder)
+        log = StageLog(folder.log / f"{stage.name}.csv" if device.is_first else None)
+        if device.is_first:
+            _resume(stage, trainer, log, folder)
+        trainer.synchronise()
         logger.info("%s net: %d pairs, %d epochs of %d steps of %d, starting at step %d", stage.name, len(pairs),
                     stage.epochs, schedule.steps_per_epoch, options.batch_size, trainer.step)
         train_stage(stage, trainer, data, folder, log, validate)
@@ -55,7 +60,7 @@ def _save_options(options, folder):
 
 
 def _stage(name, options, device, pairs):
-    learning_rate = getattr(options, f"learning_rate_{name}")
+    learning_rate = getattr(options, f"learning_rate_{name}") * (device.ranks if options.scale_lr else 1)
     decisive = {
         "batch_size": options.batch_size, "ranks": device.ranks, "learning_rate": learning_rate,
         "loss": options.loss, "amp_level": amp_level(options.amp_level, device.target), "seed": options.seed,
@@ -66,20 +71,32 @@ def _stage(name, options, device, pairs):
                  options.keep_checkpoint_max, options.max_steps, decisive)
 
 
-def _trainer(stage, options, folder):
+def _trainer(stage, options, folder, device):
     ms.set_seed(options.seed)
     build = partial(Trainer, loss=options.loss, learning_rate=stage.options["learning_rate"],
-                    amp_level=stage.options["amp_level"])
+                    amp_level=stage.options["amp_level"], device=device)
     if stage.name == "coarse":
         net = COARSE_NETS[options.coarse_net]()
         if options.pre_trained:
             checkpoint.assign(net, checkpoint.load(options.pre_trained))
         return build(net)
     path = options.pre_trained if options.stage == "fine" and options.pre_trained else folder.final("coarse")
-    coarse = checkpoint.load_coarse(path)
+    coarse = _frozen_coarse(path, device)
     stage.options["coarse_sha256"] = checkpoint.digest(coarse)
     logger.info("FineNet is trained on %s of %s", type(coarse).__name__, path)
+    ms.set_seed(options.seed)
     return build(FineNet(), inputs=lambda rgb: (rgb, coarse(rgb)))
+
+
+def _frozen_coarse(path, device):
+    """Rank 0's coarse net of `path` on every rank: the file need not be on the other servers."""
+    coarse = checkpoint.load_coarse(path) if device.is_first else None
+    kinds = list(COARSE_NETS.values())
+    kind = kinds[device.broadcast_int(kinds.index(type(coarse)) if device.is_first else 0)]
+    coarse = coarse or kind()
+    coarse.set_train(False)
+    device.broadcast(coarse.get_parameters())
+    return coarse
 
 
 def _make_room(stage, folder, overwrite):
@@ -103,9 +120,14 @@ def _resume(stage, trainer, log, folder):
     logger.info("resuming from %s", saved.path)
 
 
-def _validate(pairs, batch_size, workers, predict):
-    scores = evaluation.score(pairs, lambda rgb: {"net": predict(rgb)}, "depthnet", batch_size, workers)
-    return scores["net"].means()
+def _validate(pairs, batch_size, workers, device, predict):
+    """Each rank scores its share of the pairs; the sums make the mean over all. A dict of metrics."""
+    share = pairs[device.rank::device.ranks]
+    scores = evaluation.score(share, lambda rgb: {"net": predict(rgb)}, "depthnet", batch_size, workers)
+    per_image = scores["net"].per_image if scores else {name: [] for name in METRICS}
+    sums = device.sum([value for name in METRICS for value in
+                       (np.nansum(per_image[name]), np.count_nonzero(~np.isnan(per_image[name])))])
+    return dict(zip(METRICS, (sums[::2] / np.maximum(sums[1::2], 1)).tolist(), strict=True))
 
 
 def predictors(coarse, fine):

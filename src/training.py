@@ -13,6 +13,7 @@ import mindspore as ms
 from mindspore import amp, nn
 
 from src import checkpoint, cli, metrics, visual
+from src.device import Device
 from src.errors import UserError
 from src.files import replacing
 from src.loss import LOSSES
@@ -22,6 +23,8 @@ LOSS_SCALE, LOSS_SCALE_FACTOR, LOSS_SCALE_WINDOW = 2.0**16, 2, 1000
 CSV_COLUMNS = ("epoch", "step", "loss", "step_seconds", "mean_loss", "images_per_s", "overflows", *metrics.METRICS)
 
 logger = logging.getLogger(__name__)
+
+_ALONE = Device("CPU")
 
 
 class TrainingError(UserError):
@@ -42,9 +45,10 @@ class TrainStep(nn.Cell):
     With a loss scaler, gradients that are not finite leave the weights alone and lower the scale.
     """
 
-    def __init__(self, net, loss, optimizer, scaler=None):
+    def __init__(self, net, loss, optimizer, scaler=None, ranks=1):
         super().__init__(auto_prefix=False)
-        self.net, self.loss, self.optimizer, self.scaler = net, loss, optimizer, scaler
+        self.net, self.loss, self.optimizer, self.scaler, self.ranks = net, loss, optimizer, scaler, ranks
+        self.average = nn.DistributedGradReducer(optimizer.parameters, mean=True, degree=ranks) if ranks > 1 else None
         self.gradient = ms.value_and_grad(self.scaled_loss, None, optimizer.parameters, has_aux=True)
 
     def scaled_loss(self, depth_m, *inputs):
@@ -56,6 +60,8 @@ class TrainStep(nn.Cell):
     @ms.jit
     def construct(self, depth_m, *inputs):
         (_, loss), gradients = self.gradient(depth_m, *inputs)
+        if self.ranks > 1:
+            gradients = self.average(gradients)
         finite = ms.Tensor(True)
         if self.scaler is None:
             self.optimizer(gradients)
@@ -94,6 +100,7 @@ class Folder:
     """Where a run's files are: Model/Ckpt and Model/Log."""
 
     root: Path
+    suffix: str = ""  # of the final files' names: "_rank0" in a distributed run
     checkpoints: Path = field(init=False)
     log: Path = field(init=False)
 
@@ -102,7 +109,7 @@ class Folder:
 
     def final(self, stage_name):
         """The stage's last weights."""
-        return self.checkpoints / f"Final{stage_name.capitalize()}Net.ckpt"
+        return self.checkpoints / f"Final{stage_name.capitalize()}Net{self.suffix}.ckpt"
 
     def best(self, stage_name):
         """The stage's weights with the lowest validation abs_rel."""
@@ -123,10 +130,11 @@ class Trainer:
         inputs: function of a batch's tensors after the target -> the net's inputs (FineNet's adds the coarse depth).
         loss: a key of src.loss.LOSSES.
         amp_level: "O0" is float32; any other is float16 compute with dynamic loss scaling.
+        device: the Device of this process; its ranks average their gradients.
     """
 
-    def __init__(self, net, loss, learning_rate, amp_level="O0", inputs=lambda *tensors: tensors):
-        self.net, self.inputs, self.step = net, inputs, 0
+    def __init__(self, net, loss, learning_rate, *, amp_level="O0", device=_ALONE, inputs=lambda *tensors: tensors):
+        self.net, self.device, self.inputs, self.step = net, device, inputs, 0
         self.parameters = {parameter.name: parameter for parameter in net.get_parameters()}
         self.optimizer = nn.Adam(net.trainable_params(), learning_rate)
         self.scaler = None
@@ -135,7 +143,7 @@ class Trainer:
             compute = amp.auto_mixed_precision(net, amp_level)
             self.scaler = amp.DynamicLossScaler(LOSS_SCALE, LOSS_SCALE_FACTOR, LOSS_SCALE_WINDOW)
         self.compute = compute
-        self.train_step = TrainStep(compute, LOSSES[loss](), self.optimizer, self.scaler)
+        self.train_step = TrainStep(compute, LOSSES[loss](), self.optimizer, self.scaler, device.ranks)
 
     def run_step(self, rgb, depth_m, *rest):
         """Train on one batch of arrays; returns (loss, whether the update was applied)."""
@@ -164,9 +172,15 @@ class Trainer:
             parameter.set_data(ms.Tensor(saved.arrays[name], parameter.dtype))
         self.step = saved.info["step"]
 
+    def synchronise(self):
+        """Give every rank what rank 0 has: weights, optimizer, loss scale and step."""
+        self.step = self.device.broadcast_int(self.step)
+        self.device.broadcast(self.state().values())
+
 
 class StageLog:
-    """The stage's CSV file, and the sums of the epoch that is running (`sums` travels with the state)."""
+    """The stage's CSV file (none where `path` is None), and the sums of the epoch that is running, which travel
+    with the state."""
 
     def __init__(self, path):
         self.path = path
@@ -184,7 +198,8 @@ class StageLog:
     def row(self, **values):
         """Append a row and rewrite the file: it is small, and never half-written."""
         self.rows.append({column: values.get(column, "") for column in CSV_COLUMNS})
-        self._write()
+        if self.path:
+            self._write()
 
     def _write(self):
         with replacing(self.path) as file:
@@ -235,25 +250,43 @@ def train_stage(stage, trainer, data, folder, log, validate=None):
     with StopRequest() as stop, bar, cli.log_above_progress():
         began = time.perf_counter()
         for arrays in data.batches(trainer.step, last_step):
-            loss, applied = trainer.run_step(*arrays)
+            own_loss, applied = trainer.run_step(*arrays)
+            loss, stop_signal = _agree(trainer.device, own_loss, stop.signal_number)
             seconds, began = time.perf_counter() - began, time.perf_counter()
-            _finish_step(stage, trainer, data, log, loss, seconds, applied)
+            _check_finite(stage, trainer, data, own_loss, loss)
+            _log_step(stage, trainer, data, log, loss, seconds, applied)
             bar.update()
             if trainer.step % steps_per_epoch == 0:
                 _finish_epoch(stage, trainer, data, log, save, validate)
                 began = time.perf_counter()
-            if trainer.step % (stage.save_checkpoint_steps or steps_per_epoch) == 0 or stop.signal_number:
+            if trainer.step % (stage.save_checkpoint_steps or steps_per_epoch) == 0 or stop_signal:
                 save.state()
-            if stop.signal_number:
-                raise Stopped(stop.signal_number)
+            if stop_signal:
+                trainer.device.sum([0])  # the launcher kills all at the first exit: wait for rank 0's save
+                raise Stopped(stop_signal)
     save.final(last_step)
-    draw_curves(folder.log)
+    if trainer.device.is_first:
+        draw_curves(folder.log)
 
 
-def _finish_step(stage, trainer, data, log, loss, seconds, applied):
-    if not math.isfinite(loss):
-        files = ", ".join(str(path) for path in data.files(trainer.step - 1))
-        raise TrainingError(f"{stage.name} net, step {trainer.step}: the loss is {loss}; files of the batch: {files}")
+def _agree(device, loss, stop_signal):
+    """The mean loss over the ranks, and the signal that any of them got (0 is none): the same on every rank."""
+    total, *stopped = device.sum([loss, stop_signal == signal.SIGTERM, stop_signal == signal.SIGINT])
+    return (float(total) / device.ranks if device.ranks > 1 else loss,
+            signal.SIGTERM if stopped[0] else signal.SIGINT if stopped[1] else 0)
+
+
+def _check_finite(stage, trainer, data, own_loss, loss):
+    if math.isfinite(loss):
+        return
+    where = f"{stage.name} net, step {trainer.step}"
+    if math.isfinite(own_loss):
+        raise TrainingError(f"{where}: the loss is not finite on another rank: see its log")
+    files = ", ".join(str(path) for path in data.files(trainer.step - 1))
+    raise TrainingError(f"{where}: the loss is {own_loss}; files of the batch: {files}")
+
+
+def _log_step(stage, trainer, data, log, loss, seconds, applied):
     log.add_step(loss, seconds, applied)
     if not applied:
         logger.info("training %s net, step: %d gradient overflow, update skipped, loss scale: %g",
@@ -274,7 +307,8 @@ def _finish_epoch(stage, trainer, data, log, save, validate):
                 "".join(f", {name}: {value:.4f}" for name, value in scored.items()))
     log.row(epoch=epoch, step=trainer.step, mean_loss=f"{mean_loss:.6f}", images_per_s=f"{images_per_s:.2f}",
             overflows=overflows, **{name: f"{value:.6f}" for name, value in scored.items()})
-    draw_curves(log.path.parent)
+    if log.path:
+        draw_curves(log.path.parent)
     if scored:
         save.best(scored["abs_rel"])
 
@@ -290,6 +324,8 @@ class _Saver:
         return {"stage": self.stage.name, "step": self.trainer.step, "options": self.stage.options, **coarse_net}
 
     def state(self):
+        if not self.trainer.device.is_first:
+            return
         path = self.folder.checkpoints / f"{self.stage.net_name}_{self.trainer.step}.ckpt"
         checkpoint.save(path, self.trainer.state(), {**self.info(), "epoch_sums": self.log.sums})
         for _, old in self.folder.states(self.stage)[:-self.stage.keep_checkpoint_max]:
@@ -306,6 +342,8 @@ class _Saver:
         self._weights(self.folder.final(self.stage.name), {})
 
     def _weights(self, path, extra):
+        if not self.trainer.device.is_first:
+            return
         checkpoint.save(path, self.trainer.parameters, {**self.info(), **extra})
         logger.info("saved %s", path)
 

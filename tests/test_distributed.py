@@ -1,0 +1,234 @@
+"""Data-parallel training with MindSpore's own collectives: two real workers on CPU."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from src.errors import UserError
+from tests.conftest import ROOT
+from tests.test_commands import one_line
+from tools import rank_table
+
+SCRIPT = ROOT / "scripts" / "run_distributed_train_ascend.sh"
+ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+               "PYTHON": sys.executable, "DEVICE_TARGET": "CPU"}
+
+
+def table(*device_counts):
+    """A rank table of servers with so many devices each."""
+    servers, rank = [], 0
+    for number, count in enumerate(device_counts):
+        devices = [{"device_id": str(i), "device_ip": f"192.{number}.{i}.1", "rank_id": str(rank + i)}
+                   for i in range(count)]
+        rank += count
+        servers.append({"server_id": f"10.0.0.{number + 1}", "device": devices, "host_nic_ip": "reserve"})
+    return {"version": "1.0", "server_count": str(len(servers)), "server_list": servers, "status": "completed"}
+
+
+def write(path, content):
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize(("counts", "addresses", "server_id", "expected"), [
+    ((1,), set(), None, (1, 1, 0)), ((2,), set(), None, (2, 2, 0)), ((8,), set(), None, (8, 8, 0)),
+    ((8, 8), {"10.0.0.2", "127.0.0.1"}, None, (16, 8, 1)), ((8, 8), set(), "0", (16, 8, 0)),
+    ((8, 8), {"10.0.0.1"}, "10.0.0.2", (16, 8, 1)),
+])
+def test_rank_tables_of_one_and_two_servers(tmp_path, counts, addresses, server_id, expected):
+    servers = rank_table.read(write(tmp_path / "table.json", table(*counts)))
+    index = rank_table.own_server(servers, server_id, addresses, "table.json")
+    assert (sum(len(server.devices) for server in servers), len(servers[index].devices), index) == expected
+
+
+def broken_tables():
+    def change(path, value):
+        content = table(2)
+        target = content["server_list"][0]["device"][1]
+        if value is None:
+            del target[path]
+        else:
+            target[path] = value
+        return content
+
+    return [
+        ("{", "not JSON"), ("[]", "not a rank table"), ({"server_list": []}, "the rank_id are [], expected 0 to 0"),
+        (change("rank_id", "0"), "must follow each other"), (change("rank_id", "2"), "must follow each other"),
+        (change("device_ip", "192.1.27"), "device[1]: '192.1.27' does not appear to be an IPv4"),
+        (change("device_ip", None), "device[1] has no device_ip"), (change("device_id", "0"), "is there twice"),
+        (change("rank_id", "one"), "invalid literal"), (table(0), "expected server_id and a list device"),
+    ]
+
+
+@pytest.mark.parametrize(("content", "message"), broken_tables())
+def test_what_is_wrong_with_a_rank_table_is_said(tmp_path, content, message):
+    with pytest.raises(UserError) as caught:
+        rank_table.read(write(tmp_path / "table.json", content))
+    assert message in str(caught.value)
+
+
+def test_a_host_that_is_on_no_server_must_say_which_it_is(tmp_path, run):
+    path = write(tmp_path / "table.json", table(8, 8))
+    line = one_line(run("tools/rank_table.py", path, cwd=tmp_path))
+    assert "cannot tell which of 10.0.0.1, 10.0.0.2 this host is: set SERVER_ID" in line
+    assert "SERVER_ID=7: expected 0 to 1" in one_line(run("tools/rank_table.py", path, cwd=tmp_path, SERVER_ID="7"))
+    result = run("tools/rank_table.py", path, cwd=tmp_path, SERVER_ID="1")
+    assert result.stdout == "16 8 1 10.0.0.1 8 0,1,2,3,4,5,6,7\n"
+
+
+def fake(folder, name):
+    """A program that writes down how it was called, and with which of the environment that counts."""
+    path = folder / name
+    path.write_text(f"""#!/bin/bash
+printf '%s ' {name} "$@" >>'{folder}/calls'
+printf 'RANK_ID=%s DEVICE_ID=%s RANK_SIZE=%s RANK_TABLE_FILE=%s ASCEND_RT_VISIBLE_DEVICES=%s\\n' "${{RANK_ID:-}}" \\
+    "${{DEVICE_ID:-}}" "${{RANK_SIZE:-}}" "${{RANK_TABLE_FILE:-}}" "${{ASCEND_RT_VISIBLE_DEVICES:-}}" >>'{folder}/calls'
+""")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize("launch", ["msrun", "rank_table"])
+def test_the_command_line_that_would_start_on_ascend(tmp_path, nyu, launch):
+    """HCCL is not here: what is started is written down instead. Second server of two with four devices each."""
+    path = write(tmp_path / "table.json", table(4, 4))
+    fake(tmp_path, "msrun")
+    fake(tmp_path, "python")
+    (tmp_path / "python").write_text((tmp_path / "python").read_text().replace("#!/bin/bash\n", f"""#!/bin/bash
+[[ $1 == *rank_table.py ]] && exec {sys.executable} "$@"
+"""))
+    result = subprocess.run(["bash", SCRIPT, nyu, path, "--seed", "3"], cwd=tmp_path, capture_output=True, text=True,
+                            check=False, env={**ENVIRONMENT, "DEVICE_TARGET": "Ascend", "SERVER_ID": "1",
+                                              "LAUNCH": launch, "PYTHON": str(tmp_path / "python")})
+    assert result.returncode == 0, result.stdout + result.stderr
+    calls = sorted((tmp_path / "calls").read_text().splitlines())
+    train = f"{ROOT}/train.py --data_url {nyu} --device_target Ascend --seed 3"
+    if launch == "msrun":
+        assert len(calls) == 1
+        for part in ("--worker_num=8", "--local_worker_num=4", "--node_rank=1", "--master_addr=10.0.0.1", train,
+                     f"--rank_table_file={path}", "ASCEND_RT_VISIBLE_DEVICES=0,1,2,3"):
+            assert part in calls[0]
+    else:
+        assert calls == [f"python {train} RANK_ID={4 + i} DEVICE_ID={i} RANK_SIZE=8 RANK_TABLE_FILE={path} "
+                         "ASCEND_RT_VISIBLE_DEVICES=" for i in range(4)]
+
+
+@pytest.fixture(scope="module")
+def two_and_one(tmp_path_factory):
+    """Two workers with batch 2 and one with batch 4, 20 steps each."""
+    folder = tmp_path_factory.mktemp("ranks")
+    worker = [str(ROOT / "tests" / "distributed_worker.py"), str(folder)]
+    subprocess.run(["msrun", "--worker_num=2", "--local_worker_num=2", "--join=True", "--master_port=8119",
+                    f"--log_dir={folder / 'log'}", *worker, "2", "20"], check=True, capture_output=True,
+                   env=ENVIRONMENT, timeout=300)
+    subprocess.run([sys.executable, *worker, "4", "20"], check=True, capture_output=True, env=ENVIRONMENT, timeout=300)
+    return [np.load(folder / name) for name in ("rank0of2.npz", "rank1of2.npz", "rank0of1.npz")]
+
+
+def test_weights_are_equal_on_both_ranks_after_every_step(two_and_one):
+    first, second, _ = two_and_one
+    assert len(set(first["digests"])) == 20
+    np.testing.assert_array_equal(first["digests"], second["digests"])
+
+
+def test_two_workers_equal_one_with_twice_the_batch(two_and_one):
+    first, _, alone = two_and_one
+    assert alone["losses"][-1] < 0.9 * alone["losses"][0]
+    np.testing.assert_allclose(first["losses"], alone["losses"], atol=1e-5)
+    np.testing.assert_allclose(first["weights"], alone["weights"], atol=1e-5)
+
+
+def start(arguments, cwd):
+    return subprocess.Popen(["bash", str(SCRIPT), *map(str, arguments)], cwd=cwd, env=ENVIRONMENT, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def workers_of(launcher):
+    """The process ids of the workers, by rank."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = dict(item.split("=", 1) for item in (folder / "environ").read_text().split("\0")[:-1])
+            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+        except (OSError, ValueError):
+            continue
+        if environment.get("MS_ROLE") == "MS_WORKER" and "train.py" in (folder / "cmdline").read_text():
+            grandparent = int(Path(f"/proc/{parent}/stat").read_text().rsplit(")", 1)[1].split()[1])
+            if launcher.pid in (parent, grandparent):
+                found[int(environment["RANK_ID"])] = int(folder.name)
+    return found
+
+
+def test_a_run_of_two_workers_that_was_stopped_or_lost_a_worker_resumes_exactly(nyu, tmp_path):
+    """Unbroken; stopped by SIGTERM and then with one worker killed by SIGKILL: the same weights."""
+    path = write(tmp_path / "table.json", table(2))
+    arguments = [nyu, path, "--batch_size", 1, "--epochs_coarse", 1, "--epochs_fine", 2, "--learning_rate_fine", 1e-3,
+                 "--save_checkpoint_steps", 1, "--val_data", nyu]
+    for name in ("unbroken", "broken"):
+        (tmp_path / name).mkdir()
+    unbroken = start(arguments, tmp_path / "unbroken")
+    output, errors = unbroken.communicate(timeout=600)
+    assert unbroken.returncode == 0, output + errors
+    assert len(re.findall(r"abs_rel: ", output)) == 3  # once an epoch, from rank 0
+
+    cwd = tmp_path / "broken"
+    stopped = start(arguments, cwd)
+    _wait_for_file(cwd, "CoarseNet_2.ckpt")
+    stopped.send_signal(signal.SIGTERM)
+    output, errors = stopped.communicate(timeout=120)
+    assert stopped.returncode == 143, output + errors
+    assert "stopped, the state is saved" in output
+
+    killed = start([*arguments, "--resume"], cwd)
+    _wait_for_file(cwd, "FineNet_1.ckpt")
+    os.kill(workers_of(killed)[1], signal.SIGKILL)
+    began = time.monotonic()
+    output, errors = killed.communicate(timeout=120)
+    assert time.monotonic() - began < 30
+    assert killed.returncode == 137, output + errors
+    assert "device1/train.log" in errors
+
+    resumed = start([*arguments, "--resume"], cwd)
+    output, errors = resumed.communicate(timeout=600)
+    assert resumed.returncode == 0, output + errors
+    for name in ("FinalCoarseNet_rank0.ckpt", "FinalFineNet_rank0.ckpt", "FineNet_8.ckpt"):
+        ours, theirs = (tmp_path / run / "Model" / "Ckpt" / name for run in ("broken", "unbroken"))
+        assert ours.read_bytes() == theirs.read_bytes(), name
+    logs = list((cwd / "train_logs").iterdir())
+    assert len(logs) == 3 and all((log / "device1" / "train.log").is_file() for log in logs)
+
+
+def _wait_for_file(cwd, name, seconds=240):
+    deadline = time.monotonic() + seconds
+    while not (cwd / "Model" / "Ckpt" / name).exists():
+        assert time.monotonic() < deadline, f"no {name}"
+        time.sleep(0.05)
+
+
+def test_a_worker_s_mistake_is_the_script_s_exit_code(nyu, tmp_path):
+    path = write(tmp_path / "table.json", table(2))
+    result = start([nyu, path, "--batch_size", 5], tmp_path)
+    _, errors = result.communicate(timeout=120)
+    assert result.returncode == 2
+    assert "8 training pairs do not fill a batch of 5 on each of 2 devices" in errors
+    assert "a worker ended with exit code 2" in errors
+
+
+def test_the_script_says_what_is_wrong_with_its_arguments(nyu, run, tmp_path):
+    def complain(*arguments, **environment):
+        return one_line(run("scripts/run_distributed_train_ascend.sh", *arguments, cwd=tmp_path, **environment))
+
+    path = write(tmp_path / "table.json", table(2))
+    assert "DATASET_PATH RANK_TABLE_FILE" in complain(nyu)
+    assert "absent: no such folder" in complain("absent", path)
+    assert "absent.json: no such file" in complain(nyu, "absent.json")
+    assert "expected msrun or rank_table" in complain(nyu, path, LAUNCH="mpirun")
+    assert "on Ascend only" in complain(nyu, path, LAUNCH="rank_table", DEVICE_TARGET="CPU")
+    assert "not JSON" in complain(nyu, write(tmp_path / "broken.json", "{"), DEVICE_TARGET="CPU")

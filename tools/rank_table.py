@@ -1,0 +1,110 @@
+"""Check an HCCL rank table, and say what a launcher on this server needs to know of it.
+
+Prints one line, `WORKERS LOCAL_WORKERS NODE_RANK MASTER FIRST_RANK DEVICE,DEVICE,...`, or what is wrong.
+"""
+
+import argparse
+import ipaddress
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from src import cli
+from src.errors import UserError
+
+
+class Server(NamedTuple):
+    """One server of the table; `devices` are (rank, device id) by rank."""
+
+    server_id: str
+    devices: list
+
+
+def read(path):
+    """The servers of a rank table. Raises UserError saying what is wrong with it."""
+    try:
+        table = json.loads(Path(path).read_text(encoding="utf-8"))
+        servers = [_server(entry, number, path) for number, entry in enumerate(table["server_list"])]
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a rank table: expected an object with a list server_list of servers") from error
+    ranks = sorted(rank for server in servers for rank, _ in server.devices)
+    if ranks != list(range(len(ranks))) or not ranks:
+        raise UserError(f"{path}: the rank_id are {ranks}, expected 0 to {max(len(ranks) - 1, 0)}, each once")
+    return servers
+
+
+def _server(entry, number, path):
+    where = f"{path}: server_list[{number}]"
+    devices = []
+    if "server_id" not in entry or not entry.get("device"):
+        raise UserError(f"{where}: expected server_id and a list device")
+    for position, device in enumerate(entry["device"]):
+        for key in ("device_id", "device_ip", "rank_id"):
+            if key not in device:
+                raise UserError(f"{where}: device[{position}] has no {key}")
+        try:
+            devices.append((int(device["rank_id"]), int(device["device_id"])))
+            ipaddress.ip_address(device["device_ip"])
+        except ValueError as error:
+            raise UserError(f"{where}: device[{position}]: {error}") from error
+    if len({device_id for _, device_id in devices}) != len(devices):
+        raise UserError(f"{where}: a device_id is there twice")
+    devices.sort()
+    if devices[-1][0] - devices[0][0] != len(devices) - 1:
+        raise UserError(f"{where}: the rank_id of one server must follow each other, got {[r for r, _ in devices]}")
+    return Server(str(entry["server_id"]), devices)
+
+
+def own_addresses():
+    """The addresses and names of this host."""
+    name = socket.gethostname()
+    try:
+        found = {info[4][0] for info in socket.getaddrinfo(name, None)}
+    except OSError:
+        found = set()
+    return found | {name}
+
+
+def own_server(servers, server_id, addresses, path):
+    """The index of this host's server: by `server_id` (SERVER_ID: an index or an address), else by address."""
+    if len(servers) == 1:
+        return 0
+    names = [server.server_id for server in servers]
+    if server_id is not None:
+        if server_id in names:
+            return names.index(server_id)
+        if server_id.isdecimal() and int(server_id) < len(servers):
+            return int(server_id)
+        raise UserError(f"SERVER_ID={server_id}: expected 0 to {len(servers) - 1}, or one of {', '.join(names)}")
+    matches = [index for index, name in enumerate(names) if name in addresses]
+    if len(matches) != 1:
+        raise UserError(f"{path}: cannot tell which of {', '.join(names)} this host is: set SERVER_ID")
+    return matches[0]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rank_table", type=Path)
+    options = parser.parse_args()
+    servers = read(options.rank_table)
+    # MindSpore numbers the nodes by the ranks that they hold.
+    servers.sort(key=lambda server: server.devices[0])
+    index = own_server(servers, os.environ.get("SERVER_ID"), own_addresses(), options.rank_table)
+    devices = servers[index].devices
+    master = "127.0.0.1" if len(servers) == 1 else servers[0].server_id
+    sys.stdout.write(f"{sum(len(server.devices) for server in servers)} {len(devices)} {index} {master} "
+                     f"{devices[0][0]} {','.join(str(device_id) for _, device_id in devices)}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
