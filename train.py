@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from src import cli
+from src import cli, stopping
 
 
 def parse_args(arguments=None):
@@ -48,12 +48,13 @@ def resume_command():
 
 def main():
     options = parse_args()
-    from src import device, stages, training
+    stop = stopping.StopRequest()  # before MindSpore is imported
+    from src import device, stages
 
     chosen = device.select(options.device_target, options.device_id)
     try:
-        stages.train(options, chosen)
-    except training.Stopped as stopped:
+        stages.train(options, chosen, stop)
+    except stopping.Stopped as stopped:
         logging.info("%s: stopped, the state is saved; to go on: %s", stopped, resume_command())
         return 128 + stopped.signal_number
     logging.info("training finished: checkpoints in %s, curves in %s", options.train_url / "Ckpt",

@@ -5,6 +5,8 @@ import os
 import tempfile
 from pathlib import Path
 
+_PARTIAL = "-partial-"
+
 
 @contextlib.contextmanager
 def replacing(path, mode="w"):
@@ -13,7 +15,7 @@ def replacing(path, mode="w"):
     It is on disk (fsync) before it takes the name, so that a power cut leaves the old file or the new one.
     """
     path = Path(path)
-    descriptor, partial = tempfile.mkstemp(path.suffix, f".{path.stem}-partial-", path.parent)
+    descriptor, partial = tempfile.mkstemp(path.suffix, f".{path.stem}{_PARTIAL}", path.parent)
     os.fchmod(descriptor, 0o644)
     try:
         options = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
@@ -25,6 +27,12 @@ def replacing(path, mode="w"):
         _fsync(path.parent)
     finally:
         Path(partial).unlink(missing_ok=True)
+
+
+def remove_partial(folder):
+    """Remove what processes that were killed while writing into `folder` have left there."""
+    for path in Path(folder).glob(f".*{_PARTIAL}*"):
+        path.unlink()
 
 
 def write_text(path, text):

@@ -60,6 +60,7 @@ class CoarseNet(nn.Cell):
         self.fc13 = _dense(DEPTH_CELLS, DEPTH_CELLS, ms.Tensor(np.eye(DEPTH_CELLS, dtype=np.float32)))
         self.relu = nn.ReLU()
         self.pool = nn.MaxPool2d(2, 2)
+        self.concat = ops.Concat(1)  # a primitive: mixed precision O1 cannot rewrite ops.concat
 
     def construct(self, rgb):
         """(N, 3, 228, 304) RGB -> (N, 1, 55, 74) log depth."""
@@ -70,9 +71,9 @@ class CoarseNet(nn.Cell):
         x = self.relu(self.conv5(x))
         x = self.relu(self.conv5(x))
         x = self.relu(self.conv5(x))
-        x = ops.concat((x3, self.relu(self.deconv6(x))), 1)
+        x = self.concat((x3, self.relu(self.deconv6(x))))
         x = self.relu(self.conv7(x))
-        x = ops.concat((x2, self.relu(self.deconv8(x))), 1)
+        x = self.concat((x2, self.relu(self.deconv8(x))))
         x = self.relu(self.conv9(x))
         x = self.conv12(self.conv11(self.conv10(x)))
         x = self.fc13(x.reshape((-1, DEPTH_CELLS)))
@@ -124,11 +125,12 @@ class FineNet(nn.Cell):
         self.conv3 = nn.Conv2d(64, 1, 5, pad_mode="pad", padding=2, weight_init=Normal(0.01))
         self.relu = nn.ReLU()
         self.pool = nn.MaxPool2d(2, 2)
+        self.concat = ops.Concat(1)
 
     def construct(self, rgb, coarse_log_depth):
         """(N, 3, 228, 304) RGB and (N, 1, 55, 74) coarse log depth -> (N, 1, 55, 74) log depth."""
         x = self.pool(self.relu(self.conv1(rgb)))
-        x = ops.concat((x, coarse_log_depth), 1)
+        x = self.concat((x, coarse_log_depth))
         return self.conv3(self.relu(self.conv2(x)))
 
 

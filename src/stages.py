@@ -12,7 +12,7 @@ import numpy as np
 from src import checkpoint, cli, evaluation
 from src.data_loader import Schedule, TrainingData, list_test, list_train
 from src.device import amp_level, default_workers
-from src.files import write_text
+from src.files import remove_partial, write_text
 from src.metrics import METRICS
 from src.net import COARSE_NETS, FineNet
 from src.training import Folder, Stage, StageLog, Trainer, TrainingError, check_same_options, newest_state, train_stage
@@ -20,12 +20,12 @@ from src.training import Folder, Stage, StageLog, Trainer, TrainingError, check_
 logger = logging.getLogger(__name__)
 
 
-def train(options, device):
-    """Run the stages that `options` (train.py's arguments) ask for.
+def train(options, device, stop):
+    """Run the stages that `options` (train.py's arguments) ask for, until `stop` (a StopRequest) says otherwise.
 
     Raises:
         UserError: a folder, a file or an option that cannot be used.
-        training.Stopped: a signal came; the state is saved.
+        stopping.Stopped: a signal came; the state is saved.
     """
     folder = Folder(Path(options.train_url), "_rank0" if device.ranks > 1 else "")
     pairs = list_train(options.data_url)
@@ -49,11 +49,11 @@ def train(options, device):
         trainer.synchronise()
         logger.info("%s net: %d pairs, %d epochs of %d steps of %d, starting at step %d", stage.name, len(pairs),
                     stage.epochs, schedule.steps_per_epoch, options.batch_size, trainer.step)
-        train_stage(stage, trainer, data, folder, log, validate)
+        train_stage(stage, trainer, data, folder, log, stop, validate)
 
 
 def _save_options(options, folder):
-    cli.writable_folder(folder.checkpoints)
+    remove_partial(cli.writable_folder(folder.checkpoints))
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     write_text(cli.writable_folder(folder.log) / "options.json",
                json.dumps({**settings, "mindspore": ms.__version__}, indent=2) + "\n")

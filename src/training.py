@@ -17,6 +17,7 @@ from src.device import Device
 from src.errors import UserError
 from src.files import replacing
 from src.loss import LOSSES
+from src.stopping import Stopped
 
 LOG_INTERVAL = 10
 LOSS_SCALE, LOSS_SCALE_FACTOR, LOSS_SCALE_WINDOW = 2.0**16, 2, 1000
@@ -29,14 +30,6 @@ _ALONE = Device("CPU")
 
 class TrainingError(UserError):
     """Training cannot go on, or cannot begin as asked."""
-
-
-class Stopped(Exception):
-    """Training was asked to stop and has saved its state; `signal_number` is the signal that asked."""
-
-    def __init__(self, signal_number):
-        super().__init__(signal.Signals(signal_number).name)
-        self.signal_number = signal_number
 
 
 class TrainStep(nn.Cell):
@@ -228,7 +221,7 @@ def read_rows(path):
         return list(csv.DictReader(file))
 
 
-def train_stage(stage, trainer, data, folder, log, validate=None):
+def train_stage(stage, trainer, data, folder, log, stop, validate=None):
     """Train from `trainer.step` to the stage's end; leaves the last state and the final weights.
 
     Args:
@@ -237,6 +230,7 @@ def train_stage(stage, trainer, data, folder, log, validate=None):
         data: a TrainingData.
         folder: the run's Folder.
         log: the StageLog, new or resumed.
+        stop: the StopRequest to look at after every step.
         validate: function of `predict` -> dict of mean metrics, called once an epoch; or None.
 
     Raises:
@@ -247,7 +241,7 @@ def train_stage(stage, trainer, data, folder, log, validate=None):
     last_step = stage.last_step(steps_per_epoch)
     save = _Saver(stage, trainer, folder, log)
     bar = cli.progress(last_step, f"{stage.name} net", "step", trainer.step)
-    with StopRequest() as stop, bar, cli.log_above_progress():
+    with stop.deferred(), bar, cli.log_above_progress():
         began = time.perf_counter()
         for arrays in data.batches(trainer.step, last_step):
             own_loss, applied = trainer.run_step(*arrays)
@@ -353,27 +347,6 @@ def draw_curves(log_folder):
     rows = {name: read_rows(log_folder / f"{name}.csv") for name in ("coarse", "fine")}
     if any(rows.values()):
         visual.curves(rows, log_folder / "curves.png")
-
-
-class StopRequest:
-    """While entered, SIGTERM and SIGINT are noted instead of obeyed; a second one exits at once."""
-
-    def __init__(self):
-        self.signal_number = None
-
-    def __enter__(self):
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number, _frame):
-        if self.signal_number:
-            raise SystemExit(128 + number)
-        self.signal_number = number
-        logger.info("%s: finishing this step, then saving", signal.Signals(number).name)
 
 
 def newest_state(stage, folder):

@@ -1,5 +1,7 @@
 """The training step and loop, in process; the command itself is in test_commands.py."""
 
+import math
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 from src import data_loader, image, metrics
 from src.loss import CompositeLoss
 from src.net import CoarseNet, FineNet, PaperCoarseNet
-from src.training import Trainer
+from src.training import StageLog, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def test_the_printed_loss_is_that_of_the_step_s_own_forward(batch):
     net = FineNet()
     coarse = np.ones_like(batch[1])
     expected = CompositeLoss()(net(ms.Tensor(batch[0]), ms.Tensor(coarse)), ms.Tensor(batch[1]))
-    trainer = Trainer(net, "composite", 1e-2, inputs=lambda rgb: (rgb, ms.Tensor(coarse)))
+    trainer = Trainer(net, "composite", 1e-4, inputs=lambda rgb: (rgb, ms.Tensor(coarse)))
     assert trainer.run_step(*batch)[0] == pytest.approx(float(expected), rel=1e-6)
     assert trainer.run_step(*batch)[0] < float(expected)
 
@@ -63,7 +65,8 @@ def test_one_step_is_adam_s(batch):
     Trainer(net, "composite", 1e-3, inputs=lambda rgb: (rgb, coarse)).run_step(*batch)
     weight = torch.nn.Parameter(torch.from_numpy(before))
     weight.grad = torch.from_numpy(gradient)
-    torch.optim.Adam([weight], 1e-3, eps=1e-8).step()
+    # MindSpore adds eps to the root of the uncorrected second moment, PyTorch to that of the corrected one.
+    torch.optim.Adam([weight], 1e-3, eps=1e-8 / math.sqrt(1 - 0.999)).step()
     np.testing.assert_allclose(net.conv3.weight.asnumpy(), weight.detach().numpy(), atol=2e-6)
 
 
@@ -95,3 +98,37 @@ def test_gradients_do_not_vary_from_run_to_run(batch):
     for _ in range(9):
         for ours, theirs in zip(gradient(*arguments)[1], first, strict=True):
             np.testing.assert_array_equal(ours.asnumpy(), theirs)
+
+
+def fine_trainer(amp_level, coarse):
+    ms.set_seed(0)
+    return Trainer(FineNet(), "composite", 1e-3, amp_level=amp_level, inputs=lambda rgb: (rgb, ms.Tensor(coarse)))
+
+
+def test_half_precision_follows_single_precision(batch):
+    coarse = np.ones_like(batch[1])
+    curves = []
+    for amp_level in ("O0", "O2"):
+        trainer = fine_trainer(amp_level, coarse)
+        curves.append([trainer.run_step(*batch)[0] for _ in range(30)])
+        assert trainer.predict(batch[0]).dtype == np.float32
+    np.testing.assert_allclose(curves[1], curves[0], rtol=0.02)
+    assert curves[0][-1] < 0.8 * curves[0][0]
+
+
+@pytest.mark.parametrize("amp_level", ["O1", "O2", "O3"])
+def test_an_overflow_skips_the_step_lowers_the_scale_and_is_counted(batch, amp_level, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # O1 leaves the code that it has rewritten in the current folder
+    trainer = fine_trainer(amp_level, np.ones_like(batch[1]))
+    assert trainer.run_step(*batch)[1]
+    before = {name: parameter.asnumpy().copy() for name, parameter in trainer.state().items()}
+    trainer.scaler.scale_value.set_data(ms.Tensor(2.0**60, ms.float32))
+    loss, applied = trainer.run_step(*batch)
+    assert np.isfinite(loss) and not applied
+    after = trainer.state()
+    assert float(after["scale_value"].asnumpy()) == 2.0**59
+    for name in before.keys() - {"scale_value", "counter"}:
+        np.testing.assert_array_equal(after[name].asnumpy(), before[name])
+    log = StageLog(tmp_path / "fine.csv")
+    log.add_step(loss, 0.1, applied)
+    assert log.end_epoch()[1] == 1
