@@ -23,9 +23,12 @@ def parse_args(arguments=None):
 
 
 def versions():
-    from importlib.metadata import version
+    import cv2
+    import mindspore
+    import numpy
+    import PIL
 
-    return {name: version(name) for name in ("mindspore", "numpy", "opencv-python-headless", "pillow")}
+    return {module.__name__: module.__version__ for module in (mindspore, numpy, cv2, PIL)}
 
 
 def evaluate(options):

@@ -123,15 +123,16 @@ def final_lines(scores):
 
 def panel_rows(pairs, scores, predict, each=2):
     """What `visual.panels` takes: the best, median and worst images by abs_rel, at most `each` of each."""
-    order = np.argsort(scores.per_image["abs_rel"])
+    abs_rel = np.array(scores.per_image["abs_rel"])
+    order = np.argsort(abs_rel)[:np.count_nonzero(~np.isnan(abs_rel))]  # images without a measured pixel come last
     middle = max(0, len(order) // 2 - each // 2)
     groups = {"best": order[:each], "median": order[middle:middle + each], "worst": order[-each:]}
     rows, shown = [], set()
     for label, indices in groups.items():
         for index in (int(i) for i in indices if i not in shown):
             shown.add(index)
-            rows.append(_panel_row(f"{label}: {pairs[index].name}\nabs_rel {scores.per_image['abs_rel'][index]:.3f}",
-                                   pairs[index], predict))
+            title = f"{label}: {pairs[index].name}\nabs_rel {abs_rel[index]:.3f}"
+            rows.append(_panel_row(title, pairs[index], predict))
     return rows
 
 
