@@ -79,8 +79,9 @@ def select(target="auto", device_id=0):
     In a distributed run the launcher's DEVICE_ID counts, not `device_id`. Raises DeviceError when it cannot be used.
     """
     chosen = choose(target, ms.hal.is_available)
-    ranks = int(os.environ.get("RANK_SIZE", "1"))  # msrun and a rank-table start set it
-    if ranks > 1:
+    # msrun sets both, for one worker too, and its scheduler is this program as well; a rank-table start sets one.
+    launched = "MS_ROLE" in os.environ or int(os.environ.get("RANK_SIZE", "1")) > 1
+    if launched:
         device_id = int(os.environ.get("DEVICE_ID", device_id))
     ms.set_context(mode=ms.GRAPH_MODE)
     try:
@@ -88,7 +89,7 @@ def select(target="auto", device_id=0):
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DeviceError(f"--device_target {chosen} --device_id {device_id}: {reason}") from error
-    device = _join(chosen) if ranks > 1 else Device(chosen)
+    device = _join(chosen) if launched else Device(chosen)
     if not device.is_first:
         logging.getLogger().setLevel(logging.WARNING)
     logger.info("device: %s%s%s", chosen, "" if chosen == "CPU" else f" {device_id}",
