@@ -21,7 +21,7 @@ fi
 
 checkpoints=$demo/Model/Ckpt models=$demo/Model/MindIR
 "$VENV_PYTHON" "$ROOT/train.py" --data_url "$data" --val_data "$data" --train_url "$demo/Model" --overwrite \
-    --batch_size 4 --max_steps 80 --learning_rate_fine 1e-3
+    --batch_size 4 --max_steps 60 --learning_rate_fine 1e-3
 "$VENV_PYTHON" "$ROOT/eval.py" --test_data "$data" --output_dir "$demo/report" \
     --coarse_ckpt_model "$checkpoints/FinalCoarseNet.ckpt" --fine_ckpt_model "$checkpoints/FinalFineNet.ckpt"
 

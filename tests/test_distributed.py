@@ -1,5 +1,6 @@
 """Data-parallel training with MindSpore's own collectives: two real workers on CPU."""
 
+import csv
 import json
 import os
 import re
@@ -166,7 +167,7 @@ def workers_of(launcher):
     return found
 
 
-def test_a_run_of_two_workers_that_was_stopped_or_lost_a_worker_resumes_exactly(nyu, tmp_path):
+def test_a_run_of_two_workers_that_was_stopped_or_lost_a_worker_resumes_exactly(nyu, run, tmp_path):
     """Unbroken; stopped by SIGTERM and then with one worker killed by SIGKILL: the same weights."""
     path = write(tmp_path / "table.json", table(2))
     arguments = [nyu, path, "--batch_size", 1, "--epochs_coarse", 1, "--epochs_fine", 2, "--learning_rate_fine", 1e-3,
@@ -177,6 +178,16 @@ def test_a_run_of_two_workers_that_was_stopped_or_lost_a_worker_resumes_exactly(
     output, errors = unbroken.communicate(timeout=600)
     assert unbroken.returncode == 0, output + errors
     assert len(re.findall(r"abs_rel: ", output)) == 3  # once an epoch, from rank 0
+
+    final = [f"Model/Ckpt/Final{net}Net_rank0.ckpt" for net in ("Coarse", "Fine")]
+    evaluated = run("eval.py", "--test_data", nyu, "--coarse_ckpt_model", final[0], "--fine_ckpt_model", final[1],
+                    "--output_dir", "report", cwd=tmp_path / "unbroken")
+    assert evaluated.returncode == 0, evaluated.stderr
+    expected = json.loads((tmp_path / "unbroken" / "report" / "metrics.json").read_text())["metrics"]["FineNet"]
+    with open(tmp_path / "unbroken" / "Model" / "Log" / "fine.csv", newline="") as file:
+        validated = [row for row in csv.DictReader(file) if row["abs_rel"]][-1]
+    for name in ("delta1", "abs_rel", "rmse", "si"):  # each rank scored its share, the sums made the mean
+        assert float(validated[name]) == pytest.approx(expected[name], abs=1e-5)
 
     cwd = tmp_path / "broken"
     stopped = start(arguments, cwd)
