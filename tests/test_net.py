@@ -118,6 +118,7 @@ def test_fine_net_starts_at_a_normal_distribution_of_0_01():
 
 
 def test_coarse_net_starts_near_zero_log_depth(rgb):
-    """The composite loss is to start near 1.7 on NYU, which is what a prediction of 1 m costs there."""
-    ms.set_seed(0)
-    assert np.abs(CoarseNet()(ms.Tensor(rgb)).asnumpy().mean()) < 0.3
+    """Whatever the seed: the composite loss is to start near 1.7 on NYU, which is what a prediction of 1 m costs."""
+    for seed in range(3):
+        ms.set_seed(seed)
+        assert np.abs(CoarseNet()(ms.Tensor(rgb)).asnumpy()).mean() < 0.2
