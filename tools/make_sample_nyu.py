@@ -25,6 +25,7 @@ FOCAL = (518.86, 519.47)  # NYU Depth V2 toolbox, camera_params.m: fx_rgb, fy_rg
 CENTRE = (325.58, 253.74)
 FURNITURE_M = (0.4, 1.8)
 MAX_DEPTH_M = 9.9  # below the 10 m that 8 bits can tell
+FLASH, FALLOFF = 1.6, 0.35  # the light is at the camera: with the tiles' size, what tells how far a surface is
 
 
 def camera_rays(yaw, pitch):
@@ -68,8 +69,8 @@ def furnish(rng, size, origin, count):
 def texture(points, axis, rng):
     """A box's albedo (H, W, 3): a colour for each axis that a face looks along, and tiles or stripes of a metric
     size on it."""
-    colour = rng.uniform(0.4, 1.0, (3, 3))[axis]
-    period = rng.uniform(0.15, 0.6)
+    colour = rng.uniform(0.5, 1.0, (3, 3))[axis]
+    period = rng.uniform(0.25, 0.4)
     across = np.take_along_axis(points, ((axis + 1) % 3)[..., None], -1)[..., 0]
     along = np.take_along_axis(points, ((axis + 2) % 3)[..., None], -1)[..., 0]
     pattern = np.sin(2 * np.pi * across / period)
@@ -94,7 +95,7 @@ def render(rng):
         albedo = np.where(closer[..., None], texture(points, axis, rng), albedo)
         cosine = np.abs(np.take_along_axis(rays, axis[..., None], -1)[..., 0]) / np.linalg.norm(rays, axis=-1)
         facing = np.where(closer, cosine, facing)
-    light = rng.uniform(0.7, 1.0) * (0.35 + 0.65 * facing) / (1 + 0.06 * depth**2)
+    light = rng.uniform(0.85, 1.0) * (0.5 + 0.5 * facing) * FLASH / (1 + FALLOFF * depth**2)
     shaded = albedo * light[..., None] + rng.normal(0, 0.015, (HEIGHT, WIDTH, 1))
     return (np.clip(shaded, 0, 1) * 255).round().astype(np.uint8), np.minimum(depth, MAX_DEPTH_M)
 
