@@ -1,5 +1,6 @@
 """The device, its precision, and the processes that train together: all that differs on Ascend."""
 
+import functools
 import logging
 import os
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class Device:
         values = np.asarray(values, np.float32)
         if self.ranks == 1:
             return values
-        return _Collective(ops.AllReduce())(ms.Tensor(values)).asnumpy()
+        return _all_reduce()(ms.Tensor(values)).asnumpy()
 
     def broadcast(self, parameters):
         """Give every rank the values that rank 0 has in these Parameters."""
@@ -61,6 +62,12 @@ class _Collective(nn.Cell):
 
     def construct(self, value):
         return self.operator(value)
+
+
+@functools.cache
+def _all_reduce():
+    """One cell a process: it runs after every step, and a new one would be compiled again."""
+    return _Collective(ops.AllReduce())
 
 
 def choose(target, available):
