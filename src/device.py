@@ -11,9 +11,6 @@ from mindspore import communication, nn, ops
 
 from src.errors import UserError
 
-TARGETS = ("auto", "Ascend", "GPU", "CPU")
-AMP_LEVELS = ("auto", "O0", "O1", "O2", "O3")
-
 logger = logging.getLogger(__name__)
 
 

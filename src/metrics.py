@@ -7,7 +7,6 @@ import cv2
 import numpy as np
 
 METRICS = ("delta1", "delta2", "delta3", "abs_rel", "sq_rel", "rmse", "rmse_log", "si")
-HIGHER_IS_BETTER = ("delta1", "delta2", "delta3")
 PROTOCOLS = ("depthnet", "eigen")
 DEPTH_RANGE_M = (0.1, 10.0)
 
