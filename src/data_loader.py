@@ -4,6 +4,10 @@ Every random choice is a function of (seed, epoch, sample), drawn from a counter
 there is no generator state to save, and neither the number of workers nor the point of a resume changes anything.
 """
 
+import ctypes
+import functools
+import logging
+import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,10 +24,15 @@ from src.metrics import DEPTH_RANGE_M
 BRIGHTNESS = (0.8, 1.0)
 SHARPNESS = (0.8, 1.2)
 
-# Pillow's SMOOTH filter, the zero point of the usual "sharpness" enhancement.
-_SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
+MOST_BAD = 0.01  # of the samples; with more, the data and not a file is broken
+
+_SAMPLES_A_CALL = 4  # a call of the thread pool costs as much as a third of an augmentation
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 
 LAYOUT = "expected NYU/Train/<scene>_out/<n>.jpg + <n>.png and NYU/Test/<id>_colors.png + <id>_depth.png"
+
+
+logger = logging.getLogger(__name__)
 
 
 class DataError(UserError):
@@ -101,25 +110,29 @@ def load_test_pair(pair):
 def test_batches(pairs, batch_size, workers=2):
     """Yield (pairs, rgb (N, 3, 228, 304), list of N full depth maps (H, W) in metres); the last may be smaller."""
     chunks = [pairs[start:start + batch_size] for start in range(0, len(pairs), batch_size)]
-    calls = [[(load_test_pair, pair) for pair in chunk] for chunk in chunks]
     with ThreadPoolExecutor(workers) as pool:
-        for chunk, loaded in zip(chunks, _ahead(pool, calls), strict=True):
+        for chunk, loaded in _ahead(pool, ((chunk, [(load_test_pair, pair) for pair in chunk]) for chunk in chunks)):
             yield chunk, np.stack([rgb for rgb, _ in loaded]), [depth_m for _, depth_m in loaded]
 
 
 def _ahead(pool, batches, depth=2):
-    """Run each batch of (function, *arguments) in the pool, `depth` batches ahead of the consumer."""
+    """Run the calls of each (batch, list of (function, *arguments)) in the pool, `depth` batches ahead of the
+    consumer. Yields (batch, list of results)."""
     queue = deque()
     try:
-        for batch in batches:
-            queue.append([pool.submit(*call) for call in batch])
+        for batch, calls in batches:
+            queue.append((batch, [pool.submit(*call) for call in calls]))
             if len(queue) > depth:
-                yield [future.result() for future in queue.popleft()]
+                yield _finished(*queue.popleft())
         while queue:
-            yield [future.result() for future in queue.popleft()]
+            yield _finished(*queue.popleft())
     finally:
-        for future in (future for batch in queue for future in batch):
+        for future in (future for _, futures in queue for future in futures):
             future.cancel()
+
+
+def _finished(batch, futures):
+    return batch, [future.result() for future in futures]
 
 
 @dataclass(frozen=True)
@@ -147,15 +160,15 @@ class Schedule:
         """Whole batches in an epoch; the remainder is dropped."""
         return self.samples // (self.batch_size * self.ranks)
 
-    def order(self, epoch):
-        """The permutation of all samples in `epoch` (from 0)."""
-        return counter_rng(self.seed, epoch).permutation(self.samples)
+    def shard(self, epoch):
+        """This rank's sample indices in `epoch` (from 0), in order."""
+        used = self.steps_per_epoch * self.batch_size * self.ranks
+        return _permutation(self.seed, epoch, self.samples)[:used][self.rank::self.ranks]
 
     def batch(self, step):
         """(epoch, sample indices) of step `step` (from 0, over all epochs) on this rank."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        width = self.batch_size * self.ranks
-        return epoch, self.order(epoch)[position * width:(position + 1) * width][self.rank::self.ranks]
+        return epoch, self.shard(epoch)[position * self.batch_size:(position + 1) * self.batch_size]
 
 
 def counter_rng(seed, epoch, sample=None):
@@ -164,43 +177,131 @@ def counter_rng(seed, epoch, sample=None):
     return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, epoch], np.uint64)))
 
 
-class TrainingData:
-    """Augmented batches of training pairs, decoded by a thread pool some batches ahead.
+@functools.lru_cache(maxsize=2)
+def _permutation(seed, epoch, samples):
+    return counter_rng(seed, epoch).permutation(samples)
 
-    Args:
-        pairs: from `list_train`.
-        schedule: which samples make which batch.
-        dropout_units, dropout_rate: what the net wants as a third array, (N, units) of 0 and 1; 0 is none.
-        workers: decoding threads. OpenCV and Pillow let go of the interpreter lock while they work.
+
+class PlainPairs:
+    """The training pairs of a NYU folder as files: decoded, cropped and resized whenever they are asked for.
+
+    Raises DataError when the folder cannot be used.
     """
 
-    def __init__(self, pairs, schedule, workers=2, dropout_units=0, dropout_rate=0.0):
-        self.pairs, self.schedule, self.workers = pairs, schedule, workers
+    form = "plain"
+
+    def __init__(self, folder):
+        self.pairs = list_train(folder)
+        self.names = [pair.name for pair in self.pairs]
+
+    def file(self, index):
+        """What to call sample `index` in a message."""
+        return self.pairs[index].rgb
+
+    def load(self, index):
+        """uint8 RGB (228, 304, 3) and metres (55, 74) of one sample. Raises image.ImageError."""
+        return load_train_pair(self.pairs[index])
+
+    def read(self, schedule, first_step, last_step, workers):
+        """Yield (epoch, sample indices, function that loads one of them) of each step."""
+        for step in range(first_step, last_step):
+            yield *schedule.batch(step), self.load
+
+    def depth_maps(self, indices, workers, skip_bad=False):
+        """Yield the depth (55, 74) in metres of some samples; one that cannot be read raises image.ImageError, or with
+        `skip_bad` is all unmeasured."""
+        def depth_map(index):
+            try:
+                return image.network_depth(image.load_train_depth(self.pairs[index].depth))[0]
+            except image.ImageError:
+                if not skip_bad:
+                    raise
+                return np.zeros(image.DEPTH_SIZE, np.float32)
+
+        with ThreadPoolExecutor(workers) as pool:
+            yield from pool.map(depth_map, indices)
+
+
+class TrainingData:
+    """Augmented batches of training pairs, made by a thread pool some batches ahead.
+
+    Args:
+        source: PlainPairs, or packed.PackedPairs: the same samples, decoded beforehand.
+        schedule: which samples make which batch.
+        workers: threads. OpenCV and Pillow let go of the interpreter lock while they work.
+        dropout_units, dropout_rate: what the net wants as a third array, (N, units) of 0 and 1; 0 is none.
+        skip_bad: replace a sample that cannot be read by the next of the same shard that can, instead of stopping.
+    """
+
+    def __init__(self, source, schedule, workers=2, dropout_units=0, dropout_rate=0.0, skip_bad=False):
+        self.source, self.schedule, self.workers = source, schedule, workers
         self.dropout_units, self.dropout_rate = dropout_units, dropout_rate
+        self.skip_bad, self.bad, self._lock = skip_bad, set(), threading.Lock()
 
     def batches(self, first_step, last_step):
         """Yield the arrays of steps first_step..last_step - 1: [rgb, depth_m] or [rgb, depth_m, kept_units].
 
-        Raises image.ImageError naming the file that cannot be used.
+        RGB is uint8 (N, 3, 228, 304), a quarter of what float32 would move to the device; depth is (N, 1, 55, 74).
+        Raises image.ImageError naming the file that cannot be used, or DataError when too many cannot.
         """
+        keep_freed_memory()
         with ThreadPoolExecutor(self.workers) as pool:
-            for samples in _ahead(pool, map(self._calls, range(first_step, last_step))):
-                yield [np.stack(arrays) for arrays in zip(*samples, strict=True)]
+            for arrays, _ in _ahead(pool, self._work(first_step, last_step)):
+                yield arrays
 
     def files(self, step):
-        """The RGB files of one step's batch."""
-        return [self.pairs[index].rgb for index in self.schedule.batch(step)[1]]
+        """What the samples of one step are called."""
+        return [self.source.file(index) for index in self.schedule.batch(step)[1]]
 
-    def _calls(self, step):
-        epoch, indices = self.schedule.batch(step)
-        return [(self._sample, epoch, int(index)) for index in indices]
+    def _work(self, first_step, last_step):
+        for epoch, indices, load in self.source.read(self.schedule, first_step, last_step, self.workers):
+            arrays = [np.empty((len(indices), 3, *image.RGB_SIZE), np.uint8),
+                      np.empty((len(indices), 1, *image.DEPTH_SIZE), np.float32)]
+            if self.dropout_units:
+                arrays.append(np.empty((len(indices), self.dropout_units), np.float32))
+            parts = [slice(start, start + _SAMPLES_A_CALL) for start in range(0, len(indices), _SAMPLES_A_CALL)]
+            yield arrays, [(self._fill, [array[part] for array in arrays], epoch, indices[part], load)
+                           for part in parts]
 
-    def _sample(self, epoch, index):
-        rng = counter_rng(self.schedule.seed, epoch, index)
-        rgb, depth_m = augment(*load_train_pair(self.pairs[index]), rng)
-        if not self.dropout_units:
-            return rgb, depth_m
-        return rgb, depth_m, (rng.random(self.dropout_units) >= self.dropout_rate).astype(np.float32)
+    def _fill(self, arrays, epoch, indices, load):
+        for index, rgb_out, depth_out, *kept_out in zip(indices, *arrays, strict=True):
+            index, rgb, depth_m = self._load(load, epoch, int(index))
+            rng = counter_rng(self.schedule.seed, epoch, index)
+            augment(rgb, depth_m, rng, rgb_out, depth_out)
+            for kept in kept_out:
+                kept[:] = rng.random(self.dropout_units) >= self.dropout_rate
+
+    def _load(self, load, epoch, index):
+        """(index, RGB, depth) of the sample, or with `skip_bad` of the next of this epoch's shard that can be read:
+        a function of the epoch and the sample like everything else."""
+        while True:
+            try:
+                return index, *load(index)
+            except image.ImageError as error:
+                if not self.skip_bad:
+                    raise
+                self._note_bad(index, error)
+            shard = self.schedule.shard(epoch)
+            index = int(shard[(np.flatnonzero(shard == index)[0] + 1) % len(shard)])
+
+    def _note_bad(self, index, error):
+        with self._lock:
+            if index in self.bad:
+                return
+            self.bad.add(index)
+            logger.warning("bad sample, replaced by another: %s", error)
+            if len(self.bad) > MOST_BAD * self.schedule.samples:
+                raise DataError(f"{len(self.bad)} of {self.schedule.samples} samples are bad, more than "
+                                f"{MOST_BAD:.0%}; the last: {error}")
+
+
+def keep_freed_memory():
+    """Have glibc keep freed arrays for the next ones. By default everything over 128 KiB goes back to the system and
+    is paged in anew, which for pictures costs about as much as decoding them."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent in other C libraries
+    if mallopt:
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        mallopt(_M_TRIM_THRESHOLD, 256 << 20)
 
 
 def load_train_pair(pair):
@@ -210,31 +311,32 @@ def load_train_pair(pair):
     return image.resize(image.crop(rgb), image.RGB_SIZE), image.network_depth(depth_m)[0]
 
 
-def augment(rgb, depth_m, rng):
-    """Flip both, change the sharpness and the brightness of RGB, and hand over what the nets take.
+def augment(rgb, depth_m, rng, rgb_out, depth_out):
+    """Flip both, change the brightness and the sharpness of RGB, and write them into the batch's arrays.
 
-    uint8 (228, 304, 3) and metres (55, 74) -> float32 (3, 228, 304) in [0, 1] and (1, 55, 74).
+    uint8 (228, 304, 3) and metres (55, 74) -> uint8 (3, 228, 304) and float32 (1, 55, 74).
+
+    Sharpness is that of Pillow's ImageEnhance: c * rgb + (1 - c) * smooth, where smooth weighs the pixel with 5/13 and
+    its eight neighbours with 1/13 each, which is 4/13 of the pixel and 9/13 of the 3x3 mean.
     """
     flip = rng.random() < 0.5
-    brightness, sharpness = np.float32(rng.uniform(*BRIGHTNESS)), rng.uniform(*SHARPNESS)
-    smooth = cv2.filter2D(rgb, -1, _SMOOTH, borderType=cv2.BORDER_REPLICATE)
-    rgb = cv2.addWeighted(rgb, sharpness, smooth, 1 - sharpness, 0)
+    brightness, sharpness = rng.uniform(*BRIGHTNESS), rng.uniform(*SHARPNESS)
+    mean = cv2.blur(rgb, (3, 3), borderType=cv2.BORDER_REPLICATE)
+    rgb = cv2.addWeighted(rgb, brightness * (sharpness + (1 - sharpness) * 4 / 13),
+                          mean, brightness * (1 - sharpness) * 9 / 13, 0)
     if flip:
-        rgb, depth_m = cv2.flip(rgb, 1), cv2.flip(depth_m, 1)
-    return np.multiply(rgb.transpose(2, 0, 1), brightness / np.float32(255), order="C"), depth_m[None]
+        rgb, depth_m = cv2.flip(rgb, 1), depth_m[:, ::-1]
+    cv2.split(rgb, list(rgb_out))
+    depth_out[0] = depth_m
 
 
-def mean_log_depth(pairs, workers=2):
-    """The constant prediction to beat: the mean log depth of each cell over `pairs`, (1, 55, 74)."""
+def mean_log_depth(depth_maps):
+    """The mean log depth of each cell over an iterable of depth maps (55, 74) in metres: (1, 55, 74).
+
+    It is the constant prediction to beat. Unmeasured pixels do not count.
+    """
     total = np.zeros((2, *image.DEPTH_SIZE))
-
-    def log_depth(pair):
-        depth_m = image.network_depth(image.load_train_depth(pair.depth))[0]
-        return np.log(np.clip(depth_m, *DEPTH_RANGE_M)) * (depth_m > 0), depth_m > 0
-
-    with ThreadPoolExecutor(workers) as pool:
-        for values in pool.map(log_depth, pairs):
-            total += values
+    for depth_m in depth_maps:
+        measured = depth_m > 0
+        total += np.log(np.clip(depth_m, *DEPTH_RANGE_M)) * measured, measured
     return (total[0] / np.maximum(total[1], 1))[None].astype(np.float32)
-
-

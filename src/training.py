@@ -139,8 +139,8 @@ class Trainer:
         self.train_step = TrainStep(compute, LOSSES[loss](), self.optimizer, self.scaler, device.ranks)
 
     def run_step(self, rgb, depth_m, *rest):
-        """Train on one batch of arrays; returns (loss, whether the update was applied)."""
-        inputs = self.inputs(*(ms.Tensor(array) for array in (rgb, *rest)))
+        """Train on one batch of arrays, RGB as uint8; returns (loss, whether the update was applied)."""
+        inputs = self.inputs(_unit_range(ms.Tensor(rgb)), *map(ms.Tensor, rest))
         loss, applied = self.train_step(ms.Tensor(depth_m), *inputs)
         self.step += 1
         return float(loss.asnumpy()), bool(applied.asnumpy())
@@ -169,6 +169,12 @@ class Trainer:
         """Give every rank what rank 0 has: weights, optimizer, loss scale and step."""
         self.step = self.device.broadcast_int(self.step)
         self.device.broadcast(self.state().values())
+
+
+@ms.jit
+def _unit_range(rgb):
+    """uint8 to float32 in [0, 1], on the device."""
+    return rgb.astype(ms.float32) / 255
 
 
 class StageLog:
@@ -296,8 +302,9 @@ def _finish_epoch(stage, trainer, data, log, save, validate):
     epoch = trainer.step // data.schedule.steps_per_epoch
     images_per_s = data.schedule.batch_size * data.schedule.ranks / step_seconds
     scored = validate(trainer.predict) if validate else {}
-    logger.info("%s net, epoch: %d mean loss: %.6f, images/s: %.1f%s%s", stage.name, epoch, mean_loss, images_per_s,
+    logger.info("%s net, epoch: %d mean loss: %.6f, images/s: %.1f%s%s%s", stage.name, epoch, mean_loss, images_per_s,
                 f", overflows: {overflows}" if trainer.scaler else "",
+                f", bad samples: {len(data.bad)}" if data.bad else "",
                 "".join(f", {name}: {value:.4f}" for name, value in scored.items()))
     log.row(epoch=epoch, step=trainer.step, mean_loss=f"{mean_loss:.6f}", images_per_s=f"{images_per_s:.2f}",
             overflows=overflows, **{name: f"{value:.6f}" for name, value in scored.items()})

@@ -23,8 +23,8 @@ SAMPLES = 16
 
 def sample(index):
     rng = np.random.default_rng(int(index))
-    rgb = rng.random((3, 228, 304), np.float32)
-    depth_m = 1 + 3 * rgb[:1, 4:224:4, 4:300:4] + index % 3
+    rgb = rng.integers(0, 256, (3, 228, 304), np.uint8)
+    depth_m = 1 + 3 / 255 * rgb[:1, 4:224:4, 4:300:4] + index % 3
     return rgb, depth_m.astype(np.float32), np.log(depth_m).astype(np.float32) * np.float32(0.5)
 
 
