@@ -12,7 +12,8 @@ from src import cli, stopping
 def parse_args(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
-    add("--data_url", type=Path, required=True, help="the NYU folder (Train/<scene>_out/<n>.jpg + <n>.png)")
+    add("--data_url", type=Path, required=True, 
+        help="the NYU folder (Train/<scene>_out/<n>.jpg + <n>.png), or one that tools/pack_nyu.py has made of it")
     add("--train_url", type=Path, default=Path("Model"), help="output folder: Ckpt/ and Log/ go into it")
     add("--device_target", choices=("auto", "Ascend", "GPU", "CPU"), default="auto")
     add("--device_id", type=cli.non_negative_int, default=0)
@@ -28,6 +29,10 @@ def parse_args(arguments=None):
         help="O0 is fp32, any other fp16 compute with loss scaling; auto: O2 on Ascend, else O0")
     add("--seed", type=cli.non_negative_int, default=0)
     add("--num_parallel_workers", type=cli.positive_int, help="decoding threads (default: one a processor, at most 8)")
+    add("--mean_depth_start", action="store_true",
+        help="start CoarseNet at the mean log-depth map of the training pairs instead of at 1 m")
+    add("--bad_samples", choices=("stop", "skip"), default="stop",
+        help="at a picture that cannot be read: stop, or take another of the same shard, up to 1%% of them")
     add("--pre_trained", type=Path, metavar="CKPT",
         help="CoarseNet's first weights; with --stage fine the CoarseNet to refine (default: the run's own)")
     add("--save_checkpoint_steps", type=cli.positive_int,
@@ -38,7 +43,10 @@ def parse_args(arguments=None):
     add("--max_steps", type=cli.positive_int, help="end each stage after so many steps, for trying")
     add("--resume", action="store_true", help="continue the run in --train_url from its newest good state")
     add("--overwrite", action="store_true", help="replace the run that --train_url holds")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.mean_depth_start and options.pre_trained:
+        parser.error("--mean_depth_start and --pre_trained are two starts: expected one of them")
+    return options
 
 
 def resume_command():

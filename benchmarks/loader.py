@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src import cli
-from src.data_loader import Schedule, TrainingData, list_train
+from src.data_loader import PlainPairs, Schedule, TrainingData, list_train
 
 
 def plain_sample(pair, rng):
@@ -53,7 +53,7 @@ def measure(folder, batch_size, workers, rounds, pairs):
     every = list_train(folder)
     schedule = Schedule(len(every), batch_size, seed=0)
     steps = max(3, pairs // batch_size)
-    data = TrainingData(every, schedule, workers)
+    data = TrainingData(PlainPairs(folder), schedule, workers)
     results = [(pairs_per_second(plain_batches(every, schedule, max(3, steps // 8), workers)),
                 pairs_per_second(data.batches(0, steps))) for _ in range(rounds)]
     return np.median(results, axis=0)

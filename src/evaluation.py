@@ -9,7 +9,7 @@ import numpy as np
 
 from src import image, metrics
 from src.cli import progress
-from src.data_loader import list_train, load_test_pair, mean_log_depth, test_batches
+from src.data_loader import PlainPairs, load_test_pair, mean_log_depth, test_batches
 from src.errors import UserError
 from src.files import replacing, write_text
 
@@ -104,8 +104,13 @@ def mean_map(folder, workers):
     root = folder.parent if folder.resolve().name == "Test" and not (folder / "Test").is_dir() else folder
     if not (root / "Train").is_dir():
         return None
-    pairs = list_train(root)
-    return mean_log_depth(pairs[::-(-len(pairs) // BASELINE_PAIRS)], workers)
+    return mean_training_depth(PlainPairs(root), workers)
+
+
+def mean_training_depth(source, workers, skip_bad=False):
+    """The mean log-depth map over at most BASELINE_PAIRS samples of a PlainPairs or PackedPairs: (1, 55, 74)."""
+    samples = len(source.names)
+    return mean_log_depth(source.depth_maps(range(0, samples, -(-samples // BASELINE_PAIRS)), workers, skip_bad))
 
 
 def table(scores):

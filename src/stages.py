@@ -10,11 +10,12 @@ import mindspore as ms
 import numpy as np
 
 from src import checkpoint, cli, evaluation
-from src.data_loader import Schedule, TrainingData, list_test, list_train
+from src.data_loader import Schedule, TrainingData, list_test
 from src.device import amp_level, default_workers
 from src.files import remove_partial, write_text
 from src.metrics import METRICS
 from src.net import COARSE_NETS, FineNet
+from src.packed import open_training
 from src.training import Folder, Stage, StageLog, Trainer, TrainingError, check_same_options, newest_state, train_stage
 
 logger = logging.getLogger(__name__)
@@ -28,27 +29,31 @@ def train(options, device, stop):
         stopping.Stopped: a signal came; the state is saved.
     """
     folder = Folder(Path(options.train_url), "_rank0" if device.ranks > 1 else "")
-    pairs = list_train(options.data_url)
+    source = open_training(options.data_url)
+    logger.info("training data: %s, %s form, %d pairs", options.data_url, source.form, len(source.names))
     test_pairs = list_test(options.val_data) if options.val_data else None
     workers = options.num_parallel_workers or default_workers()
     validate = partial(_validate, test_pairs, options.batch_size, workers, device) if test_pairs else None
-    stages = [_stage(name, options, device, pairs) for name in ("coarse", "fine") if options.stage in ("all", name)]
+    names = ("coarse", "fine") if options.stage == "all" else (options.stage,)
+    stages = [_stage(name, options, device, source.names) for name in names]
     if device.is_first:
         if not options.resume:
             for stage in stages:
                 _make_room(stage, folder, options.overwrite)
         _save_options(options, folder)
     for stage in stages:
-        schedule = Schedule(len(pairs), options.batch_size, options.seed, device.rank, device.ranks)
+        schedule = Schedule(len(source.names), options.batch_size, options.seed, device.rank, device.ranks)
         trainer = _trainer(stage, options, folder, device)
-        net = trainer.net
-        data = TrainingData(pairs, schedule, workers, getattr(net, "dropout_units", 0), getattr(net, "dropout_rate", 0))
+        if stage.name == "coarse" and options.mean_depth_start:
+            trainer.net.start_at(evaluation.mean_training_depth(source, workers, options.bad_samples == "skip"))
+        data = TrainingData(source, schedule, workers, getattr(trainer.net, "dropout_units", 0),
+                            getattr(trainer.net, "dropout_rate", 0), skip_bad=options.bad_samples == "skip")
         log = StageLog(folder.log / f"{stage.name}.csv" if device.is_first else None)
         if device.is_first:
             _resume(stage, trainer, log, folder)
         trainer.synchronise()
-        logger.info("%s net: %d pairs, %d epochs of %d steps of %d, starting at step %d", stage.name, len(pairs),
-                    stage.epochs, schedule.steps_per_epoch, options.batch_size, trainer.step)
+        logger.info("%s net: %d pairs, %d epochs of %d steps of %d, starting at step %d", stage.name,
+                    len(source.names), stage.epochs, schedule.steps_per_epoch, options.batch_size, trainer.step)
         train_stage(stage, trainer, data, folder, log, stop, validate)
 
 
@@ -59,13 +64,13 @@ def _save_options(options, folder):
                json.dumps({**settings, "mindspore": ms.__version__}, indent=2) + "\n")
 
 
-def _stage(name, options, device, pairs):
+def _stage(name, options, device, pair_names):
     learning_rate = getattr(options, f"learning_rate_{name}") * (device.ranks if options.scale_lr else 1)
     decisive = {
         "batch_size": options.batch_size, "ranks": device.ranks, "learning_rate": learning_rate,
         "loss": options.loss, "amp_level": amp_level(options.amp_level, device.target), "seed": options.seed,
-        "pairs": hashlib.sha256("\n".join(pair.name for pair in pairs).encode()).hexdigest()[:16],
-        "coarse_net": options.coarse_net,
+        "pairs": hashlib.sha256("\n".join(pair_names).encode()).hexdigest()[:16],
+        "coarse_net": options.coarse_net, "mean_depth_start": options.mean_depth_start,
     }
     return Stage(name, getattr(options, f"epochs_{name}"), options.save_checkpoint_steps,
                  options.keep_checkpoint_max, options.max_steps, decisive)

@@ -1,0 +1,105 @@
+"""The packed training set against the files that it was made of."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from src import checkpoint, packed
+from src.data_loader import DataError, PlainPairs, Schedule, TrainingData
+from src.image import ImageError
+
+
+@pytest.fixture(scope="module")
+def made(nyu, tmp_path_factory):
+    """The sample set packed in three shards."""
+    out = tmp_path_factory.mktemp("packed") / "set"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed, "PAIRS_A_SHARD", 3)
+        packed.pack(nyu, out, workers=2)
+    return out
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_both_forms_give_the_same_batches(nyu, made, rank):
+    plain, fast = packed.open_training(nyu), packed.open_training(made)
+    assert (plain.form, fast.form) == ("plain", "packed") and plain.names == fast.names
+    schedule = Schedule(8, 2, seed=4, rank=rank, ranks=2)
+    ours, theirs = (list(TrainingData(source, schedule, 2, dropout_units=5).batches(1, 7)) for source in (fast, plain))
+    assert len(ours) == len(theirs) == 6
+    for batch, expected in zip(ours, theirs, strict=True):
+        for array, wanted in zip(batch, expected, strict=True):
+            np.testing.assert_array_equal(array, wanted)
+    np.testing.assert_array_equal(list(fast.depth_maps(range(8), 1)), list(plain.depth_maps(range(8), 1)))
+    later = list(TrainingData(fast, schedule, 1, dropout_units=5).batches(4, 7))  # a resume inside an epoch
+    np.testing.assert_array_equal(later[0][0], theirs[3][0])
+
+
+def test_a_packed_set_may_be_moved_and_verified(made, tmp_path):
+    moved = shutil.copytree(made, tmp_path / "elsewhere")
+    packed.open_training(moved).verify()
+    shard = moved / "train_001.mindrecord"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match=r"train_001\.mindrecord: damaged"):
+        packed.open_training(moved).verify()
+    shard.write_bytes(content[:-1])
+    with pytest.raises(DataError, match=r"train_001\.mindrecord: missing or not of \d+ bytes"):
+        packed.open_training(moved)
+
+
+def test_another_geometry_is_refused(made, tmp_path):
+    moved = shutil.copytree(made, tmp_path / "old")
+    manifest = json.loads((moved / "manifest.json").read_text())
+    manifest["geometry"]["crop_rows"] = [0, 480]
+    (moved / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"packed with another geometry \(crop_rows\)"):
+        packed.open_training(moved)
+    (moved / "manifest.json").write_text("{}")
+    with pytest.raises(DataError, match="not a manifest"):
+        packed.open_training(moved)
+
+
+def test_a_shard_of_other_content_is_refused(made, tmp_path):
+    """Shards in another order have the right sizes and the wrong rows."""
+    moved = shutil.copytree(made, tmp_path / "mixed")
+    for ending in ("", ".db"):
+        (moved / f"train_000.mindrecord{ending}").rename(moved / "aside")
+        (moved / f"train_001.mindrecord{ending}").rename(moved / f"train_000.mindrecord{ending}")
+        (moved / "aside").rename(moved / f"train_001.mindrecord{ending}")
+    with pytest.raises(DataError, match=r"mixed: "):
+        list(TrainingData(packed.open_training(moved), Schedule(8, 2, seed=4), 1).batches(0, 4))
+
+
+def test_packing_that_was_stopped_is_named_and_done_anew(nyu, tmp_path):
+    broken = shutil.copytree(nyu, tmp_path / "NYU")
+    picture = broken / "Train" / "sample_0002_out" / "3.jpg"
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[:999])
+    with pytest.raises(ImageError, match=r"sample_0002_out/3\.jpg: broken image"):
+        packed.pack(broken, tmp_path / "set", 2)
+    (tmp_path / "set" / "train_000.mindrecord").touch()
+    with pytest.raises(DataError, match="packing was not finished"):
+        packed.open_training(tmp_path / "set")
+    picture.write_bytes(whole)
+    packed.pack(broken, tmp_path / "set", 2)
+    assert packed.open_training(tmp_path / "set").names == PlainPairs(nyu).names
+    with pytest.raises(DataError, match=r"holds manifest\.json; expected an empty or a new folder"):
+        packed.pack(broken, tmp_path / "set", 2)
+
+
+def test_the_commands_pack_and_train_to_the_same_bits(nyu, run, tmp_path):
+    result = run("tools/pack_nyu.py", nyu, "set", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert run("tools/pack_nyu.py", "set", "--verify", cwd=tmp_path).returncode == 0
+    weights = []
+    for data, form in ((nyu, "plain"), ("set", "packed")):
+        result = run("train.py", "--data_url", data, "--stage", "coarse", "--batch_size", 2, "--max_steps", 5,
+                     "--mean_depth_start", "--train_url", form, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert f"{data}, {form} form, 8 pairs" in result.stdout
+        weights.append(checkpoint.load(tmp_path / form / "Ckpt" / "FinalCoarseNet.ckpt").arrays)
+    for name, array in weights[0].items():
+        np.testing.assert_array_equal(array, weights[1][name])
