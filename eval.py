@@ -41,7 +41,7 @@ def evaluate(options):
     coarse, fine = checkpoint.load_coarse(options.coarse_ckpt_model), checkpoint.load_fine(options.fine_ckpt_model)
     predict = stages.predictors(coarse, fine)
     scores = evaluation.score_with_baselines(options.test_data, pairs, predict, options.protocol, options.batch_size,
-                                             device.default_workers())
+                                             cli.default_workers())
     logging.info("%d images, protocol %s\n%s", len(pairs), options.protocol, evaluation.table(scores))
     if options.output_dir:
         checkpoints = {"CoarseNet": str(options.coarse_ckpt_model), "FineNet": str(options.fine_ckpt_model)}

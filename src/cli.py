@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -34,6 +35,11 @@ def positive_float(text):
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return value
+
+
+def default_workers():
+    """Threads for decoding: one a processor that this process may use, at most 8."""
+    return min(8, len(os.sched_getaffinity(0)))
 
 
 def run(main):

@@ -66,38 +66,59 @@ def _split_folder(folder, split):
 
 
 def _match(folder, rgb_by_name, depth_by_name):
-    unpaired = sorted(set(rgb_by_name) ^ set(depth_by_name), key=_natural_key)
+    unpaired = missing_partners(rgb_by_name, depth_by_name)
     if unpaired:
-        def missing(name):
-            return f"{rgb_by_name[name]} has no depth map" if name in rgb_by_name \
-                else f"{depth_by_name[name]} has no RGB image"
         more = f" (and {len(unpaired) - 3} more)" if len(unpaired) > 3 else ""
-        raise DataError("; ".join(missing(name) for name in unpaired[:3]) + more)
+        raise DataError("; ".join(unpaired[:3]) + more)
     if not rgb_by_name:
         raise DataError(f"{folder}: no image pairs; {LAYOUT}")
-    return [Pair(name, rgb_by_name[name], depth_by_name[name]) for name in sorted(rgb_by_name, key=_natural_key)]
+    return matched(rgb_by_name, depth_by_name)
 
 
-def list_train(folder):
-    """The pairs of `folder`/Train by scene and number, in the same order on every machine. Raises DataError."""
-    folder = _split_folder(folder, "Train")
-    files = [path for path in folder.glob("*/*") if not path.name.startswith(".")]
+def missing_partners(rgb_by_name, depth_by_name):
+    """A sentence for each file whose partner is missing."""
+    def missing(name):
+        return f"{rgb_by_name[name]} has no depth map" if name in rgb_by_name \
+            else f"{depth_by_name[name]} has no RGB image"
+
+    return [missing(name) for name in sorted(set(rgb_by_name) ^ set(depth_by_name), key=_natural_key)]
+
+
+def matched(rgb_by_name, depth_by_name):
+    """The Pairs of the names that have both, in natural order."""
+    return [Pair(name, rgb_by_name[name], depth_by_name[name])
+            for name in sorted(set(rgb_by_name) & set(depth_by_name), key=_natural_key)]
+
+
+def train_files(folder):
+    """(RGB by name, depth by name) of `folder`/Train, paired or not. Raises DataError when there is no such folder."""
+    files = [path for path in _split_folder(folder, "Train").glob("*/*") if not path.name.startswith(".")]
 
     def by_name(suffixes):
         return {f"{path.parent.name}/{path.stem}": path for path in files if path.suffix.lower() in suffixes}
 
-    return _match(folder, by_name((".jpg", ".jpeg")), by_name((".png",)))
+    return by_name((".jpg", ".jpeg")), by_name((".png",))
 
 
-def list_test(folder):
-    """The pairs of `folder`/Test by id. Raises DataError."""
+def test_files(folder):
+    """(RGB by id, depth by id) of `folder`/Test, paired or not. Raises DataError when there is no such folder."""
     folder = _split_folder(folder, "Test")
 
     def by_name(ending):
         return {path.name.removesuffix(ending): path for path in folder.glob(f"*{ending}")
                 if not path.name.startswith(".")}
 
-    return _match(folder, by_name("_colors.png"), by_name("_depth.png"))
+    return by_name("_colors.png"), by_name("_depth.png")
+
+
+def list_train(folder):
+    """The pairs of `folder`/Train by scene and number, in the same order on every machine. Raises DataError."""
+    return _match(folder, *train_files(folder))
+
+
+def list_test(folder):
+    """The pairs of `folder`/Test by id. Raises DataError."""
+    return _match(folder, *test_files(folder))
 
 
 def load_test_pair(pair):

@@ -114,8 +114,3 @@ def amp_level(level, target):
     if level != "auto":
         return level
     return "O2" if target == "Ascend" else "O0"
-
-
-def default_workers():
-    """Decoding threads: one a processor that this process may use, at most 8."""
-    return min(8, len(os.sched_getaffinity(0)))

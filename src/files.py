@@ -9,10 +9,10 @@ _PARTIAL = "-partial-"
 
 
 @contextlib.contextmanager
-def replacing(path, mode="w"):
+def replacing(path, mode="w", durable=True):
     """Open a temporary file beside `path`; when the block ends well it takes the name, else it goes.
 
-    It is on disk (fsync) before it takes the name, so that a power cut leaves the old file or the new one.
+    `durable`: it is on disk (fsync) before it takes the name, so that a power cut leaves the old file or the new one.
     """
     path = Path(path)
     descriptor, partial = tempfile.mkstemp(path.suffix, f".{path.stem}{_PARTIAL}", path.parent)
@@ -21,10 +21,12 @@ def replacing(path, mode="w"):
         options = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
         with open(descriptor, mode, **options) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(partial, path)
-        _fsync(path.parent)
+        if durable:
+            _fsync(path.parent)
     finally:
         Path(partial).unlink(missing_ok=True)
 

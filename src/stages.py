@@ -11,7 +11,7 @@ import numpy as np
 
 from src import checkpoint, cli, evaluation
 from src.data_loader import Schedule, TrainingData, list_test
-from src.device import amp_level, default_workers
+from src.device import amp_level
 from src.files import remove_partial, write_text
 from src.metrics import METRICS
 from src.net import COARSE_NETS, FineNet
@@ -32,7 +32,7 @@ def train(options, device, stop):
     source = open_training(options.data_url)
     logger.info("training data: %s, %s form, %d pairs", options.data_url, source.form, len(source.names))
     test_pairs = list_test(options.val_data) if options.val_data else None
-    workers = options.num_parallel_workers or default_workers()
+    workers = options.num_parallel_workers or cli.default_workers()
     validate = partial(_validate, test_pairs, options.batch_size, workers, device) if test_pairs else None
     names = ("coarse", "fine") if options.stage == "all" else (options.stage,)
     stages = [_stage(name, options, device, source.names) for name in names]

@@ -14,20 +14,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("data", type=Path, help="the NYU folder, or with --verify the packed one")
     parser.add_argument("out", type=Path, nargs="?", help="the folder to make: 260 KB a pair, 13 GB for all of NYU")
-    parser.add_argument("--workers", type=cli.positive_int, help="decoding threads (default: one a processor)")
+    parser.add_argument("--workers", type=cli.positive_int, default=cli.default_workers(), help="decoding threads")
     parser.add_argument("--verify", action="store_true", help="compare a packed folder with its checksums instead")
     options = parser.parse_args()
     if options.verify != (options.out is None):
         parser.error("expected DATA OUT, or PACKED --verify")
     from src import packed
-    from src.device import default_workers
 
     if options.verify:
         pairs = packed.PackedPairs(options.data)
         pairs.verify()
         logging.info("%s: %d pairs, every file matches its checksum", options.data, len(pairs.names))
         return 0
-    manifest = packed.pack(options.data, options.out, options.workers or default_workers())
+    manifest = packed.pack(options.data, options.out, options.workers)
     logging.info("%d pairs in %s: train.py --data_url takes it in place of the NYU folder", manifest["pairs"],
                  options.out)
     return 0

@@ -1,0 +1,201 @@
+"""Look at every file of a NYU folder: report what is there, and what is wrong with it."""
+
+import argparse
+import collections
+import hashlib
+import json
+import logging
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from src import cli, data_loader, image
+from src.files import write_text
+
+LOADERS = {"Train": (data_loader.train_files, image.load_train_depth),
+           "Test": (data_loader.test_files, image.load_test_depth)}
+HISTOGRAM_EDGES_M = np.linspace(0, 10, 51)
+PRINTED_PROBLEMS = 20
+SHOWN_PAIRS = 4
+
+
+@dataclass
+class Split:
+    """What is known of Train or Test; `problems` are (kind, sentence)."""
+
+    name: str
+    pairs: list = field(default_factory=list)
+    sizes: collections.Counter = field(default_factory=collections.Counter)
+    low_m: float = np.inf
+    high_m: float = 0.0
+    unmeasured: float = 0.0  # sum over the good pairs of their share of unmeasured pixels
+    histogram: np.ndarray = field(default_factory=lambda: np.zeros(len(HISTOGRAM_EDGES_M) - 1, np.int64))
+    good: list = field(default_factory=list)
+    by_digest: dict = field(default_factory=dict)
+    problems: list = field(default_factory=list)
+
+    def add(self, pair, seen):
+        """Count one inspected pair."""
+        if "problem" in seen:
+            self.problems.append(seen["problem"])
+            return
+        self.good.append(pair)
+        self.sizes[seen["size"]] += 1
+        self.low_m, self.high_m = min(self.low_m, seen["low_m"]), max(self.high_m, seen["high_m"])
+        self.unmeasured += seen["unmeasured"]
+        self.histogram += seen["histogram"]
+        self.by_digest.setdefault(seen["digest"], pair)
+
+    def summary(self):
+        """The split as JSON-able values."""
+        return {
+            "pairs": len(self.pairs), "good_pairs": len(self.good),
+            "scenes": len({pair.name.split("/")[0] for pair in self.pairs}) if self.name == "Train" else None,
+            "sizes": {f"{height}x{width}": count for (height, width), count in self.sizes.most_common()},
+            "depth_bits": 8 if self.name == "Train" else 16,
+            "depth_m": [round(self.low_m, 3), round(self.high_m, 3)] if self.good else None,
+            "unmeasured_share": self.unmeasured / len(self.good) if self.good else None,
+        }
+
+
+def inspect(pair, load_depth):
+    """Open both files of a pair: a dict of what they hold, or of the `problem`."""
+    try:
+        rgb, depth_m = image.load_rgb(pair.rgb), load_depth(pair.depth)
+        image.check_pair(rgb, depth_m, pair.rgb, pair.depth)
+    except image.ImageError as error:
+        kinds = {image.BitDepthError: "bit depth", image.SizeError: "size"}
+        return {"problem": (kinds.get(type(error), "broken file"), str(error))}
+    measured_m = depth_m[depth_m > 0]
+    if not measured_m.size:
+        return {"problem": ("no depth", f"{pair.depth}: no measured pixel")}
+    if load_depth is image.load_test_depth and measured_m.max() <= 0.255:
+        return {"problem": ("unit", f"{pair.depth}: 16-bit, but no pixel is over 255: 8-bit depth in a 16-bit file?")}
+    return {
+        "size": rgb.shape[:2], "low_m": float(measured_m.min()), "high_m": float(measured_m.max()),
+        "unmeasured": 1 - measured_m.size / depth_m.size,
+        "histogram": np.histogram(measured_m[::16], HISTOGRAM_EDGES_M)[0],
+        "digest": hashlib.blake2b(rgb.tobytes(), digest_size=16).digest(),
+    }
+
+
+def check_split(folder, name, workers):
+    """Inspect every pair of one split. A Split."""
+    find, load_depth = LOADERS[name]
+    split = Split(name)
+    try:
+        rgb_by_name, depth_by_name = find(folder)
+    except data_loader.DataError as error:
+        split.problems.append(("missing folder", str(error)))
+        return split
+    split.problems += [("missing partner", text) for text in data_loader.missing_partners(rgb_by_name, depth_by_name)]
+    split.pairs = data_loader.matched(rgb_by_name, depth_by_name)
+    if not split.pairs:
+        split.problems.append(("missing folder", f"{folder}: no pairs in {name}; {data_loader.LAYOUT}"))
+    with ThreadPoolExecutor(workers) as pool, cli.progress(len(split.pairs), f"checking {name}", "pair") as bar:
+        for pair, seen in zip(split.pairs, pool.map(lambda pair: inspect(pair, load_depth), split.pairs), strict=True):
+            split.add(pair, seen)
+            bar.update()
+    return split
+
+
+def check(folder, workers):
+    """Inspect a NYU folder: a dict of split name to Split. Raises DataError when there is no such folder."""
+    if not Path(folder).is_dir():
+        raise data_loader.DataError(f"{folder}: no such folder; {data_loader.LAYOUT}")
+    data_loader.keep_freed_memory()
+    splits = {name: check_split(folder, name, workers) for name in LOADERS}
+    train, test = splits["Train"], splits["Test"]
+    test.problems += [("duplicate", f"{test.by_digest[digest].rgb} is the picture {train.by_digest[digest].rgb}")
+                      for digest in test.by_digest if digest in train.by_digest]
+    return splits
+
+
+def report(splits):
+    """The splits as JSON-able values, problems included."""
+    return {name: {**split.summary(), "problems": [{"kind": kind, "what": text} for kind, text in split.problems]}
+            for name, split in splits.items()}
+
+
+def table(splits):
+    """The splits and the kinds of problem as text."""
+    from tabulate import tabulate
+
+    columns = {name: split.summary() for name, split in splits.items()}
+    kinds = {name: collections.Counter(kind for kind, _ in split.problems) for name, split in splits.items()}
+
+    def row(label, show):
+        return [label, *(show(columns[name]) for name in splits)]
+
+    rows = [
+        row("pairs", lambda s: s["pairs"]), row("scenes", lambda s: s["scenes"] or ""),
+        row("size", lambda s: ", ".join(s["sizes"])), row("depth bits", lambda s: s["depth_bits"]),
+        row("depth, m", lambda s: "{:.2f} to {:.2f}".format(*s["depth_m"]) if s["depth_m"] else ""),
+        row("unmeasured", lambda s: f"{s['unmeasured_share']:.2%}" if s["depth_m"] else ""),
+        *([f"! {kind}", *(kinds[name][kind] or "" for name in splits)]
+          for kind in sorted(set().union(*kinds.values()))),
+    ]
+    return tabulate(rows, ["", *splits], disable_numparse=True)
+
+
+def draw(splits, path):
+    """A picture: some pairs of each split, and the histogram of their depth."""
+    from matplotlib import pyplot as plt
+
+    from src import visual
+
+    figure = plt.figure(figsize=(3 * SHOWN_PAIRS, 11), layout="constrained")
+    *split_figures, bottom = figure.subfigures(3, 1, height_ratios=[4, 4, 3])
+    axis = bottom.subplots()
+    for split, part in zip(splits.values(), split_figures, strict=True):
+        part.suptitle(f"{split.name}: {len(split.pairs)} pairs")
+        shown = split.good[::-(-len(split.good) // SHOWN_PAIRS)] if split.good else []
+        axes = part.subplots(2, SHOWN_PAIRS)
+        for place in axes.flat:
+            place.axis("off")
+        for pair, (top, below) in zip(shown, axes.T, strict=False):
+            top.imshow(image.load_rgb(pair.rgb))
+            top.set_title(pair.name, fontsize=8)
+            depth_m = LOADERS[split.name][1](pair.depth)
+            drawn = below.imshow(np.where(depth_m > 0, depth_m, np.nan), vmin=0, vmax=10)
+        if shown:
+            part.colorbar(drawn, ax=axes.ravel().tolist(), label="m")
+            axis.stairs(split.histogram / split.histogram.sum(), HISTOGRAM_EDGES_M, label=split.name)
+    axis.set(xlabel="depth, m", ylabel="share of the measured pixels", xlim=(0, 10))
+    axis.legend()
+    visual.save_figure(figure, path)
+
+
+def present(splits, output_dir):
+    """Print what was found and write it to `output_dir` (or None); the exit code: 1 when something is wrong."""
+    logging.info("%s", table(splits))
+    problems = [text for split in splits.values() for _, text in split.problems]
+    for text in problems[:PRINTED_PROBLEMS]:
+        logging.info("wrong: %s", text)
+    if len(problems) > PRINTED_PROBLEMS:
+        logging.info("and %d more", len(problems) - PRINTED_PROBLEMS)
+    if output_dir:
+        cli.writable_folder(output_dir)
+        write_text(output_dir / "check.json", json.dumps(report(splits), indent=2) + "\n")
+        draw(splits, output_dir / "check.png")
+        logging.info("report in %s", output_dir)
+    logging.info("%s", f"{len(problems)} problems" if problems else "nothing is wrong")
+    return cli.CHECK_FAILED if problems else 0
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("data", type=Path, help="the NYU folder")
+    parser.add_argument("--output_dir", type=Path, help="write check.json (every problem) and check.png there")
+    parser.add_argument("--workers", type=cli.positive_int, default=cli.default_workers(), help="threads")
+    options = parser.parse_args()
+    return present(check(options.data, options.workers), options.output_dir)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,279 @@
+"""Make the NYU folder that train.py takes from what NYU Depth V2 is distributed as.
+
+--hu: the preprocessed set of Junjie Hu (Revisiting Single Image Depth Estimation), as its zip or unpacked:
+    [nyu_data/]data/nyu2_train/<scene>_out/<n>.jpg + .png, data/nyu2_test/<id>_colors.png + <id>_depth.png; where the
+    lists nyu2_train.csv and nyu2_test.csv are beside them, exactly the pairs that they name.
+--labeled with --splits: the 1,449 labelled images of nyu_depth_v2_labeled.mat: 795 to Train, 654 to Test.
+
+Can be stopped at any time: the same command goes on. Ends with the check of tools/check_nyu.py.
+"""
+
+import argparse
+import contextlib
+import csv
+import io
+import re
+import shutil
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from src import cli, image
+from src.data_loader import DataError
+from src.files import remove_partial, replacing
+from tools import check_nyu
+
+HU_LAYOUT = ("expected data/nyu2_train/<scene>_out/<n>.jpg + .png and data/nyu2_test/<id>_colors.png + <id>_depth.png, "
+             "directly or in nyu_data/")
+_HU_FILE = re.compile(r"(?:^|/)(nyu2_train/[^/]+/\d+\.(?:jpe?g|png)|nyu2_test/[^/]+_(?:colors|depth)\.png)$")
+_HU_LIST = re.compile(r"(?:^|/)nyu2_(?:train|test)\.csv$")
+_TARGET = {"nyu2_train": "Train", "nyu2_test": "Test"}
+
+SPARE_BYTES = 64 << 20
+# What the labelled images come to, rounded up: for the look at the free space.
+LABELED_TRAIN_BYTES, LABELED_TEST_BYTES = 250_000, 1_000_000
+JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file to make: its path below the NYU folder, its size in bytes (known exactly or only estimated), and the
+    function that puts it at a path."""
+
+    target: PurePosixPath
+    size: int
+    exact: bool
+    make: Callable
+
+    def is_done(self, out):
+        """Whether it is there. Files get their name when they are complete."""
+        path = out / self.target
+        return path.is_file() and (not self.exact or path.stat().st_size == self.size)
+
+
+def hu_items(path, link):
+    """The Items of Hu's set, from its zip or folder. Raises DataError."""
+    if zipfile.is_zipfile(path):
+        if link:
+            raise DataError(f"{path}: a zip has no files to link to: leave out --link, or unpack it")
+        files, lists = _zip_files(path)
+    elif Path(path).is_dir():
+        files, lists = _folder_files(Path(path), link)
+    else:
+        raise DataError(f"{path}: no such folder or zip; {HU_LAYOUT}")
+    if not files:
+        raise DataError(f"{path}: no NYU files in it; {HU_LAYOUT}")
+    files = _listed(path, files, lists) if lists else files
+    return [Item(_hu_target(name), 0 if link else size, not link, make)
+            for name, (size, make) in sorted(files.items())]
+
+
+def _hu_target(name):
+    split, *rest = name.split("/")
+    return PurePosixPath(_TARGET[split], *rest).with_suffix(".jpg" if name.endswith(".jpeg") else name[-4:])
+
+
+def _listed(path, files, lists):
+    """The files that the CSV lists name. Raises DataError naming the first that is not there."""
+    names = [match[1] for text in lists for row in csv.reader(io.StringIO(text)) for cell in row
+             if (match := _HU_FILE.search(cell.strip()))]
+    missing = [name for name in names if name not in files]
+    if missing:
+        raise DataError(f"{path}: {missing[0]} is in the CSV list but not there"
+                        + (f" (and {len(missing) - 1} more)" if missing[1:] else ""))
+    return {name: files[name] for name in names}
+
+
+def _folder_files(root, link):
+    bases = [base for base in (root, root / "data", root / "nyu_data", root / "nyu_data" / "data")
+             if (base / "nyu2_train").is_dir() or (base / "nyu2_test").is_dir()]
+    if not bases:
+        return {}, []
+    files = {}
+    for path in (*bases[0].glob("nyu2_train/*/*"), *bases[0].glob("nyu2_test/*")):
+        name = path.relative_to(bases[0]).as_posix()
+        if _HU_FILE.search(name):
+            files[name] = path.stat().st_size, _linker(path.resolve()) if link else _copier(path)
+    return files, [path.read_text(encoding="utf-8-sig") for path in bases[0].glob("nyu2_*.csv")]
+
+
+def _copier(source):
+    def copy(target):
+        with open(source, "rb") as read, replacing(target, "wb", durable=False) as write:
+            shutil.copyfileobj(read, write, 1 << 20)
+
+    return copy
+
+
+def _linker(source):
+    def link(target):
+        target.unlink(missing_ok=True)  # a link of an earlier run to what is no longer there
+        target.symlink_to(source)
+
+    return link
+
+
+def _zip_files(path):
+    archive = zipfile.ZipFile(path)
+    files, lists = {}, []
+    for member in archive.infolist():
+        name = PurePosixPath(member.filename.replace("\\", "/"))
+        if name.is_absolute() or ".." in name.parts or re.match(r"[A-Za-z]:", str(name)):
+            raise DataError(f"{path}: holds {member.filename}, which leaves the target folder: refused")
+        match = _HU_FILE.search(member.filename)
+        if match and "__MACOSX" not in name.parts:
+            if member.file_size > image.MAX_BYTES:
+                raise DataError(f"{path}: {member.filename} is {member.file_size:,} bytes large: refused")
+            files[match[1]] = member.file_size, _extractor(archive, member)
+        elif _HU_LIST.search(member.filename):
+            lists.append(archive.read(member).decode("utf-8-sig"))
+    return files, lists
+
+
+def _extractor(archive, member):
+    def extract(target):
+        try:
+            with archive.open(member) as read, replacing(target, "wb", durable=False) as write:
+                shutil.copyfileobj(read, write, 1 << 20)
+        except (zipfile.BadZipFile, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
+            raise DataError(f"{archive.filename}: {member.filename}: {error}") from error
+
+    return extract
+
+
+@contextlib.contextmanager
+def labeled_items(mat_path, splits_path):
+    """The Items of the labelled images, while the file is open: two for each image. Raises DataError."""
+    import h5py
+
+    try:
+        file = h5py.File(mat_path, rdcc_nbytes=256 << 20)
+    except OSError as error:
+        reason = "no such file" if not Path(mat_path).is_file() else "not a MATLAB 7.3 file, or not all of it"
+        raise DataError(f"{mat_path}: {reason}; expected nyu_depth_v2_labeled.mat (2.8 GB)") from error
+    with file:
+        missing = {"images", "depths", "scenes"} - set(file)
+        if missing:
+            raise DataError(f"{mat_path}: no {', '.join(sorted(missing))} in it; expected nyu_depth_v2_labeled.mat")
+        images, depths, scenes = file["images"], file["depths"], file["scenes"]
+        if images.shape[1:] != (3, 640, 480) or depths.shape != (len(images), 640, 480):
+            raise DataError(f"{mat_path}: images {images.shape} and depths {depths.shape}; expected (N, 3, 640, 480) "
+                            "and (N, 640, 480), as HDF5 sees MATLAB's arrays")
+        is_test = _is_test(splits_path, len(images))
+        yield [item for index in sorted(is_test)
+               for item in (_test_items(images, depths, index) if is_test[index] else
+                            _train_items(images, depths, index, _matlab_text(file, scenes, index)))]
+
+
+def _is_test(path, images):
+    """{0-based index: whether it is of the test split} of splits.mat. Raises DataError."""
+    from scipy.io import loadmat
+
+    try:
+        splits = loadmat(path)
+        train, test = (set((splits[name].ravel().astype(int) - 1).tolist()) for name in ("trainNdxs", "testNdxs"))
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        raise DataError(f"{path}: no trainNdxs and testNdxs; expected NYU's splits.mat") from error
+    if train & test or not train | test <= set(range(images)):
+        raise DataError(f"{path}: overlapping splits, or indices beyond the {images} images")
+    return {index: index in test for index in train | test}
+
+
+def _matlab_text(file, cells, index):
+    return "".join(map(chr, np.ravel(file[np.ravel(cells)[index]])))
+
+
+def _rgb(images, index):
+    return Image.fromarray(np.ascontiguousarray(images[index].transpose(2, 1, 0)))
+
+
+def _train_items(images, depths, index, scene):
+    if not re.fullmatch(r"\w[\w.-]*", scene):
+        raise DataError(f"image {index + 1}: {scene!r} is no scene name")
+    folder = PurePosixPath("Train", f"{scene}_out")
+
+    def save_rgb(path):
+        with replacing(path, "wb", durable=False) as file:
+            _rgb(images, index).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+
+    return [Item(folder / f"{index + 1}.jpg", LABELED_TRAIN_BYTES, False, save_rgb),
+            Item(folder / f"{index + 1}.png", LABELED_TRAIN_BYTES, False,
+                 lambda path: _save_png(path, encode_train(depths[index].T)))]
+
+
+def _test_items(images, depths, index):
+    return [Item(PurePosixPath("Test", f"{index:05d}_colors.png"), LABELED_TEST_BYTES, False,
+                 lambda path: _save_png(path, _rgb(images, index))),
+            Item(PurePosixPath("Test", f"{index:05d}_depth.png"), LABELED_TEST_BYTES, False,
+                 lambda path: _save_png(path, encode_test(depths[index].T)))]
+
+
+def _save_png(path, picture):
+    with replacing(path, "wb", durable=False) as file:
+        picture.save(file, "PNG")
+
+
+def encode_train(depth_m):
+    """Metres -> Train's 8-bit picture: pixel = metres / 10 * 255; what is measured stays above 0."""
+    pixels = np.where(depth_m > 0, np.clip(np.rint(depth_m / 10 * 255), 1, 255), 0)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def encode_test(depth_m):
+    """Metres -> Test's 16-bit picture of millimetres."""
+    return Image.fromarray(np.where(depth_m > 0, np.rint(depth_m * 1000), 0).astype(np.uint16))
+
+
+def make(items, out):
+    """Put every Item that is not there yet below `out`. Raises DataError when other files or a full disk are in the
+    way, before anything is written."""
+    wanted = {str(item.target) for item in items}
+    present = [path for split in ("Train", "Test") for path in (out / split).rglob("*") if not path.is_dir()]
+    for folder in {path.parent for path in present}:
+        remove_partial(folder)
+    other = sorted(str(path) for path in present
+                   if path.relative_to(out).as_posix() not in wanted and not path.name.startswith("."))
+    if other:
+        raise DataError(f"{other[0]}: not of this set; expected an empty folder, or one that this command has begun")
+    left = [item for item in items if not item.is_done(out)]
+    needed = sum(item.size for item in left) + SPARE_BYTES
+    free = shutil.disk_usage(cli.writable_folder(out)).free
+    if needed > free:
+        raise DataError(f"{out}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free")
+    with cli.progress(len(items), "preparing", "file", len(items) - len(left)) as bar:
+        for item in left:
+            path = out / item.target
+            path.parent.mkdir(parents=True, exist_ok=True)
+            item.make(path)
+            bar.update()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="the NYU folder to make, or to go on with")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--hu", type=Path, help="Hu's set: its zip, or the folder it was unpacked into")
+    source.add_argument("--labeled", type=Path, help="nyu_depth_v2_labeled.mat")
+    parser.add_argument("--splits", type=Path, help="with --labeled: splits.mat")
+    parser.add_argument("--link", action="store_true", help="with --hu FOLDER: symbolic links instead of copies")
+    parser.add_argument("--output_dir", type=Path, help="write check.json and check.png there")
+    options = parser.parse_args()
+    if bool(options.labeled) != bool(options.splits) or (options.link and options.labeled):
+        parser.error("expected --hu PATH [--link], or --labeled nyu_depth_v2_labeled.mat --splits splits.mat")
+    if options.hu:
+        make(hu_items(options.hu, options.link), options.out)
+    else:
+        with labeled_items(options.labeled, options.splits) as items:
+            make(items, options.out)
+    return check_nyu.present(check_nyu.check(options.out, cli.default_workers()), options.output_dir)
+
+
+if __name__ == "__main__":
+    cli.run(main)
