@@ -1,7 +1,11 @@
-"""How fast training pairs are fed: this repo's loader beside a plain Pillow-and-float64 pipeline, in the same run."""
+"""How fast training pairs are fed: this repo's two forms beside plain Pillow, each in a process of its own."""
 
 import argparse
+import multiprocessing
+import resource
+import statistics
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,8 +16,10 @@ from PIL import Image, ImageEnhance
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src import cli
-from src.data_loader import PlainPairs, Schedule, TrainingData, list_train
+from src import cli, image
+from src.data_loader import Schedule, TrainingData, augment, keep_freed_memory, list_train
+
+ASCEND_910_PAIRS_PER_S = 680
 
 
 def plain_sample(pair, rng):
@@ -30,6 +36,7 @@ def plain_sample(pair, rng):
 
 
 def plain_batches(pairs, schedule, steps, workers):
+    """Batches of `plain_sample`."""
     rng = np.random.default_rng(0)
     with ThreadPoolExecutor(workers) as pool:
         for step in range(steps):
@@ -38,39 +45,96 @@ def plain_batches(pairs, schedule, steps, workers):
             yield [np.stack(arrays) for arrays in zip(*samples, strict=True)]
 
 
-def pairs_per_second(batches):
-    """Pairs/s after the first batch, which fills the queue."""
-    iterator = iter(batches)
-    next(iterator)
-    began, count = time.perf_counter(), 0
-    for rgb, *_ in iterator:
+def measure(kind, folder, batch_size, workers, pairs):
+    """(pairs/s, processor milliseconds a pair, peak MB of the process) after the first batch, which fills the queue."""
+    from src.packed import open_training
+
+    source = open_training(folder)
+    schedule = Schedule(len(source.names), batch_size, seed=0)
+    if kind == "plain":
+        batches = plain_batches(source.pairs, schedule, 3 + pairs // 8 // batch_size, workers)
+    else:
+        batches = TrainingData(source, schedule, workers).batches(0, 3 + pairs // batch_size)
+    next(batches)
+    began, processor_began, count = time.perf_counter(), time.process_time(), 0
+    for rgb, *_ in batches:
         count += len(rgb)
-    return count / (time.perf_counter() - began)
+    seconds, processor_seconds = time.perf_counter() - began, time.process_time() - processor_began
+    return count / seconds, 1000 * processor_seconds / count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(folder, batch_size, workers, rounds, pairs):
-    """(plain, ours) pairs/s, the median over `rounds` runs of each in turn."""
-    every = list_train(folder)
-    schedule = Schedule(len(every), batch_size, seed=0)
-    steps = max(3, pairs // batch_size)
-    data = TrainingData(PlainPairs(folder), schedule, workers)
-    results = [(pairs_per_second(plain_batches(every, schedule, max(3, steps // 8), workers)),
-                pairs_per_second(data.batches(0, steps))) for _ in range(rounds)]
-    return np.median(results, axis=0)
+def measure_all(pipelines, rounds):
+    """The median of each figure of each pipeline over `rounds`, run in turn, each time in a new process."""
+    results = {name: [] for name in pipelines}
+    with cli.progress(rounds * len(pipelines), "measuring", "run") as bar:
+        for _ in range(rounds):
+            for name, arguments in pipelines.items():
+                with multiprocessing.get_context("spawn").Pool(1) as process:
+                    results[name].append(process.apply(measure, arguments))
+                bar.update()
+    return {name: [statistics.median(column) for column in zip(*runs, strict=True)] for name, runs in results.items()}
+
+
+def steps_of_a_pair(pairs):
+    """{step: microseconds of one thread} of what the files of a pair go through; the packed form needs the last."""
+    keep_freed_memory()
+    seconds = {}
+
+    def timed(step, function, *arguments):
+        began = time.thread_time()
+        result = function(*arguments)
+        seconds.setdefault(step, []).append(time.thread_time() - began)
+        return result
+
+    rgb_out, depth_out = np.empty((3, *image.RGB_SIZE), np.uint8), np.empty((1, *image.DEPTH_SIZE), np.float32)
+    for number, pair in enumerate(pairs):
+        rgb = timed("read and decode RGB (JPEG)", image.load_rgb, pair.rgb)
+        depth_m = timed("read and decode depth (PNG)", image.load_train_depth, pair.depth)
+        rgb = timed("crop and resize RGB", lambda rgb: image.resize(image.crop(rgb), image.RGB_SIZE), rgb)
+        depth_m = timed("crop and resize depth", image.network_depth, depth_m)[0]
+        timed("augment, write into the batch", augment, rgb, depth_m, np.random.default_rng(number), rgb_out, depth_out)
+    return {step: 1e6 * statistics.median(values) for step, values in seconds.items()}
+
+
+def report(results, steps):
+    """Both tables as Markdown."""
+    first = next(iter(results.values()))[0]
+    lines = ["| pipeline | pairs/s | ratio | processor ms a pair | cores for one Ascend 910 | for eight | peak MB |",
+             "|---|---|---|---|---|---|---|"]
+    for name, (rate, milliseconds, megabytes) in results.items():
+        cores = ASCEND_910_PAIRS_PER_S * milliseconds / 1000
+        lines.append(f"| {name} | {rate:.0f} | {rate / first:.1f} | {milliseconds:.2f} | {cores:.1f} | {8 * cores:.0f} "
+                     f"| {megabytes:.0f} |")
+    lines += ["", "| what a pair of files goes through | us |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {step} | {value:.0f} |" for step, value in steps.items())]) + "\n"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("data", type=Path, help="the NYU folder")
+    parser.add_argument("--packed", type=Path, help="the same, packed (default: packed into a temporary folder)")
     parser.add_argument("--batch_size", type=cli.positive_int, default=32)
     parser.add_argument("--workers", type=cli.positive_int, default=2)
     parser.add_argument("--rounds", type=cli.positive_int, default=3)
-    parser.add_argument("--pairs", type=cli.positive_int, default=960, help="pairs a run")
+    parser.add_argument("--pairs", type=cli.positive_int, default=3000, help="pairs a run")
     options = parser.parse_args()
-    plain, ours = measure(options.data, options.batch_size, options.workers, options.rounds, options.pairs)
-    sys.stdout.write("| pipeline | pairs/s | ratio |\n|---|---|---|\n"
-                     f"| plain (Pillow, float64) | {plain:.0f} | 1.0 |\n"
-                     f"| this repo | {ours:.0f} | {ours / plain:.1f} |\n")
+    with tempfile.TemporaryDirectory() as folder:
+        packed_folder = options.packed
+        if packed_folder is None:
+            from src import packed
+
+            packed_folder = Path(folder, "packed")
+            packed.pack(options.data, packed_folder, options.workers)
+        size = options.batch_size
+        results = measure_all({
+            "plain Pillow, float64, one thread": ("plain", options.data, size, 1, options.pairs),
+            f"the same, {options.workers} threads": ("plain", options.data, size, options.workers, options.pairs),
+            f"this repo, files, {options.workers} threads":
+                ("ours", options.data, size, options.workers, options.pairs),
+            f"this repo, packed, {options.workers} threads":
+                ("ours", packed_folder, size, options.workers, 4 * options.pairs),
+        }, options.rounds)
+    sys.stdout.write(report(results, steps_of_a_pair(list_train(options.data)[:200])))
     return 0
 
 
