@@ -233,7 +233,7 @@ class PlainPairs:
         `skip_bad` is all unmeasured."""
         def depth_map(index):
             try:
-                return image.network_depth(image.load_train_depth(self.pairs[index].depth))[0]
+                return _train_target(image.load_train_depth_pixels(self.pairs[index].depth))
             except image.ImageError:
                 if not skip_bad:
                     raise
@@ -327,9 +327,14 @@ def keep_freed_memory():
 
 def load_train_pair(pair):
     """Decoded, cropped and resized: uint8 (228, 304, 3) and float32 metres (55, 74). Raises image.ImageError."""
-    rgb, depth_m = image.load_rgb(pair.rgb), image.load_train_depth(pair.depth)
-    image.check_pair(rgb, depth_m, pair.rgb, pair.depth)
-    return image.resize(image.crop(rgb), image.RGB_SIZE), image.network_depth(depth_m)[0]
+    rgb, depth = image.load_rgb(pair.rgb), image.load_train_depth_pixels(pair.depth)
+    image.check_pair(rgb, depth, pair.rgb, pair.depth)
+    return image.resize(image.crop(rgb), image.RGB_SIZE), _train_target(depth)
+
+
+def _train_target(pixels):
+    """uint8 (H, W) -> metres (55, 74). The unit is changed last, on the small map: the resize is linear."""
+    return image.network_depth(pixels)[0] * image.TRAIN_DEPTH_SCALE
 
 
 def augment(rgb, depth_m, rng, rgb_out, depth_out):

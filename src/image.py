@@ -99,26 +99,33 @@ def load_rgb(path):
 
 
 def _load_depth_pixels(path, bits, trap):
-    _, image = _read(path)
+    content, image = _read(path)
     found = _DEPTH_BITS.get(image.mode)
     if found != bits:
         kind = f"{found}-bit grey" if found else f"mode {image.mode}"
         raise BitDepthError(f"{path}: {kind}, expected {bits}-bit grey depth ({trap})")
-    with _naming(path):
-        image.load()
-    return np.asarray(image).astype(np.float32)
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if image.format == "PNG" else None
+    if pixels is None:  # of another format, or damaged: Pillow says how
+        with _naming(path):
+            image.load()
+        pixels = np.asarray(image)
+    return pixels
+
+
+def load_train_depth_pixels(path):
+    """Read an 8-bit training depth map as uint8 (H, W); times TRAIN_DEPTH_SCALE it is metres, 0 = not measured."""
+    return _load_depth_pixels(path, 8, "Train is 8-bit, metres = pixel / 255 * 10; 16-bit millimetres belong in Test")
 
 
 def load_train_depth(path):
     """Read an 8-bit training depth map as float32 metres (H, W): pixel / 255 * 10, 0 = not measured."""
-    return _load_depth_pixels(path, 8, "Train is 8-bit, metres = pixel / 255 * 10; "
-                                       "16-bit millimetres belong in Test") * TRAIN_DEPTH_SCALE
+    return load_train_depth_pixels(path).astype(np.float32) * TRAIN_DEPTH_SCALE
 
 
 def load_test_depth(path):
     """Read a 16-bit test depth map as float32 metres (H, W): pixel / 1000, 0 = not measured."""
-    return _load_depth_pixels(path, 16, "Test is 16-bit millimetres; "
-                                        "8-bit pixel / 255 * 10 belongs in Train") * TEST_DEPTH_SCALE
+    pixels = _load_depth_pixels(path, 16, "Test is 16-bit millimetres; 8-bit pixel / 255 * 10 belongs in Train")
+    return pixels.astype(np.float32) * TEST_DEPTH_SCALE
 
 
 def crop(array):
@@ -142,13 +149,13 @@ def resize(array, size):
 
 
 def resize_depth(depth_m, size):
-    """Bilinear over the measured pixels only; 0 where less than half of the weight is measured.
+    """Bilinear over the measured pixels only, float32; 0 where less than half of the weight is measured.
 
     Without unmeasured pixels it is `resize`.
     """
-    measured = depth_m > 0
-    if measured.all():
-        return resize(depth_m, size)
+    if depth_m.min() > 0:
+        return resize(depth_m.astype(np.float32, copy=False), size)
+    depth_m, measured = depth_m.astype(np.float32, copy=False), depth_m > 0
     weight = resize(measured.astype(np.float32), size)
     weighted_sum = resize(np.where(measured, depth_m, np.float32(0)), size)
     return np.where(weight >= 0.5, weighted_sum / np.maximum(weight, np.float32(0.5)), np.float32(0))
@@ -161,7 +168,7 @@ def network_rgb(rgb):
 
 
 def network_depth(depth_m):
-    """float32 metres (480, 640) -> float32 metres (1, 55, 74): the target's grid."""
+    """Depth (480, 640) in any unit -> float32 (1, 55, 74) in the same: the target's grid."""
     return resize_depth(crop(depth_m), DEPTH_SIZE)[None]
 
 

@@ -5,6 +5,7 @@ import matplotlib
 import numpy as np
 
 from src import image
+from src.errors import UserError
 from src.files import replacing
 
 matplotlib.use("Agg")
@@ -16,6 +17,38 @@ def save_figure(figure, path):
     with replacing(path, "wb") as file:
         figure.savefig(file, format="png", dpi=110)
     plt.close(figure)
+
+
+def check_colormap(name):
+    """Raise UserError unless matplotlib has a colour map of this name."""
+    if name not in matplotlib.colormaps:
+        raise UserError(f"--colormap {name}: unknown to matplotlib; expected for example viridis, turbo, magma or gray")
+
+
+def colour(depth_m, max_depth, colormap):
+    """Depth (H, W) in metres as uint8 RGB (H, W, 3): the colour map from 0 to `max_depth`, black where not measured."""
+    table = (matplotlib.colormaps[colormap](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
+    rgb = table[(depth_m * (255 / max_depth)).clip(0, 255).astype(np.uint8)]
+    rgb[depth_m <= 0] = 0
+    return rgb
+
+
+def with_scale_bar(rgb, max_depth, colormap):
+    """A picture (H, W, 3) with a bar on its right that tells which colour is how many metres."""
+    height = rgb.shape[0]
+    size = max(height / 480, 0.4)  # of the text and the bar
+    bar = np.full((height, round(96 * size), 3), 255, np.uint8)
+    margin, left, right = round(16 * size), round(8 * size), round(32 * size)
+    rows = np.arange(margin, height - margin)
+    shown_m = max_depth * (1 - (rows - margin) / max(len(rows) - 1, 1))
+    bar[rows, left:right] = colour(np.maximum(shown_m, 1e-6)[:, None], max_depth, colormap)
+    for tick_m in plt.MaxNLocator(5).tick_values(0, max_depth):
+        if 0 <= tick_m <= max_depth:
+            y = round(margin + (1 - tick_m / max_depth) * (len(rows) - 1))
+            cv2.line(bar, (left, y), (right + round(4 * size), y), (0, 0, 0), max(1, round(size)))
+            cv2.putText(bar, f"{tick_m:g} m", (right + round(8 * size), y + round(5 * size)), cv2.FONT_HERSHEY_SIMPLEX,
+                        0.45 * size, (0, 0, 0), max(1, round(size)), cv2.LINE_AA)
+    return np.hstack([rgb, bar])
 
 
 def curves(stages, path):

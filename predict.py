@@ -1,0 +1,95 @@
+"""Predict the depth of pictures and videos, and save it in the forms that are asked for."""
+
+import argparse
+import logging
+from pathlib import Path
+
+from src import cli
+from src.errors import CheckFailed, UserError
+
+
+def parse_args(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--input", nargs="+", required=True, help="pictures, videos, folders of them, or quoted glob patterns")
+    add("--output_dir", type=Path, default=Path("predictions"), help="the folders of the input are kept in it")
+    add("--coarse_ckpt_model", type=Path, default=Path("Model/Ckpt/FinalCoarseNet.ckpt"))
+    add("--fine_ckpt_model", type=Path, default=Path("Model/Ckpt/FinalFineNet.ckpt"))
+    add("--coarse_onnx", type=Path, help="with --fine_onnx: run export.py's ONNX files instead, without MindSpore")
+    add("--fine_onnx", type=Path)
+    add("--save", nargs="+", choices=("color", "png16", "npy", "ply", "side"), default=["color"],
+        help="coloured PNG, 16-bit PNG in mm, float32 metres, point cloud, picture beside coloured depth")
+    add("--colormap", default="viridis", help="a name of matplotlib's")
+    add("--max_depth", type=cli.positive_float, default=10.0, help="metres at the end of the colours")
+    add("--fov", type=cli.positive_float, 
+        help="of the point cloud: degrees that the picture is wide (default: NYU's Kinect)")
+    for name in ("--fx", "--fy", "--cx", "--cy"):
+        add(name, type=float, help="of the point cloud: intrinsics in pixels, all four instead of --fov")
+    add("--batch_size", type=cli.positive_int, default=8)
+    add("--device_target", choices=("auto", "Ascend", "GPU", "CPU"), default="auto")
+    add("--device_id", type=cli.non_negative_int, default=0)
+    add("--overwrite", action="store_true", help="replace outputs that are there already")
+    options = parser.parse_args(arguments)
+    if (options.coarse_onnx is None) != (options.fine_onnx is None):
+        parser.error("--coarse_onnx and --fine_onnx belong together")
+    given = [options.fx, options.fy, options.cx, options.cy]
+    if given.count(None) not in (0, 4) or (options.fov and options.fx is not None):
+        parser.error("expected --fov, or --fx --fy --cx --cy together, or none of them")
+    if options.fov and options.fov >= 180:
+        parser.error(f"--fov {options.fov:g}: expected less than 180 degrees")
+    return options
+
+
+def camera(options):
+    """The function of a picture's (height, width) -> Intrinsics."""
+    from src.pointcloud import Intrinsics
+
+    if options.fov:
+        return lambda height, width: Intrinsics.from_fov(height, width, options.fov)
+    if options.fx is not None:
+        return lambda height, width: Intrinsics(options.fx, options.fy, options.cx, options.cy)
+    return Intrinsics.kinect
+
+
+def predictor(options):
+    from src.predict import DepthPredictor
+
+    if options.coarse_onnx:
+        return DepthPredictor(options.coarse_onnx, options.fine_onnx, options.batch_size)
+    from src import device
+
+    device.select(options.device_target, options.device_id)
+    return DepthPredictor(options.coarse_ckpt_model, options.fine_ckpt_model, options.batch_size)
+
+
+def main():
+    options = parse_args()
+    from src import depth_files, visual
+
+    visual.check_colormap(options.colormap)
+    jobs = depth_files.find(options.input, options.output_dir)
+    kinds = tuple(dict.fromkeys(options.save))
+    existing = [path for job in jobs for path in job.outputs(kinds).values() if path.exists()]
+    if existing and not options.overwrite:
+        raise UserError(f"{existing[0]} is there already: --overwrite replaces it, --output_dir names another folder")
+    cli.writable_folder(options.output_dir)
+    predict = predictor(options)
+    writer = depth_files.Writer(kinds, options.colormap, options.max_depth, camera(options))
+    pictures = [job for job in jobs if not job.is_video]
+    with cli.progress(len(jobs), "predicting", "file") as bar, cli.log_above_progress():
+        failed = depth_files.predict_pictures(pictures, predict, writer, options.batch_size, bar)
+        for job in (job for job in jobs if job.is_video):
+            try:
+                depth_files.predict_video(job, predict, writer, options.batch_size)
+            except depth_files.VideoError as error:
+                logging.warning("skipped: %s", error)
+                failed += 1
+            bar.update()
+    logging.info("%d predicted, in %s", len(jobs) - failed, options.output_dir)
+    if failed:
+        raise CheckFailed(f"{failed} of {len(jobs)} could not be read")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
