@@ -18,7 +18,7 @@ def parse_args(arguments=None):
     add("--batch_size", type=cli.positive_int, default=8)
     add("--protocol", choices=("depthnet", "eigen"), default="depthnet",
         help="depthnet: 55x74, depth clipped to [0.1, 10] m; eigen: the full picture on the usual crop")
-    add("--output_dir", type=Path, help="write metrics.json, per_image.csv and panels.png there")
+    add("--output_dir", type=Path, help="write metrics.json, per_image.csv, panels.png and report.html there")
     return parser.parse_args(arguments)
 
 
@@ -32,7 +32,7 @@ def versions():
 
 
 def evaluate(options):
-    from src import checkpoint, data_loader, device, evaluation, stages, visual
+    from src import checkpoint, data_loader, device, evaluation, report, stages, visual
 
     device.select(options.device_target, options.device_id)
     pairs = data_loader.list_test(options.test_data)
@@ -40,13 +40,16 @@ def evaluate(options):
         cli.writable_folder(options.output_dir)
     coarse, fine = checkpoint.load_coarse(options.coarse_ckpt_model), checkpoint.load_fine(options.fine_ckpt_model)
     predict = stages.predictors(coarse, fine)
+    details = {} if options.output_dir else None
     scores = evaluation.score_with_baselines(options.test_data, pairs, predict, options.protocol, options.batch_size,
-                                             cli.default_workers())
+                                             cli.default_workers(), details)
     logging.info("%d images, protocol %s\n%s", len(pairs), options.protocol, evaluation.table(scores))
     if options.output_dir:
         checkpoints = {"CoarseNet": str(options.coarse_ckpt_model), "FineNet": str(options.fine_ckpt_model)}
         evaluation.write_report(options.output_dir, scores, checkpoints, versions())
-        visual.panels(evaluation.panel_rows(pairs, scores["FineNet"], predict), options.output_dir / "panels.png")
+        panels = evaluation.panel_rows(pairs, scores["FineNet"], predict)
+        visual.save_figure(visual.panels(panels), options.output_dir / "panels.png")
+        report.write(options.output_dir / "report.html", scores, details, panels, checkpoints, versions())
         logging.info("report in %s", options.output_dir)
     logging.info("%s", evaluation.final_lines(scores))
     return 0

@@ -39,6 +39,8 @@ def parse_args(arguments=None):
         help="steps from one resumable checkpoint to the next (default: an epoch)")
     add("--keep_checkpoint_max", type=cli.positive_int, default=3, help="resumable checkpoints kept of each net")
     add("--val_data", type=Path, help="the NYU folder whose Test part is scored after each epoch")
+    add("--tensorboard", action="store_true",
+        help="write losses, rates, metrics and panels of validation images to Log/tensorboard")
     add("--scale_lr", action="store_true", help="multiply the learning rates by the number of devices")
     add("--max_steps", type=cli.positive_int, help="end each stage after so many steps, for trying")
     add("--resume", action="store_true", help="continue the run in --train_url from its newest good state")

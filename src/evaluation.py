@@ -13,6 +13,7 @@ from src.data_loader import PlainPairs, load_test_pair, mean_log_depth, test_bat
 from src.errors import UserError
 from src.files import replacing, write_text
 
+DEPTH_EDGES_M = np.arange(0, 10.5, 0.5)
 BASELINE_PAIRS = 2000  # as many training depth maps, evenly spaced, make the mean-map baseline
 
 
@@ -48,6 +49,38 @@ class Scores:
         return float(np.sqrt(self.squared_error / self.pixels))
 
 
+@dataclass
+class Details:
+    """What the report shows of one net beside its metrics, on the 55x74 grid."""
+
+    cells: np.ndarray = field(default_factory=lambda: np.zeros((2, *image.DEPTH_SIZE)))  # sum of errors, count
+    depths: np.ndarray = field(default_factory=lambda: np.zeros((2, len(DEPTH_EDGES_M) - 1)))
+    medians_m: list = field(default_factory=list)  # (predicted, true) of each image
+
+    def add(self, log_depth, depth_m):
+        """Take in a batch: (N, 1, 55, 74) log depth and target metres."""
+        prediction_m = np.exp(log_depth[:, 0]).clip(*metrics.DEPTH_RANGE_M)
+        for one_m, target_m in zip(prediction_m, depth_m[:, 0], strict=True):
+            measured = target_m > 0
+            if not measured.any():
+                continue
+            target_m = np.where(measured, target_m.clip(*metrics.DEPTH_RANGE_M), 1)
+            error = np.abs(one_m - target_m) / target_m * measured
+            self.cells += error, measured
+            self.depths += [np.histogram(target_m[measured], DEPTH_EDGES_M, weights=weights)[0]
+                            for weights in (error[measured], None)]
+            self.medians_m.append((float(np.median(one_m[measured])), float(np.median(target_m[measured]))))
+
+    def error_by_cell(self):
+        """The mean relative error (55, 74); NaN where nothing was measured."""
+        return self.cells[0] / np.where(self.cells[1], self.cells[1], np.nan)
+
+    def error_by_depth(self):
+        """(edges in metres, mean relative error, share of the cells) of bins of true depth."""
+        errors, counts = self.depths
+        return DEPTH_EDGES_M, errors / np.where(counts, counts, np.nan), counts / counts.sum()
+
+
 def targets(full_depth_m, protocol, pairs):
     """What `protocol` scores against: the 55x74 grid, or the full picture. (N, 1, H, W) metres."""
     if protocol == "depthnet":
@@ -59,11 +92,12 @@ def targets(full_depth_m, protocol, pairs):
     return np.stack(full_depth_m)[:, None]
 
 
-def score(pairs, predict, protocol, batch_size, workers):
+def score(pairs, predict, protocol, batch_size, workers, details=None):
     """Score the test pairs: a dict of net name to Scores.
 
     Args:
         predict: function of RGB (N, 3, 228, 304) -> dict of net name to (N, 1, 55, 74) log depth.
+        details: a dict to fill, net name to Details.
     """
     scores = {}
     with progress(total=len(pairs), desc="scoring", unit="image") as bar:
@@ -71,11 +105,13 @@ def score(pairs, predict, protocol, batch_size, workers):
             depth_m = targets(full_depth_m, protocol, chunk)
             for net, log_depth in predict(rgb).items():
                 scores.setdefault(net, Scores(protocol)).add([pair.name for pair in chunk], log_depth, depth_m)
+                if details is not None:
+                    details.setdefault(net, Details()).add(log_depth, targets(full_depth_m, "depthnet", chunk))
             bar.update(len(chunk))
     return scores
 
 
-def score_with_baselines(folder, pairs, predict, protocol, batch_size, workers):
+def score_with_baselines(folder, pairs, predict, protocol, batch_size, workers, details=None):
     """`score`, and beside the nets the constants that a net must beat: one depth, and where there is a Train
     folder the mean log-depth map of (at most BASELINE_PAIRS) training pairs."""
     baselines = {"constant depth": constant_log_depth(pairs, workers), "mean training map": mean_map(folder, workers)}
@@ -84,7 +120,7 @@ def score_with_baselines(folder, pairs, predict, protocol, batch_size, workers):
     def predict_all(rgb):
         return {**{name: np.stack([log_depth] * len(rgb)) for name, log_depth in baselines.items()}, **predict(rgb)}
 
-    return score(pairs, predict_all, protocol, batch_size, workers)
+    return score(pairs, predict_all, protocol, batch_size, workers, details)
 
 
 def constant_log_depth(pairs, workers):
@@ -137,11 +173,12 @@ def panel_rows(pairs, scores, predict, each=2):
         for index in (int(i) for i in indices if i not in shown):
             shown.add(index)
             title = f"{label}: {pairs[index].name}\nabs_rel {abs_rel[index]:.3f}"
-            rows.append(_panel_row(title, pairs[index], predict))
+            rows.append(panel_row(title, pairs[index], predict))
     return rows
 
 
-def _panel_row(title, pair, predict):
+def panel_row(title, pair, predict):
+    """One row of `visual.panels`; `predict` as in `score`."""
     rgb, full_depth_m = load_test_pair(pair)
     predictions_m = {net: np.exp(log_depth[0, 0]) for net, log_depth in predict(rgb[None]).items()}
     return title, image.load_rgb(pair.rgb), image.network_depth(full_depth_m)[0], predictions_m

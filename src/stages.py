@@ -1,5 +1,6 @@
 """A whole run: CoarseNet's stage, then FineNet's on top of the frozen CoarseNet."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -51,10 +52,20 @@ def train(options, device, stop):
         log = StageLog(folder.log / f"{stage.name}.csv" if device.is_first else None)
         if device.is_first:
             _resume(stage, trainer, log, folder)
+            log.board = _board(stage, trainer.step, folder, test_pairs) if options.tensorboard else None
         trainer.synchronise()
         logger.info("%s net: %d pairs, %d epochs of %d steps of %d, starting at step %d", stage.name,
                     len(source.names), stage.epochs, schedule.steps_per_epoch, options.batch_size, trainer.step)
-        train_stage(stage, trainer, data, folder, log, stop, validate)
+        with contextlib.closing(log.board) if log.board else contextlib.nullcontext():
+            train_stage(stage, trainer, data, folder, log, stop, validate)
+
+
+def _board(stage, step, folder, test_pairs):
+    from src.tensorboard import Board  # tensorboardX is needed for this only
+
+    board = Board(folder.log / "tensorboard", stage.name, step, test_pairs)
+    board.add(step, {"learning_rate": stage.options["learning_rate"]})
+    return board
 
 
 def _save_options(options, folder):

@@ -179,10 +179,10 @@ def _unit_range(rgb):
 
 class StageLog:
     """The stage's CSV file (none where `path` is None), and the sums of the epoch that is running, which travel
-    with the state."""
+    with the state. What goes into the file goes to `board`, a tensorboard.Board, as well."""
 
-    def __init__(self, path):
-        self.path = path
+    def __init__(self, path, board=None):
+        self.path, self.board = path, board
         self.rows = []
         self.sums = {"loss": 0.0, "steps": 0, "overflows": 0}
         self.timings = []
@@ -199,6 +199,8 @@ class StageLog:
         self.rows.append({column: values.get(column, "") for column in CSV_COLUMNS})
         if self.path:
             self._write()
+        if self.board:
+            self.board.add(values["step"], {name: values[name] for name in values if name != "step"})
 
     def _write(self):
         with replacing(self.path) as file:
@@ -310,6 +312,8 @@ def _finish_epoch(stage, trainer, data, log, save, validate):
             overflows=overflows, **{name: f"{value:.6f}" for name, value in scored.items()})
     if log.path:
         draw_curves(log.path.parent)
+    if log.board:
+        log.board.add_panels(trainer.step, trainer.predict)
     if scored:
         save.best(scored["abs_rel"])
 

@@ -1,5 +1,7 @@
 """Pictures: training curves and panels of predictions, as PNG files."""
 
+import io
+
 import cv2
 import matplotlib
 import numpy as np
@@ -12,11 +14,18 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 
+def figure_png(figure):
+    """A figure as the bytes of a PNG file; closes it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
 def save_figure(figure, path):
     """Write a figure as PNG, whole or not at all, and close it."""
     with replacing(path, "wb") as file:
-        figure.savefig(file, format="png", dpi=110)
-    plt.close(figure)
+        file.write(figure_png(figure))
 
 
 def check_colormap(name):
@@ -88,8 +97,8 @@ def _validation_curve(axis, name, rows):
     axis.legend()
 
 
-def panels(rows, path):
-    """One row a picture: RGB, target, prediction of each net, and the last net's relative error.
+def panels(rows):
+    """A figure with one row a picture: RGB, target, prediction of each net, and the last net's relative error.
 
     Args:
         rows: list of (title, rgb uint8 (H, W, 3), target metres (55, 74), dict of net name to metres (55, 74)).
@@ -102,7 +111,7 @@ def panels(rows, path):
         axis.set_title(title, fontsize=10)
     for row_axes, row in zip(axes, rows, strict=True):
         _panel_row(figure, row_axes, *row)
-    save_figure(figure, path)
+    return figure
 
 
 def _panel_row(figure, axes, title, rgb, target_m, predictions_m):
@@ -118,3 +127,43 @@ def _panel_row(figure, axes, title, rgb, target_m, predictions_m):
     figure.colorbar(shown, ax=axes[-1], shrink=0.9)
     for axis in axes:
         axis.set(xticks=[], yticks=[])
+
+
+def error_by_depth(details):
+    """A figure of the mean relative error over true depth. `details`: dict of net name to evaluation.Details."""
+    figure, (axis, shares) = plt.subplots(2, 1, figsize=(7, 5), sharex=True, height_ratios=[3, 1], layout="constrained")
+    for net, one in details.items():
+        edges, error, share = one.error_by_depth()
+        axis.stairs(error, edges, label=net, baseline=None)
+    shares.stairs(share, edges, fill=True, color="0.7")
+    axis.set(ylabel="mean |p - t| / t", title="relative error over true depth")
+    axis.legend()
+    axis.grid(alpha=0.3)
+    shares.set(xlabel="true depth, m", ylabel="share of cells")
+    return figure
+
+
+def error_by_position(details):
+    """A figure of the mean relative error in each of the 55x74 cells, one map a net."""
+    maps = {net: one.error_by_cell() for net, one in details.items()}
+    figure, axes = plt.subplots(1, len(maps), figsize=(4 * len(maps), 3.2), squeeze=False, layout="constrained")
+    high = max(np.nanmax(error) for error in maps.values())
+    for axis, (net, error) in zip(axes[0], maps.items(), strict=True):
+        shown = axis.imshow(error, vmin=0, vmax=high, cmap="magma")
+        axis.set(title=net, xticks=[], yticks=[])
+    figure.colorbar(shown, ax=axes[0].tolist(), label="mean |p - t| / t", shrink=0.9)
+    return figure
+
+
+def medians(details):
+    """A figure of each image's predicted over its true median depth."""
+    figure, axis = plt.subplots(figsize=(5, 5), layout="constrained")
+    for net, one in details.items():
+        predicted, true = np.array(one.medians_m).T
+        axis.plot(true, predicted, "o", ms=4, alpha=0.6, label=net)
+    limits = (0, 1.05 * max(np.max(one.medians_m) for one in details.values()))
+    axis.plot(limits, limits, color="0.6", lw=1)
+    axis.set(xlim=limits, ylim=limits, xlabel="true median, m", ylabel="predicted median, m", aspect="equal",
+             title="how far away each picture is")
+    axis.legend()
+    return figure

@@ -1,0 +1,75 @@
+"""The report of an evaluation as one HTML file that needs no network: tables and pictures."""
+
+import base64
+import html
+
+from src import metrics, visual
+from src.files import write_text
+
+# delta1 delta2 delta3 abs_rel sq_rel rmse rmse_log si
+PUBLISHED = {
+    "mean of the training set": (0.418, 0.711, 0.874, 0.408, 0.581, 1.244, 0.430, 0.304),
+    "paper, coarse": (0.618, 0.891, 0.969, 0.228, 0.223, 0.871, 0.283, 0.221),
+    "paper, coarse + fine": (0.611, 0.887, 0.971, 0.215, 0.212, 0.907, 0.285, 0.219),
+    "model zoo, Ascend 910": (0.618, 0.880, 0.965, 0.228, 0.224, 0.764, 0.272, None),
+}
+PUBLISHED_NOTE = (
+    "Not measured here. The first three rows: Eigen, Puhrsch and Fergus (NIPS 2014), table 1: NYU's 654 test images, "
+    "trained on its full raw set, over the valid pixels of the full picture. The last: the model zoo's DepthNet on the "
+    "same 654 images with protocol depthnet. Compare only what was measured on the same images with the same protocol.")
+
+_PROTOCOLS = {
+    "depthnet": "on the 55x74 grid, prediction and target clipped to [0.1, 10] m, all measured pixels",
+    "eigen": "at 480x640, rows 45..471 and columns 41..601 as far as the nets see them, target within (1e-3, 10) m",
+}
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; margin: 1em 0 } th, td { padding: .3em .8em; text-align: right }
+th:first-child, td:first-child { text-align: left } tr { border-bottom: 1px solid #ddd }
+img { max-width: 100%; display: block } figure { margin: 1.5em 0 } figcaption, .note { color: #666 }
+"""
+
+
+def write(path, scores, details, panel_rows, checkpoints, versions):
+    """Write the report.
+
+    Args:
+        scores, details: dicts of net name to evaluation.Scores and evaluation.Details, baselines included.
+        panel_rows: from evaluation.panel_rows.
+        checkpoints, versions: dicts of text to show.
+    """
+    first = next(iter(scores.values()))
+    nets = {net: details[net] for net in ("mean training map", "CoarseNet", "FineNet") if net in details}
+    parts = [
+        "<h1>Depth evaluation</h1>",
+        f"<p>{len(first.names)} images, {first.pixels:,} pixels; protocol <b>{first.protocol}</b>: "
+        f"{html.escape(_PROTOCOLS[first.protocol])}. Means over the images.</p>",
+        _table({net: one.means() for net, one in scores.items()}),
+        "<p class=note>" + html.escape("; ".join(f"{name} {value}" for name, value in
+                                                 {**checkpoints, **versions}.items())) + "</p>",
+        "<h2>Published</h2>",
+        _table({name: dict(zip(metrics.METRICS, row, strict=True)) for name, row in PUBLISHED.items()}),
+        f"<p class=note>{html.escape(PUBLISHED_NOTE)}</p>",
+        "<h2>Best, median and worst images</h2>",
+        _figure(visual.panels(panel_rows), "by abs_rel of FineNet; the error is cut at 0.5"),
+        "<h2>Where the error is</h2>",
+        _figure(visual.error_by_depth(nets), "how far away the pixels are, and how many of them there are"),
+        _figure(visual.error_by_position(nets), "where in the picture"),
+        _figure(visual.medians(nets), "one point an image: on the line, the scale of the scene is right"),
+    ]
+    write_text(path, "<!doctype html>\n<html lang=en><meta charset=utf-8><title>Depth evaluation</title>"
+                     f"<style>{_STYLE}</style>\n" + "\n".join(parts) + "\n</html>\n")
+
+
+def _table(rows):
+    head = "".join(f"<th>{name}</th>" for name in ("", *metrics.METRICS))
+    body = "".join(f"<tr><td>{html.escape(label)}</td>" + "".join(
+        f"<td>{'' if values[name] is None else format(values[name], '.3f')}</td>" for name in metrics.METRICS) + "</tr>"
+        for label, values in rows.items())
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _figure(figure, caption):
+    picture = base64.b64encode(visual.figure_png(figure)).decode()
+    return (f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{picture}">'
+            f"<figcaption>{html.escape(caption)}</figcaption></figure>")

@@ -1,0 +1,247 @@
+"""Pictures of any size to depth: where it lies, that both runtimes agree, and the command with all its outputs."""
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from plyfile import PlyData
+
+from src import image, metrics, predict
+from src.errors import UserError
+from src.pointcloud import Intrinsics, points
+from src.predict import DepthPredictor
+from tools import make_sample_nyu
+
+
+def red_is_depth(rgb):
+    """A coarse net whose depth is what one can check: 1 m to 9 m by how red the picture is there."""
+    red = [image.resize(one[0], image.DEPTH_SIZE) for one in rgb]
+    return np.log(1 + 8 * np.stack(red)[:, None]).astype(np.float32)
+
+
+def as_it_is(rgb, coarse_log_depth):
+    return coarse_log_depth
+
+
+SIZES = [(480, 640), (1080, 1920), (300, 300), (3000, 4000), (640, 480), (200, 900)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_depth_edges_lie_over_those_of_the_picture(size):
+    """A checkerboard of near and far: every edge comes back within one output cell."""
+    height, width = size
+    rows, columns = np.arange(height)[:, None] * 4 // height, np.arange(width) * 5 // width
+    far = (rows + columns) % 2 == 1
+    rgb = np.where(far[..., None], (255, 0, 0), (0, 0, 255)).astype(np.uint8)
+    depth_m = DepthPredictor(red_is_depth, as_it_is)(rgb)
+    assert depth_m.shape == size and depth_m.dtype == np.float32
+    window = predict.windows(height, width)[0][2:]
+    cell = max(window[0] * 456 / 480 / 55, window[1] * 608 / 640 / 74)
+    near_an_edge = cv2.dilate(cv2.morphologyEx(far.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3))),
+                              np.ones((2 * int(np.ceil(cell)) + 1,) * 2)) > 0
+    border = int(np.ceil(0.03 * max(window)))  # what the nets do not see is continued from what they do
+    inner = (slice(border, height - border), slice(border, width - border))
+    assert (~near_an_edge[inner]).sum() > 0.3 * far[inner].size
+    assert ((depth_m > 5) == far)[inner][~near_an_edge[inner]].all()
+    edges = np.flatnonzero(np.diff((depth_m[height * 3 // 8] > 5).astype(int)))[1:-1] + 1
+    assert np.abs(edges[:, None] - np.arange(1, 5) * width / 5).min(1).max() <= cell
+
+
+def test_a_picture_of_nyu_s_size_gets_what_the_protocol_eigen_scores():
+    rng = np.random.default_rng(0)
+    log_depth = rng.uniform(0, 2, (1, 1, 55, 74)).astype(np.float32)
+    depth_m = DepthPredictor(lambda rgb: log_depth, as_it_is)(rng.integers(0, 256, (480, 640, 3), np.uint8))
+    rows, columns = metrics.VIEW_ROWS, metrics.VIEW_COLUMNS
+    expected = cv2.resize(np.exp(log_depth[0, 0].astype(np.float64)), (608, 456))
+    np.testing.assert_allclose(depth_m[slice(*rows), slice(*columns)], expected, rtol=1e-5)
+    np.testing.assert_allclose(depth_m[0], depth_m[12], rtol=1e-6)  # continued to the border
+    np.testing.assert_allclose(depth_m[:, -1], depth_m[:, 623], rtol=1e-6)
+
+
+def test_the_nets_are_given_what_training_gives_them(nyu):
+    seen = []
+    path = sorted((nyu / "Test").glob("*_colors.png"))[0]
+    DepthPredictor(lambda rgb: seen.append(rgb) or red_is_depth(rgb), as_it_is)(path)
+    np.testing.assert_array_equal(seen[0][0], image.network_rgb(image.load_rgb(path)))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_windows_cover_the_picture(size):
+    covered = np.zeros(size, bool)
+    for top, left, height, width in predict.windows(*size):
+        assert width / height == pytest.approx(4 / 3) and top >= 0 and left >= 0
+        assert top + height <= size[0] + 1e-6 and left + width <= size[1] + 1e-6
+        covered[round(top):round(top + height), round(left):round(left + width)] = True
+    assert covered.all()
+    assert len(predict.windows(480, 640)) == len(predict.windows(427, 561)) == 1
+    assert len(predict.windows(1080, 1920)) == 2
+
+
+def test_predictions_do_not_depend_on_the_batch():
+    rng = np.random.default_rng(1)
+    pictures = [rng.integers(0, 256, (*size, 3), np.uint8) for size in ((300, 300), (480, 640), (200, 600))]
+    together = DepthPredictor(red_is_depth, as_it_is, batch_size=4).predict(pictures)
+    for picture, depth_m in zip(pictures, together, strict=True):
+        np.testing.assert_array_equal(DepthPredictor(red_is_depth, as_it_is, batch_size=1)(picture), depth_m)
+
+
+def room(yaw=0.3, pitch=-0.2):
+    """An empty rendered room: true depth (480, 640), and which of its walls each pixel shows."""
+    rays = make_sample_nyu.camera_rays(yaw, pitch)
+    origin = np.array([1.5, 1.4, 0.5])
+    depth_m, axis = make_sample_nyu.cast_box(origin, rays, np.zeros(3), np.array([4.0, 2.6, 5.0]), inside=True)
+    side = np.take_along_axis(rays, axis[..., None], -1)[..., 0] > 0
+    return depth_m.astype(np.float32), axis * 2 + side
+
+
+def plane_residual(cloud):
+    """Largest distance in metres from the best plane."""
+    centred = cloud.astype(np.float64) - cloud.mean(0, dtype=np.float64)
+    return np.abs(centred @ np.linalg.svd(centred, full_matrices=False)[2][2]).max()
+
+
+def test_walls_of_a_rendered_room_are_flat_and_square(run, tmp_path):
+    depth_m, wall = room()
+    cloud = points(depth_m, Intrinsics.kinect(480, 640))
+    walls = [cloud[(wall == number).ravel()] for number in np.unique(wall)]
+    assert len(walls) >= 4
+    for each in walls:
+        assert plane_residual(each) < 1e-4
+    normals = [np.linalg.svd(each - each.mean(0), full_matrices=False)[2][2] for each in walls]
+    angles = np.abs(np.array(normals) @ np.array(normals).T)
+    np.testing.assert_allclose(angles, np.round(angles), atol=1e-3)  # parallel or at right angles
+    bent = points(depth_m, Intrinsics.from_fov(480, 640, 90))  # with other intrinsics the walls still lie flat,
+    assert plane_residual(bent[(wall == wall[240, 320]).ravel()]) < 1e-4  # but no longer at right angles
+    bent_normals = [np.linalg.svd(bent[(wall == n).ravel()][::50] - bent[(wall == n).ravel()].mean(0))[2][2]
+                    for n in np.unique(wall)]
+    angles = np.abs(np.array(bent_normals) @ np.array(bent_normals).T)
+    assert np.abs(angles - np.round(angles)).max() > 0.1
+
+
+def test_field_of_view_gives_the_focal_length():
+    camera = Intrinsics.from_fov(480, 640, 90)
+    assert camera.fx == pytest.approx(320) and camera.fy == camera.fx and (camera.cx, camera.cy) == (319.5, 239.5)
+    double = Intrinsics.kinect(960, 1280)
+    assert double.fx == pytest.approx(2 * 518.86)
+    assert double.cx + 0.5 == pytest.approx(2 * (325.58 + 0.5))  # the same ray, half-pixel centres
+
+
+@pytest.fixture(scope="module")
+def onnx(trained, run):
+    for net in ("coarse", "fine"):
+        result = run("export.py", "--coarse_or_fine", net, "--file_format", "ONNX", cwd=trained)
+        assert result.returncode == 0, result.stderr
+    return trained / "Model" / "ONNX" / "FinalCoarseNet.onnx", trained / "Model" / "ONNX" / "FinalFineNet.onnx"
+
+
+def test_both_runtimes_predict_the_same(trained, onnx, nyu):
+    checkpoints = [trained / "Model" / "Ckpt" / f"Final{net}Net.ckpt" for net in ("Coarse", "Fine")]
+    pictures = [image.load_rgb(path) for path in sorted((nyu / "Test").glob("*_colors.png"))]
+    for ours, theirs in zip(DepthPredictor(*checkpoints).predict(pictures), DepthPredictor(*onnx).predict(pictures),
+                            strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_swapped_or_missing_nets_are_named(onnx, tmp_path):
+    with pytest.raises(UserError, match="takes rgb, coarse_log_depth, but the coarse net takes rgb"):
+        DepthPredictor(onnx[1], onnx[0])
+    with pytest.raises(UserError, match=r"absent\.onnx: no such file"):
+        DepthPredictor(tmp_path / "absent.onnx", onnx[1])
+    (tmp_path / "broken.onnx").write_bytes(b"no")
+    with pytest.raises(UserError, match=r"broken\.onnx: not a readable ONNX file"):
+        DepthPredictor(tmp_path / "broken.onnx", onnx[1])
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of pictures in folders, one of them broken, and a video."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(5)
+    for name, size in (("a.jpg", (300, 420)), ("inner/b.png", (480, 640)), ("inner/b.jpg", (120, 90))):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(cv2.GaussianBlur(rng.integers(0, 256, (*size, 3), np.uint8), (9, 9), 0)).save(path)
+    (folder / "inner" / "broken.jpg").write_bytes((folder / "a.jpg").read_bytes()[:700])
+    (folder / "notes.txt").write_text("not a picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def without_mindspore(tmp_path_factory):
+    """A PYTHONPATH on which importing MindSpore fails."""
+    folder = tmp_path_factory.mktemp("path")
+    (folder / "mindspore.py").write_text("raise ImportError('no MindSpore here')\n")
+    return str(folder)
+
+
+def test_the_command_on_a_folder_without_mindspore(pictures, onnx, run, without_mindspore, tmp_path):
+    arguments = ["--coarse_onnx", onnx[0], "--fine_onnx", onnx[1], "--output_dir", "out",
+                 "--save", "color", "png16", "npy", "ply", "side"]
+    result = run("predict.py", "--input", pictures, *arguments, cwd=tmp_path, PYTHONPATH=without_mindspore)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "inner/broken.jpg: broken image" in result.stdout and "1 of 4 could not be read" in result.stderr
+    out = tmp_path / "out"
+    made = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert made == {f"{name}{ending}" for name in ("a", "inner/b_png", "inner/b_jpg")
+                    for ending in ("_depth.png", "_depth16.png", "_depth.npy", ".ply", "_side.png")}
+    rgb, depth_m = image.load_rgb(pictures / "a.jpg"), np.load(out / "a_depth.npy")
+    assert depth_m.shape == (300, 420) and depth_m.dtype == np.float32
+    np.testing.assert_allclose(depth_m, DepthPredictor(*onnx)(rgb), rtol=1e-6)
+    millimetres = cv2.imread(str(out / "a_depth16.png"), cv2.IMREAD_UNCHANGED)
+    assert millimetres.dtype == np.uint16 and np.abs(millimetres / 1000 - depth_m).max() <= 0.00051
+    coloured, side = image.load_rgb(out / "a_depth.png"), image.load_rgb(out / "a_side.png")
+    np.testing.assert_array_equal(side[:, :420], rgb)
+    np.testing.assert_array_equal(side[:, 420:], coloured)
+    assert (np.ptp(coloured[:, 440:], axis=(0, 1)) > 100).all()  # the scale bar
+    vertices = PlyData.read(out / "a.ply")["vertex"]
+    assert len(vertices) == depth_m.size
+    np.testing.assert_allclose(vertices["z"], depth_m.ravel())
+    np.testing.assert_array_equal(np.stack([vertices[c] for c in ("red", "green", "blue")], 1), rgb.reshape(-1, 3))
+    camera = Intrinsics.kinect(300, 420)
+    np.testing.assert_allclose(camera.fx * vertices["x"] / vertices["z"] + camera.cx, np.tile(np.arange(420), 300),
+                               atol=1e-2)
+    again = run("predict.py", "--input", pictures / "a.jpg", *arguments, cwd=tmp_path)
+    assert again.returncode == 2 and "out/a_depth.png is there already: --overwrite" in again.stderr
+    again = run("predict.py", "--input", str(pictures / "*.jpg"), *arguments, "--overwrite", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+
+
+def test_the_command_on_a_video_and_with_checkpoints(pictures, trained, run, tmp_path):
+    path = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 12, (160, 120))
+    for level in range(5):
+        writer.write(np.full((120, 160, 3), 50 * level, np.uint8))
+    writer.release()
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    checkpoints = [trained / "Model" / "Ckpt" / f"Final{net}Net.ckpt" for net in ("Coarse", "Fine")]
+    result = run("predict.py", "--input", path, tmp_path / "broken.mp4", "--coarse_ckpt_model", checkpoints[0],
+                 "--fine_ckpt_model", checkpoints[1], "--save", "side", "npy", "--batch_size", 2, cwd=tmp_path)
+    assert result.returncode == 1 and "broken.mp4: not a readable video" in result.stdout, result.stdout + result.stderr
+    video = cv2.VideoCapture(str(tmp_path / "predictions" / "clip_side.mp4"))
+    assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 5 and video.get(cv2.CAP_PROP_FPS) == 12
+    assert video.get(cv2.CAP_PROP_FRAME_HEIGHT) == 120 and video.get(cv2.CAP_PROP_FRAME_WIDTH) > 320
+    frames = sorted((tmp_path / "predictions" / "clip_frames").glob("*.npy"))
+    assert [path.name for path in frames] == [f"{number:06d}_depth.npy" for number in range(5)]
+    assert not list((tmp_path / "predictions").glob(".*"))
+
+
+@pytest.mark.parametrize(("arguments", "text"), [
+    (["--input", "absent.jpg"], "absent.jpg: no picture or video"),
+    (["--input", ".", "--colormap", "rainbows"], "rainbows: unknown to matplotlib"),
+    (["--input", ".", "--coarse_onnx", "a.onnx"], "belong together"),
+    (["--input", ".", "--fx", "500"], "--fx --fy --cx --cy together"),
+    (["--input", ".", "--fov", "190"], "less than 180"),
+])
+def test_mistakes_get_one_line(run, tmp_path, arguments, text):
+    result = run("predict.py", *arguments, cwd=tmp_path)
+    assert result.returncode == 2 and text in result.stderr and "Traceback" not in result.stderr
+
+
+def test_depth_maps_of_a_nyu_folder_are_no_pictures(nyu, tmp_path):
+    from src import depth_files
+
+    jobs = depth_files.find([nyu], tmp_path)
+    assert len(jobs) == 12 and {job.source.suffix for job in jobs} == {".jpg", ".png"}
+    assert not [job for job in jobs if "_depth" in job.source.name]
+    assert {job.target.relative_to(tmp_path).as_posix() for job in jobs} >= {"Train/sample_0001_out/1",
+                                                                              "Test/00000_colors"}

@@ -1,0 +1,90 @@
+"""What the evaluation shows beside its numbers: the HTML report, and TensorBoard's events while training."""
+
+import base64
+import html.parser
+import json
+import re
+
+import cv2
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from src import evaluation
+
+
+def test_details_are_means_over_measured_cells():
+    rng = np.random.default_rng(0)
+    true_m = rng.uniform(0.5, 9.9, (6, 1, 55, 74)).astype(np.float32)
+    true_m[rng.random(true_m.shape) < 0.2] = 0
+    true_m[:, 0, 0, 0] = 0
+    predicted_m = rng.uniform(0.5, 9, true_m.shape).astype(np.float32)
+    details = evaluation.Details()
+    details.add(np.log(predicted_m[:4]), true_m[:4])
+    details.add(np.log(predicted_m[4:]), true_m[4:])
+    error = np.where(true_m > 0, np.abs(predicted_m - true_m) / np.where(true_m > 0, true_m, 1), np.nan)
+    np.testing.assert_allclose(details.error_by_cell()[0, 1:], np.nanmean(error[:, 0, 0, 1:], 0), rtol=1e-5)
+    assert np.isnan(details.error_by_cell()[0, 0])
+    edges, by_depth, share = details.error_by_depth()
+    near = (true_m >= 1.0) & (true_m < 1.5)
+    assert by_depth[np.flatnonzero(edges == 1.0)[0]] == pytest.approx(error[near].mean(), rel=1e-5)
+    assert share.sum() == pytest.approx(1)
+    assert details.medians_m[2] == pytest.approx((np.median(predicted_m[2][true_m[2] > 0]),
+                                                  np.median(true_m[2][true_m[2] > 0])), rel=1e-5)
+
+
+class Page(html.parser.HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.pictures, self.cells, self.outside = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        for name, value in attributes:
+            if name == "src" and value.startswith("data:image/png;base64,"):
+                self.pictures.append(base64.b64decode(value.partition(",")[2]))
+            elif name in ("src", "href"):
+                self.outside.append(value)
+
+    def handle_data(self, data):
+        self.cells.append(data.strip())
+
+
+def test_the_report_is_one_file_with_the_numbers_and_pictures(nyu, run, trained, tmp_path):
+    checkpoints = [trained / "Model" / "Ckpt" / f"Final{net}Net.ckpt" for net in ("Coarse", "Fine")]
+    result = run("eval.py", "--test_data", nyu, "--coarse_ckpt_model", checkpoints[0], "--fine_ckpt_model",
+                 checkpoints[1], "--protocol", "eigen", "--output_dir", "report", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    text = (tmp_path / "report" / "report.html").read_text()
+    page = Page(text)
+    assert not page.outside and "http" not in re.sub(r"base64,[^\"]*", "", text)
+    assert len(page.pictures) == 4
+    for picture in page.pictures:
+        decoded = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)
+        assert min(decoded.shape[:2]) > 300 and decoded.std() > 10
+    metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())["metrics"]
+    for net in ("constant depth", "mean training map", "CoarseNet", "FineNet"):
+        row = page.cells.index(net) + 1
+        assert page.cells[row:row + 8] == [f"{metrics[net][name]:.3f}" for name in (
+            "delta1", "delta2", "delta3", "abs_rel", "sq_rel", "rmse", "rmse_log", "si")]
+    assert any("rows 45..471" in cell for cell in page.cells)
+
+
+def test_tensorboard_gets_losses_rates_metrics_and_panels(nyu, run, tmp_path):
+    arguments = ["--data_url", nyu, "--val_data", nyu, "--coarse_net", "paper", "--batch_size", 2, "--stage", "coarse",
+                 "--tensorboard"]
+    for more in (["--epochs_coarse", 1], ["--epochs_coarse", 2, "--resume"]):
+        result = run("train.py", *arguments, *more, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    events = EventAccumulator(str(tmp_path / "Model" / "Log" / "tensorboard" / "coarse"), {"images": 0, "scalars": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert {f"coarse/{name}" for name in ("loss", "mean_loss", "images_per_s", "learning_rate", "abs_rel", "delta1")} \
+        <= set(tags["scalars"])
+    assert [event.step for event in events.Scalars("coarse/abs_rel")] == [4, 8]
+    rows = (tmp_path / "Model" / "Log" / "coarse.csv").read_text().splitlines()
+    logged = [line.split(",")[rows[0].split(",").index("mean_loss")] for line in rows[1:]]
+    assert [event.value for event in events.Scalars("coarse/mean_loss")] == pytest.approx(
+        [float(value) for value in logged if value], rel=1e-6)
+    picture = cv2.imdecode(np.frombuffer(events.Images("coarse/panels")[-1].encoded_image_string, np.uint8), 1)
+    assert min(picture.shape[:2]) > 400 and picture.std() > 10
