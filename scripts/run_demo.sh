@@ -21,8 +21,10 @@ fi
 
 checkpoints=$demo/Model/Ckpt models=$demo/Model/MindIR
 "$VENV_PYTHON" "$ROOT/train.py" --data_url "$data" --val_data "$data" --train_url "$demo/Model" --overwrite \
-    --batch_size 4 --max_steps 60 --learning_rate_fine 1e-3
+    --batch_size 4 --max_steps 60 --mean_depth_start --learning_rate_coarse 3e-5 --learning_rate_fine 1e-3
 "$VENV_PYTHON" "$ROOT/eval.py" --test_data "$data" --output_dir "$demo/report" \
+    --coarse_ckpt_model "$checkpoints/FinalCoarseNet.ckpt" --fine_ckpt_model "$checkpoints/FinalFineNet.ckpt"
+"$VENV_PYTHON" "$ROOT/predict.py" --input "$data/Test" --output_dir "$demo/predictions" --save side --overwrite \
     --coarse_ckpt_model "$checkpoints/FinalCoarseNet.ckpt" --fine_ckpt_model "$checkpoints/FinalFineNet.ckpt"
 
 if command -v cmake c++ >/dev/null && [[ -e /usr/include/gflags/gflags.h ]]; then
@@ -37,4 +39,5 @@ else
     echo "no C++ inference: it needs cmake, a C++ compiler and gflags (on Debian: apt install cmake g++ libgflags-dev)"
 fi
 echo "curves:      $demo/Model/Log/curves.png"
-echo "predictions: $demo/report/panels.png"
+echo "report:      $demo/report/report.html"
+echo "predictions: $demo/report/panels.png and $demo/predictions"

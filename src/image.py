@@ -105,7 +105,7 @@ def _load_depth_pixels(path, bits, trap):
         kind = f"{found}-bit grey" if found else f"mode {image.mode}"
         raise BitDepthError(f"{path}: {kind}, expected {bits}-bit grey depth ({trap})")
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if image.format == "PNG" else None
-    if pixels is None:  # of another format, or damaged: Pillow says how
+    if pixels is None or pixels.ndim != 2:  # of another format, with a transparent colour, or damaged: Pillow says how
         with _naming(path):
             image.load()
         pixels = np.asarray(image)

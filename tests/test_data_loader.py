@@ -236,3 +236,16 @@ def test_more_than_one_percent_of_bad_samples_stop_the_run(hundred, tmp_path):
         fed_samples(folder)
     with pytest.raises(image.ImageError, match=r"\.jpg: broken image"):
         fed_samples(folder, skip_bad=False)
+
+
+def test_the_command_stops_at_a_broken_picture_or_skips_it(hundred, run, tmp_path):
+    folder = shutil.copytree(hundred, tmp_path / "NYU")
+    break_pictures(folder, 1)
+    arguments = ["--data_url", folder, "--stage", "coarse", "--coarse_net", "paper", "--batch_size", 8,
+                 "--epochs_coarse", 1, "--mean_depth_start"]
+    stopped = run("train.py", *arguments, "--train_url", "stopped", cwd=tmp_path)
+    assert stopped.returncode == 2 and "one_out/0.jpg: broken image" in stopped.stderr
+    skipped = run("train.py", *arguments, "--train_url", "skipped", "--bad_samples", "skip", cwd=tmp_path)
+    assert skipped.returncode == 0, skipped.stderr
+    assert skipped.stdout.count("bad sample, replaced by another:") == 1
+    assert "bad samples: 1" in skipped.stdout

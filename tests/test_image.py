@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from src import image
 
@@ -130,3 +130,37 @@ def test_a_pair_of_two_sizes_is_refused():
         image.check_pair(np.zeros((480, 640, 3), np.uint8), np.zeros((240, 320)), "a.jpg", "a.png")
     with pytest.raises(image.ImageError, match=r"a\.jpg: size 427x561"):
         image.check_pair(np.zeros((427, 561, 3), np.uint8), np.zeros((427, 561)), "a.jpg", "a.png")
+
+
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0, "quality": 97}, {"progressive": True}, {"mode": "L"},
+                                     {"mode": "CMYK"}, {"orientation": 6}])
+def test_jpeg_is_read_as_pillow_reads_it(tmp_path, options):
+    """Whichever library decodes it: the variants that OpenCV is given, and those that it is not."""
+    options, path = dict(options), tmp_path / "picture.jpg"
+    rng = np.random.default_rng(3)
+    rgb = cv2.GaussianBlur(rng.integers(0, 256, (240, 320, 3), np.uint8), (7, 7), 0)
+    saved = Image.fromarray(rgb).convert(options.pop("mode", "RGB"))
+    exif = Image.Exif()
+    if "orientation" in options:
+        exif[0x0112] = options.pop("orientation")
+    saved.save(path, exif=exif, **options)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+    np.testing.assert_array_equal(image.load_rgb(path), expected)
+
+
+def test_a_depth_map_with_a_transparent_colour_is_read_as_it_is(tmp_path):
+    pixels = np.arange(480 * 640).reshape(480, 640).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "depth.png", transparency=7)
+    np.testing.assert_array_equal(image.load_train_depth_pixels(tmp_path / "depth.png"), pixels)
+
+
+def test_a_broken_depth_map_is_named(tmp_path):
+    path = tmp_path / "depth.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (480, 640), np.uint8)).save(path)
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 255
+    for content in (whole[:-40], whole[:1000], bytes(flipped)):
+        path.write_bytes(content)
+        with pytest.raises(image.ImageError, match=r"depth\.png: broken image"):
+            image.load_train_depth(path)

@@ -1,0 +1,81 @@
+"""Make the pictures of the README from a NYU folder and two trained nets: predictions beside the truth, as depth maps
+and as point clouds."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from src import cli, image
+from src.data_loader import list_test
+
+COLUMNS = 6
+
+
+def strip(pairs, predictor):
+    """A figure with a column a pair: the picture, its true depth, the predicted depth, in one scale of metres."""
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(3, len(pairs), figsize=(2 * len(pairs), 4.5), layout="constrained", squeeze=False)
+    for column, pair in zip(axes.T, pairs, strict=True):
+        rgb, true_m = image.load_rgb(pair.rgb), image.load_test_depth(pair.depth)
+        column[0].imshow(cv2.resize(rgb, (320, 240), interpolation=cv2.INTER_AREA))
+        for axis, depth_m in zip(column[1:], (np.where(true_m > 0, true_m, np.nan), predictor(rgb)), strict=True):
+            shown = axis.imshow(depth_m[::2, ::2], vmin=0, vmax=8, cmap="viridis")
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    for axis, label in zip(axes[:, 0], ("picture", "true depth", "predicted"), strict=True):
+        axis.set_ylabel(label)
+    figure.colorbar(shown, ax=axes[1:].ravel().tolist(), label="m")
+    return figure
+
+
+def clouds(pair, predictor):
+    """A figure of one pair's point cloud, true and predicted, seen in perspective and from above."""
+    from matplotlib import pyplot as plt
+
+    from src.pointcloud import Intrinsics, points
+
+    rgb, true_m = image.load_rgb(pair.rgb), image.load_test_depth(pair.depth)
+    figure = plt.figure(figsize=(10, 7), layout="constrained")
+    for column, (title, depth_m) in enumerate((("true depth", true_m), ("predicted depth", predictor(rgb)))):
+        cloud = points(depth_m, Intrinsics.kinect(*depth_m.shape)).reshape(*depth_m.shape, 3)[::4, ::4].reshape(-1, 3)
+        colours = rgb[::4, ::4].reshape(-1, 3) / 255
+        axis = figure.add_subplot(2, 2, column + 1, projection="3d")
+        axis.scatter(cloud[:, 0], cloud[:, 2], -cloud[:, 1], c=colours, s=2)
+        axis.view_init(20, -70)
+        axis.set_box_aspect(np.ptp(cloud[:, [0, 2, 1]], axis=0))
+        axis.set(title=title)
+        axis = figure.add_subplot(2, 2, column + 3)
+        axis.scatter(cloud[:, 0], cloud[:, 2], c=colours, s=1)
+        axis.set(xlabel="right, m", ylabel="forward, m", aspect="equal", title="from above")
+    return figure
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("data", type=Path, help="the NYU folder whose Test part is shown")
+    parser.add_argument("--coarse_ckpt_model", type=Path, default=Path("Model/Ckpt/FinalCoarseNet.ckpt"))
+    parser.add_argument("--fine_ckpt_model", type=Path, default=Path("Model/Ckpt/FinalFineNet.ckpt"))
+    parser.add_argument("--output_dir", type=Path, default=Path("docs"))
+    options = parser.parse_args()
+    pairs = list_test(options.data)
+    from src import device, visual
+    from src.predict import DepthPredictor
+
+    device.select("CPU")
+    predictor = DepthPredictor(options.coarse_ckpt_model, options.fine_ckpt_model)
+    cli.writable_folder(options.output_dir)
+    visual.save_figure(strip(pairs[::-(-len(pairs) // COLUMNS)], predictor), options.output_dir / "predictions.png")
+    visual.save_figure(clouds(pairs[0], predictor), options.output_dir / "pointcloud.png")
+    logging.info("predictions.png and pointcloud.png in %s", options.output_dir)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
