@@ -245,3 +245,13 @@ def test_depth_maps_of_a_nyu_folder_are_no_pictures(nyu, tmp_path):
     assert not [job for job in jobs if "_depth" in job.source.name]
     assert {job.target.relative_to(tmp_path).as_posix() for job in jobs} >= {"Train/sample_0001_out/1",
                                                                               "Test/00000_colors"}
+
+
+def test_the_pictures_of_the_readme_are_made(nyu, trained, run, tmp_path):
+    checkpoints = [trained / "Model" / "Ckpt" / f"Final{net}Net.ckpt" for net in ("Coarse", "Fine")]
+    result = run("tools/make_pictures.py", nyu, "--coarse_ckpt_model", checkpoints[0], "--fine_ckpt_model",
+                 checkpoints[1], cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    for name in ("predictions.png", "pointcloud.png"):
+        picture = cv2.imread(str(tmp_path / "docs" / name))
+        assert picture.shape[1] > 600 and picture.std() > 10

@@ -42,17 +42,20 @@ def clouds(pair, predictor):
     from src.pointcloud import Intrinsics, points
 
     rgb, true_m = image.load_rgb(pair.rgb), image.load_test_depth(pair.depth)
-    figure = plt.figure(figsize=(10, 7), layout="constrained")
+    figure = plt.figure(figsize=(8, 6), layout="constrained")
+    from_above = None
     for column, (title, depth_m) in enumerate((("true depth", true_m), ("predicted depth", predictor(rgb)))):
-        cloud = points(depth_m, Intrinsics.kinect(*depth_m.shape)).reshape(*depth_m.shape, 3)[::4, ::4].reshape(-1, 3)
-        colours = rgb[::4, ::4].reshape(-1, 3) / 255
+        cloud = points(depth_m, Intrinsics.kinect(*depth_m.shape)).reshape(*depth_m.shape, 3)[::6, ::6].reshape(-1, 3)
+        colours = rgb[::6, ::6].reshape(-1, 3) / 255
         axis = figure.add_subplot(2, 2, column + 1, projection="3d")
-        axis.scatter(cloud[:, 0], cloud[:, 2], -cloud[:, 1], c=colours, s=2)
+        axis.scatter(cloud[:, 0], cloud[:, 2], -cloud[:, 1], c=colours, s=4)
         axis.view_init(20, -70)
+        axis.locator_params(nbins=4)
+        axis.tick_params(labelsize=7)
         axis.set_box_aspect(np.ptp(cloud[:, [0, 2, 1]], axis=0))
         axis.set(title=title)
-        axis = figure.add_subplot(2, 2, column + 3)
-        axis.scatter(cloud[:, 0], cloud[:, 2], c=colours, s=1)
+        from_above = axis = figure.add_subplot(2, 2, column + 3, sharex=from_above, sharey=from_above)
+        axis.scatter(cloud[:, 0], cloud[:, 2], c=colours, s=2)
         axis.set(xlabel="right, m", ylabel="forward, m", aspect="equal", title="from above")
     return figure
 
