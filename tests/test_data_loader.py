@@ -249,3 +249,21 @@ def test_the_command_stops_at_a_broken_picture_or_skips_it(hundred, run, tmp_pat
     assert skipped.returncode == 0, skipped.stderr
     assert skipped.stdout.count("bad sample, replaced by another:") == 1
     assert "bad samples: 1" in skipped.stdout
+
+
+def test_a_depth_map_is_decoded_once_as_far_as_targets_are_kept(nyu, tmp_path, monkeypatch):
+    folder = shutil.copytree(nyu, tmp_path / "NYU")
+    schedule = Schedule(8, 4, seed=1)
+    expected = list(TrainingData(PlainPairs(nyu), schedule).batches(2, 4))
+    data = TrainingData(PlainPairs(folder), schedule)
+    list(data.batches(0, 2))
+    monkeypatch.setattr(data_loader, "KEPT_TARGETS", 7)
+    forgetful = TrainingData(PlainPairs(folder), schedule, workers=1)
+    list(forgetful.batches(0, 2))
+    for path in (folder / "Train").glob("*/*.png"):
+        path.unlink()
+    for ours, theirs in zip(data.batches(2, 4), expected, strict=True):
+        for array, wanted in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(array, wanted)
+    with pytest.raises(image.ImageError, match="no such file"):
+        list(forgetful.batches(2, 4))
