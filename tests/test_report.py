@@ -70,21 +70,21 @@ def test_the_report_is_one_file_with_the_numbers_and_pictures(nyu, run, trained,
     assert any("rows 45..471" in cell for cell in page.cells)
 
 
-def test_tensorboard_gets_losses_rates_metrics_and_panels(nyu, run, tmp_path):
-    arguments = ["--data_url", nyu, "--val_data", nyu, "--coarse_net", "paper", "--batch_size", 2, "--stage", "coarse",
-                 "--tensorboard"]
-    for more in (["--epochs_coarse", 1], ["--epochs_coarse", 2, "--resume"]):
+def test_tensorboard_gets_losses_rates_metrics_and_panels(nyu, trained, run, tmp_path):
+    arguments = ["--data_url", nyu, "--val_data", nyu, "--batch_size", 2, "--stage", "fine", "--tensorboard",
+                 "--pre_trained", trained / "Model" / "Ckpt" / "FinalCoarseNet.ckpt"]
+    for more in (["--epochs_fine", 1], ["--epochs_fine", 2, "--resume"]):
         result = run("train.py", *arguments, *more, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
-    events = EventAccumulator(str(tmp_path / "Model" / "Log" / "tensorboard" / "coarse"), {"images": 0, "scalars": 0})
+    events = EventAccumulator(str(tmp_path / "Model" / "Log" / "tensorboard" / "fine"), {"images": 0, "scalars": 0})
     events.Reload()
     tags = events.Tags()
-    assert {f"coarse/{name}" for name in ("loss", "mean_loss", "images_per_s", "learning_rate", "abs_rel", "delta1")} \
+    assert {f"fine/{name}" for name in ("loss", "mean_loss", "images_per_s", "learning_rate", "abs_rel", "delta1")} \
         <= set(tags["scalars"])
-    assert [event.step for event in events.Scalars("coarse/abs_rel")] == [4, 8]
-    rows = (tmp_path / "Model" / "Log" / "coarse.csv").read_text().splitlines()
+    assert [event.step for event in events.Scalars("fine/abs_rel")] == [4, 8]
+    rows = (tmp_path / "Model" / "Log" / "fine.csv").read_text().splitlines()
     logged = [line.split(",")[rows[0].split(",").index("mean_loss")] for line in rows[1:]]
-    assert [event.value for event in events.Scalars("coarse/mean_loss")] == pytest.approx(
+    assert [event.value for event in events.Scalars("fine/mean_loss")] == pytest.approx(
         [float(value) for value in logged if value], rel=1e-6)
-    picture = cv2.imdecode(np.frombuffer(events.Images("coarse/panels")[-1].encoded_image_string, np.uint8), 1)
+    picture = cv2.imdecode(np.frombuffer(events.Images("fine/panels")[-1].encoded_image_string, np.uint8), 1)
     assert min(picture.shape[:2]) > 400 and picture.std() > 10
