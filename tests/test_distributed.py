@@ -86,12 +86,13 @@ def test_a_host_that_is_on_no_server_must_say_which_it_is(tmp_path, run):
 
 
 def fake(folder, name):
-    """A program that writes down how it was called, and with which of the environment that counts."""
+    """A program that writes down how it was called, and with which of the environment that counts, in one write:
+    several of them run at once."""
     path = folder / name
     path.write_text(f"""#!/bin/bash
-printf '%s ' {name} "$@" >>'{folder}/calls'
-printf 'RANK_ID=%s DEVICE_ID=%s RANK_SIZE=%s RANK_TABLE_FILE=%s ASCEND_RT_VISIBLE_DEVICES=%s\\n' "${{RANK_ID:-}}" \\
-    "${{DEVICE_ID:-}}" "${{RANK_SIZE:-}}" "${{RANK_TABLE_FILE:-}}" "${{ASCEND_RT_VISIBLE_DEVICES:-}}" >>'{folder}/calls'
+printf '%s RANK_ID=%s DEVICE_ID=%s RANK_SIZE=%s RANK_TABLE_FILE=%s ASCEND_RT_VISIBLE_DEVICES=%s\\n' \\
+    "{name} $*" "${{RANK_ID:-}}" "${{DEVICE_ID:-}}" "${{RANK_SIZE:-}}" "${{RANK_TABLE_FILE:-}}" \\
+    "${{ASCEND_RT_VISIBLE_DEVICES:-}}" >>'{folder}/calls'
 """)
     path.chmod(0o755)
 
