@@ -46,10 +46,11 @@ def evaluate(options):
     logging.info("%d images, protocol %s\n%s", len(pairs), options.protocol, evaluation.table(scores))
     if options.output_dir:
         checkpoints = {"CoarseNet": str(options.coarse_ckpt_model), "FineNet": str(options.fine_ckpt_model)}
-        evaluation.write_report(options.output_dir, scores, checkpoints, versions())
-        panels = evaluation.panel_rows(pairs, scores["FineNet"], predict)
-        visual.save_figure(visual.panels(panels), options.output_dir / "panels.png")
-        report.write(options.output_dir / "report.html", scores, details, panels, checkpoints, versions())
+        used = versions()
+        evaluation.write_report(options.output_dir, scores, checkpoints, used)
+        panels = visual.panels(evaluation.panel_rows(pairs, scores["FineNet"], predict))
+        panels_png = visual.save_figure(panels, options.output_dir / "panels.png")
+        report.write(options.output_dir / "report.html", scores, details, panels_png, checkpoints, used)
         logging.info("report in %s", options.output_dir)
     logging.info("%s", evaluation.final_lines(scores))
     return 0

@@ -21,7 +21,7 @@ def parse_args(arguments=None):
         help="coloured PNG, 16-bit PNG in mm, float32 metres, point cloud, picture beside coloured depth")
     add("--colormap", default="viridis", help="a name of matplotlib's")
     add("--max_depth", type=cli.positive_float, default=10.0, help="metres at the end of the colours")
-    add("--fov", type=cli.positive_float, 
+    add("--fov", type=cli.positive_float,
         help="of the point cloud: degrees that the picture is wide (default: NYU's Kinect)")
     for name in ("--fx", "--fy", "--cx", "--cy"):
         add(name, type=float, help="of the point cloud: intrinsics in pixels, all four instead of --fov")

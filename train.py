@@ -12,7 +12,7 @@ from src import cli, stopping
 def parse_args(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
-    add("--data_url", type=Path, required=True, 
+    add("--data_url", type=Path, required=True,
         help="the NYU folder (Train/<scene>_out/<n>.jpg + <n>.png), or one that tools/pack_nyu.py has made of it")
     add("--train_url", type=Path, default=Path("Model"), help="output folder: Ckpt/ and Log/ go into it")
     add("--device_target", choices=("auto", "Ascend", "GPU", "CPU"), default="auto")

@@ -122,6 +122,11 @@ def list_test(folder):
     return _match(folder, *test_files(folder))
 
 
+def evenly(sequence, most):
+    """At most `most` items of a list or range, evenly spaced."""
+    return sequence[::max(1, -(-len(sequence) // most))]
+
+
 def load_test_pair(pair):
     """(3, 228, 304) RGB in [0, 1] and the full (H, W) depth in metres. Raises image.ImageError."""
     rgb, depth_m = image.load_rgb(pair.rgb), image.load_test_depth(pair.depth)

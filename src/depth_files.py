@@ -115,7 +115,7 @@ class Writer:
             elif kind == "ply":
                 write_ply(path, depth_m, rgb, self.camera(*depth_m.shape))
             else:
-                _write_png(path, np.rint(depth_m * 1000).astype(np.uint16) if kind == "png16"
+                _write_png(path, image.encode_test_depth(depth_m) if kind == "png16"
                            else self.picture(kind, rgb, depth_m))
 
     def picture(self, kind, rgb, depth_m):

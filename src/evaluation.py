@@ -9,7 +9,7 @@ import numpy as np
 
 from src import image, metrics
 from src.cli import progress
-from src.data_loader import PlainPairs, load_test_pair, mean_log_depth, test_batches
+from src.data_loader import PlainPairs, evenly, load_test_pair, mean_log_depth, test_batches
 from src.errors import UserError
 from src.files import replacing, write_text
 
@@ -103,10 +103,11 @@ def score(pairs, predict, protocol, batch_size, workers, details=None):
     with progress(total=len(pairs), desc="scoring", unit="image") as bar:
         for chunk, rgb, full_depth_m in test_batches(pairs, batch_size, workers):
             depth_m = targets(full_depth_m, protocol, chunk)
+            grid_m = targets(full_depth_m, "depthnet", chunk) if details is not None else None
             for net, log_depth in predict(rgb).items():
                 scores.setdefault(net, Scores(protocol)).add([pair.name for pair in chunk], log_depth, depth_m)
                 if details is not None:
-                    details.setdefault(net, Details()).add(log_depth, targets(full_depth_m, "depthnet", chunk))
+                    details.setdefault(net, Details()).add(log_depth, grid_m)
             bar.update(len(chunk))
     return scores
 
@@ -145,8 +146,8 @@ def mean_map(folder, workers):
 
 def mean_training_depth(source, workers, skip_bad=False):
     """The mean log-depth map over at most BASELINE_PAIRS samples of a PlainPairs or PackedPairs: (1, 55, 74)."""
-    samples = len(source.names)
-    return mean_log_depth(source.depth_maps(range(0, samples, -(-samples // BASELINE_PAIRS)), workers, skip_bad))
+    indices = evenly(range(len(source.names)), BASELINE_PAIRS)
+    return mean_log_depth(source.depth_maps(indices, workers, skip_bad))
 
 
 def table(scores):

@@ -28,7 +28,6 @@ TEST_DEPTH_SCALE = np.float32(1 / 1000)  # 16-bit pixel -> metres
 _DEPTH_BITS = {"L": 8, "I;16": 16, "I;16B": 16, "I": 16}
 
 
-
 class ImageError(UserError):
     """A picture that cannot be used. The message names the file."""
 
@@ -126,6 +125,16 @@ def load_test_depth(path):
     """Read a 16-bit test depth map as float32 metres (H, W): pixel / 1000, 0 = not measured."""
     pixels = _load_depth_pixels(path, 16, "Test is 16-bit millimetres; 8-bit pixel / 255 * 10 belongs in Train")
     return pixels.astype(np.float32) * TEST_DEPTH_SCALE
+
+
+def encode_train_depth(depth_m):
+    """Metres -> Train's uint8 pixels, the inverse of `load_train_depth`; what is measured stays above 0."""
+    return np.where(depth_m > 0, np.clip(np.rint(depth_m / 10 * 255), 1, 255), 0).astype(np.uint8)
+
+
+def encode_test_depth(depth_m):
+    """Metres -> Test's uint16 millimetres, the inverse of `load_test_depth`."""
+    return np.where(depth_m > 0, np.rint(depth_m * 1000), 0).astype(np.uint16)
 
 
 def crop(array):

@@ -86,15 +86,10 @@ def _fingerprint(path):
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
-def is_packed(folder):
-    """Whether `folder` is a packed set rather than a NYU folder."""
-    return (Path(folder) / MANIFEST).is_file()
-
-
 def open_training(folder):
     """The training pairs of a NYU folder or of a packed one: PlainPairs or PackedPairs. Raises DataError."""
     folder = Path(folder)
-    if is_packed(folder):
+    if (folder / MANIFEST).is_file():
         return PackedPairs(folder)
     if any(folder.glob("train_*.mindrecord")):
         raise DataError(f"{folder}: packing was not finished ({MANIFEST} is missing): pack it again")

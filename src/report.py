@@ -30,12 +30,12 @@ img { max-width: 100%; display: block } figure { margin: 1.5em 0 } figcaption, .
 """
 
 
-def write(path, scores, details, panel_rows, checkpoints, versions):
+def write(path, scores, details, panels_png, checkpoints, versions):
     """Write the report.
 
     Args:
         scores, details: dicts of net name to evaluation.Scores and evaluation.Details, baselines included.
-        panel_rows: from evaluation.panel_rows.
+        panels_png: the bytes of panels.png.
         checkpoints, versions: dicts of text to show.
     """
     first = next(iter(scores.values()))
@@ -51,11 +51,13 @@ def write(path, scores, details, panel_rows, checkpoints, versions):
         _table({name: dict(zip(metrics.METRICS, row, strict=True)) for name, row in PUBLISHED.items()}),
         f"<p class=note>{html.escape(PUBLISHED_NOTE)}</p>",
         "<h2>Best, median and worst images</h2>",
-        _figure(visual.panels(panel_rows), "by abs_rel of FineNet; the error is cut at 0.5"),
+        _figure(panels_png, "by abs_rel of FineNet; the error is cut at 0.5"),
         "<h2>Where the error is</h2>",
-        _figure(visual.error_by_depth(nets), "how far away the pixels are, and how many of them there are"),
-        _figure(visual.error_by_position(nets), "where in the picture"),
-        _figure(visual.medians(nets), "one point an image: on the line, the scale of the scene is right"),
+        _figure(visual.figure_png(visual.error_by_depth(nets)),
+                "how far away the pixels are, and how many of them there are"),
+        _figure(visual.figure_png(visual.error_by_position(nets)), "where in the picture"),
+        _figure(visual.figure_png(visual.medians(nets)),
+                "one point an image: on the line, the scale of the scene is right"),
     ]
     write_text(path, "<!doctype html>\n<html lang=en><meta charset=utf-8><title>Depth evaluation</title>"
                      f"<style>{_STYLE}</style>\n" + "\n".join(parts) + "\n</html>\n")
@@ -69,7 +71,7 @@ def _table(rows):
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
-def _figure(figure, caption):
-    picture = base64.b64encode(visual.figure_png(figure)).decode()
+def _figure(png, caption):
+    picture = base64.b64encode(png).decode()
     return (f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{picture}">'
             f"<figcaption>{html.escape(caption)}</figcaption></figure>")

@@ -45,13 +45,13 @@ def train(options, device, stop):
     for stage in stages:
         schedule = Schedule(len(source.names), options.batch_size, options.seed, device.rank, device.ranks)
         trainer = _trainer(stage, options, folder, device)
-        if stage.name == "coarse" and options.mean_depth_start:
-            trainer.net.start_at(evaluation.mean_training_depth(source, workers, options.bad_samples == "skip"))
         data = TrainingData(source, schedule, workers, getattr(trainer.net, "dropout_units", 0),
                             getattr(trainer.net, "dropout_rate", 0), skip_bad=options.bad_samples == "skip")
         log = StageLog(folder.log / f"{stage.name}.csv" if device.is_first else None)
         if device.is_first:
             _resume(stage, trainer, log, folder)
+            if stage.name == "coarse" and options.mean_depth_start and trainer.step == 0:
+                trainer.net.start_at(evaluation.mean_training_depth(source, workers, options.bad_samples == "skip"))
             log.board = _board(stage, trainer.step, folder, test_pairs) if options.tensorboard else None
         trainer.synchronise()
         logger.info("%s net: %d pairs, %d epochs of %d steps of %d, starting at step %d", stage.name,

@@ -3,6 +3,7 @@
 from tensorboardX import SummaryWriter
 
 from src import evaluation, visual
+from src.data_loader import evenly
 
 PANEL_IMAGES = 4
 
@@ -19,7 +20,7 @@ class Board:
 
     def __init__(self, folder, stage, first_step, pairs):
         self.stage = stage
-        self.pairs = pairs[::-(-len(pairs) // PANEL_IMAGES)] if pairs else []
+        self.pairs = evenly(pairs or [], PANEL_IMAGES)
         self.writer = SummaryWriter(str(folder / stage), purge_step=first_step + 1)
 
     def add(self, step, values):

@@ -181,8 +181,8 @@ class StageLog:
     """The stage's CSV file (none where `path` is None), and the sums of the epoch that is running, which travel
     with the state. What goes into the file goes to `board`, a tensorboard.Board, as well."""
 
-    def __init__(self, path, board=None):
-        self.path, self.board = path, board
+    def __init__(self, path):
+        self.path, self.board = path, None
         self.rows = []
         self.sums = {"loss": 0.0, "steps": 0, "overflows": 0}
         self.timings = []

@@ -23,9 +23,11 @@ def figure_png(figure):
 
 
 def save_figure(figure, path):
-    """Write a figure as PNG, whole or not at all, and close it."""
+    """Write a figure as PNG, whole or not at all, and close it. Returns the file's bytes."""
+    content = figure_png(figure)
     with replacing(path, "wb") as file:
-        file.write(figure_png(figure))
+        file.write(content)
+    return content
 
 
 def check_colormap(name):

@@ -206,9 +206,9 @@ def test_the_labelled_set(labeled, run, tmp_path):
 
 
 def test_what_is_nearest_stays_measured_in_eight_bits():
-    pixels = np.asarray(prepare_nyu.encode_train(np.array([[0, 0.001, 5, 10, 11]], np.float32)))
+    pixels = image.encode_train_depth(np.array([[0, 0.001, 5, 10, 11]], np.float32))
     np.testing.assert_array_equal(pixels, [[0, 1, 128, 255, 255]])
-    millimetres = np.asarray(prepare_nyu.encode_test(np.array([[0, 1.2344, 9.9996]])))
+    millimetres = image.encode_test_depth(np.array([[0, 1.2344, 9.9996]]))
     np.testing.assert_array_equal(millimetres, [[0, 1234, 10000]])
 
 

@@ -154,7 +154,7 @@ def draw(splits, path):
     axis = bottom.subplots()
     for split, part in zip(splits.values(), split_figures, strict=True):
         part.suptitle(f"{split.name}: {len(split.pairs)} pairs")
-        shown = split.good[::-(-len(split.good) // SHOWN_PAIRS)] if split.good else []
+        shown = data_loader.evenly(split.good, SHOWN_PAIRS)
         axes = part.subplots(2, SHOWN_PAIRS)
         for place in axes.flat:
             place.axis("off")

@@ -12,7 +12,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src import cli, image
-from src.data_loader import list_test
+from src.data_loader import evenly, list_test
 
 COLUMNS = 6
 
@@ -74,7 +74,7 @@ def main():
     device.select("CPU")
     predictor = DepthPredictor(options.coarse_ckpt_model, options.fine_ckpt_model)
     cli.writable_folder(options.output_dir)
-    visual.save_figure(strip(pairs[::-(-len(pairs) // COLUMNS)], predictor), options.output_dir / "predictions.png")
+    visual.save_figure(strip(evenly(pairs, COLUMNS), predictor), options.output_dir / "predictions.png")
     visual.save_figure(clouds(pairs[0], predictor), options.output_dir / "pointcloud.png")
     logging.info("predictions.png and pointcloud.png in %s", options.output_dir)
     return 0

@@ -17,12 +17,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src import cli
+from src import cli, image
 from src.errors import UserError
+from src.pointcloud import Intrinsics
 
 HEIGHT, WIDTH = 480, 640
-FOCAL = (518.86, 519.47)  # NYU Depth V2 toolbox, camera_params.m: fx_rgb, fy_rgb, cx_rgb, cy_rgb
-CENTRE = (325.58, 253.74)
+KINECT = Intrinsics.kinect(HEIGHT, WIDTH)
 FURNITURE_M = (0.4, 1.8)
 MAX_DEPTH_M = 9.9  # below the 10 m that 8 bits can tell
 FLASH, FALLOFF = 1.6, 0.35  # the light is at the camera: with the tiles' size, what tells how far a surface is
@@ -33,8 +33,8 @@ def camera_rays(yaw, pitch):
 
     World axes: x right, y up, z forward at yaw 0; `pitch` below 0 looks down. Radians.
     """
-    x = (np.arange(WIDTH) - CENTRE[0]) / FOCAL[0]
-    y = (CENTRE[1] - np.arange(HEIGHT)) / FOCAL[1]
+    x = (np.arange(WIDTH) - KINECT.cx) / KINECT.fx
+    y = (KINECT.cy - np.arange(HEIGHT)) / KINECT.fy
     rays = np.stack(np.broadcast_arrays(x[None, :], y[:, None], 1.0), axis=-1)
     tilt = np.array([[1, 0, 0], [0, np.cos(pitch), np.sin(pitch)], [0, -np.sin(pitch), np.cos(pitch)]])
     turn = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
@@ -114,8 +114,7 @@ def make_pair(seed, job):
     rgb, depth_m = render(np.random.default_rng((seed, number)))
     write(rgb_path, rgb)
     is_train = rgb_path.suffix == ".jpg"
-    encoded = (depth_m / 10 * 255).round().astype(np.uint8) if is_train else (depth_m * 1000).round().astype(np.uint16)
-    write(depth_path, encoded)
+    write(depth_path, image.encode_train_depth(depth_m) if is_train else image.encode_test_depth(depth_m))
 
 
 def jobs(folder, scenes, pairs_per_scene, test_pairs):

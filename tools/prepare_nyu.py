@@ -162,14 +162,14 @@ def labeled_items(mat_path, splits_path):
         missing = {"images", "depths", "scenes"} - set(file)
         if missing:
             raise DataError(f"{mat_path}: no {', '.join(sorted(missing))} in it; expected nyu_depth_v2_labeled.mat")
-        images, depths, scenes = file["images"], file["depths"], file["scenes"]
+        images, depths, scenes = file["images"], file["depths"], np.ravel(file["scenes"])
         if images.shape[1:] != (3, 640, 480) or depths.shape != (len(images), 640, 480):
             raise DataError(f"{mat_path}: images {images.shape} and depths {depths.shape}; expected (N, 3, 640, 480) "
                             "and (N, 640, 480), as HDF5 sees MATLAB's arrays")
         is_test = _is_test(splits_path, len(images))
         yield [item for index in sorted(is_test)
                for item in (_test_items(images, depths, index) if is_test[index] else
-                            _train_items(images, depths, index, _matlab_text(file, scenes, index)))]
+                            _train_items(images, depths, index, _matlab_text(file[scenes[index]])))]
 
 
 def _is_test(path, images):
@@ -186,12 +186,12 @@ def _is_test(path, images):
     return {index: index in test for index in train | test}
 
 
-def _matlab_text(file, cells, index):
-    return "".join(map(chr, np.ravel(file[np.ravel(cells)[index]])))
+def _matlab_text(characters):
+    return "".join(map(chr, np.ravel(characters)))
 
 
 def _rgb(images, index):
-    return Image.fromarray(np.ascontiguousarray(images[index].transpose(2, 1, 0)))
+    return np.ascontiguousarray(images[index].transpose(2, 1, 0))
 
 
 def _train_items(images, depths, index, scene):
@@ -201,34 +201,23 @@ def _train_items(images, depths, index, scene):
 
     def save_rgb(path):
         with replacing(path, "wb", durable=False) as file:
-            _rgb(images, index).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+            Image.fromarray(_rgb(images, index)).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
 
     return [Item(folder / f"{index + 1}.jpg", LABELED_TRAIN_BYTES, False, save_rgb),
             Item(folder / f"{index + 1}.png", LABELED_TRAIN_BYTES, False,
-                 lambda path: _save_png(path, encode_train(depths[index].T)))]
+                 lambda path: _save_png(path, image.encode_train_depth(depths[index].T)))]
 
 
 def _test_items(images, depths, index):
     return [Item(PurePosixPath("Test", f"{index:05d}_colors.png"), LABELED_TEST_BYTES, False,
                  lambda path: _save_png(path, _rgb(images, index))),
             Item(PurePosixPath("Test", f"{index:05d}_depth.png"), LABELED_TEST_BYTES, False,
-                 lambda path: _save_png(path, encode_test(depths[index].T)))]
+                 lambda path: _save_png(path, image.encode_test_depth(depths[index].T)))]
 
 
-def _save_png(path, picture):
+def _save_png(path, pixels):
     with replacing(path, "wb", durable=False) as file:
-        picture.save(file, "PNG")
-
-
-def encode_train(depth_m):
-    """Metres -> Train's 8-bit picture: pixel = metres / 10 * 255; what is measured stays above 0."""
-    pixels = np.where(depth_m > 0, np.clip(np.rint(depth_m / 10 * 255), 1, 255), 0)
-    return Image.fromarray(pixels.astype(np.uint8))
-
-
-def encode_test(depth_m):
-    """Metres -> Test's 16-bit picture of millimetres."""
-    return Image.fromarray(np.where(depth_m > 0, np.rint(depth_m * 1000), 0).astype(np.uint16))
+        Image.fromarray(pixels).save(file, "PNG")
 
 
 def make(items, out):
