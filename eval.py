@@ -5,14 +5,15 @@ import logging
 from pathlib import Path
 
 from src import cli
+from src.files import writable_folder
 
 
 def parse_args(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     add = parser.add_argument
     add("--test_data", type=Path, required=True, help="the NYU folder, or its Test folder")
-    add("--coarse_ckpt_model", type=Path, default=Path("Model/Ckpt/FinalCoarseNet.ckpt"))
-    add("--fine_ckpt_model", type=Path, default=Path("Model/Ckpt/FinalFineNet.ckpt"))
+    add("--coarse_ckpt_model", type=Path, help="default: Model/Ckpt/FinalCoarseNet.ckpt, or ..._rank0.ckpt")
+    add("--fine_ckpt_model", type=Path, help="default: Model/Ckpt/FinalFineNet.ckpt, or ..._rank0.ckpt")
     add("--device_target", choices=("auto", "Ascend", "GPU", "CPU"), default="auto")
     add("--device_id", type=cli.non_negative_int, default=0)
     add("--batch_size", type=cli.positive_int, default=8)
@@ -35,9 +36,11 @@ def evaluate(options):
     from src import checkpoint, data_loader, device, evaluation, report, stages, visual
 
     device.select(options.device_target, options.device_id)
+    options.coarse_ckpt_model = options.coarse_ckpt_model or cli.default_checkpoint("CoarseNet")
+    options.fine_ckpt_model = options.fine_ckpt_model or cli.default_checkpoint("FineNet")
     pairs = data_loader.list_test(options.test_data)
     if options.output_dir:
-        cli.writable_folder(options.output_dir)
+        writable_folder(options.output_dir)
     coarse, fine = checkpoint.load_coarse(options.coarse_ckpt_model), checkpoint.load_fine(options.fine_ckpt_model)
     predict = stages.predictors(coarse, fine)
     details = {} if options.output_dir else None

@@ -8,12 +8,13 @@ import numpy as np
 
 from src import cli, evaluation, image, metrics
 from src.errors import UserError
+from src.files import writable_folder
 
 RESULT_ENDING, LABEL_ENDING = "_0.bin", ".bin"
 
 
 def parse_args(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("--result_path", type=Path, default=Path("result_Files"), help="folder of <id>_0.bin")
     parser.add_argument("--label_file", type=Path, default=Path("preprocess_Result/label"),
                         help="folder of <id>.bin, metres")
@@ -25,7 +26,8 @@ def names(folder, ending):
     """The ids of the files in `folder`. Raises UserError when there is no such folder or none in it."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    found = sorted(path.name.removesuffix(ending) for path in folder.glob(f"*{ending}"))
+    found = sorted(path.name.removesuffix(ending) for path in folder.glob(f"*{ending}")
+                   if not path.name.startswith("."))
     if not found:
         raise UserError(f"{folder}: no file *{ending} in it")
     return found
@@ -57,7 +59,7 @@ def main():
     labels = names(options.label_file, LABEL_ENDING)
     check_same(labels, names(options.result_path, RESULT_ENDING), options.result_path)
     if options.output_dir:
-        cli.writable_folder(options.output_dir)
+        writable_folder(options.output_dir)
     scores = evaluation.Scores("depthnet")
     for name in labels:
         log_depth = read(options.result_path / f"{name}{RESULT_ENDING}")

@@ -5,16 +5,17 @@ import logging
 from pathlib import Path
 
 from src import cli
-from src.errors import CheckFailed, UserError
+from src.errors import CheckFailed
+from src.files import writable_folder
 
 
 def parse_args(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     add = parser.add_argument
     add("--input", nargs="+", required=True, help="pictures, videos, folders of them, or quoted glob patterns")
     add("--output_dir", type=Path, default=Path("predictions"), help="the folders of the input are kept in it")
-    add("--coarse_ckpt_model", type=Path, default=Path("Model/Ckpt/FinalCoarseNet.ckpt"))
-    add("--fine_ckpt_model", type=Path, default=Path("Model/Ckpt/FinalFineNet.ckpt"))
+    add("--coarse_ckpt_model", type=Path, help="default: Model/Ckpt/FinalCoarseNet.ckpt, or ..._rank0.ckpt")
+    add("--fine_ckpt_model", type=Path, help="default: Model/Ckpt/FinalFineNet.ckpt, or ..._rank0.ckpt")
     add("--coarse_onnx", type=Path, help="with --fine_onnx: run export.py's ONNX files instead, without MindSpore")
     add("--fine_onnx", type=Path)
     add("--save", nargs="+", choices=("color", "png16", "npy", "ply", "side"), default=["color"],
@@ -24,7 +25,8 @@ def parse_args(arguments=None):
     add("--fov", type=cli.positive_float,
         help="of the point cloud: degrees that the picture is wide (default: NYU's Kinect)")
     for name in ("--fx", "--fy", "--cx", "--cy"):
-        add(name, type=float, help="of the point cloud: intrinsics in pixels, all four instead of --fov")
+        add(name, type=cli.positive_float if name[2] == "f" else cli.finite_float,
+            help="of the point cloud: intrinsics in pixels, all four instead of --fov")
     add("--batch_size", type=cli.positive_int, default=8)
     add("--device_target", choices=("auto", "Ascend", "GPU", "CPU"), default="auto")
     add("--device_id", type=cli.non_negative_int, default=0)
@@ -59,7 +61,8 @@ def predictor(options):
     from src import device
 
     device.select(options.device_target, options.device_id)
-    return DepthPredictor(options.coarse_ckpt_model, options.fine_ckpt_model, options.batch_size)
+    return DepthPredictor(options.coarse_ckpt_model or cli.default_checkpoint("CoarseNet"),
+                          options.fine_ckpt_model or cli.default_checkpoint("FineNet"), options.batch_size)
 
 
 def main():
@@ -69,25 +72,15 @@ def main():
     visual.check_colormap(options.colormap)
     jobs = depth_files.find(options.input, options.output_dir)
     kinds = tuple(dict.fromkeys(options.save))
-    existing = [path for job in jobs for path in job.outputs(kinds).values() if path.exists()]
-    if existing and not options.overwrite:
-        raise UserError(f"{existing[0]} is there already: --overwrite replaces it, --output_dir names another folder")
-    cli.writable_folder(options.output_dir)
+    depth_files.check_outputs(jobs, kinds, options.overwrite)
+    writable_folder(options.output_dir)
     predict = predictor(options)
     writer = depth_files.Writer(kinds, options.colormap, options.max_depth, camera(options))
-    pictures = [job for job in jobs if not job.is_video]
     with cli.progress(len(jobs), "predicting", "file") as bar, cli.log_above_progress():
-        failed = depth_files.predict_pictures(pictures, predict, writer, options.batch_size, bar)
-        for job in (job for job in jobs if job.is_video):
-            try:
-                depth_files.predict_video(job, predict, writer, options.batch_size)
-            except depth_files.VideoError as error:
-                logging.warning("skipped: %s", error)
-                failed += 1
-            bar.update()
+        failed = depth_files.predict_all(jobs, predict, writer, options.batch_size, bar)
     logging.info("%d predicted, in %s", len(jobs) - failed, options.output_dir)
     if failed:
-        raise CheckFailed(f"{failed} of {len(jobs)} could not be read")
+        raise CheckFailed(f"{failed} of {len(jobs)} failed")
     return 0
 
 

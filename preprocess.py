@@ -8,11 +8,12 @@ from pathlib import Path
 
 from src import cli, image
 from src.data_loader import list_test, load_test_pair
-from src.files import replacing
+from src.errors import UserError
+from src.files import replacing, writable_folder
 
 
 def parse_args(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("--dataset_path", type=Path, required=True, help="the NYU folder, or its Test folder")
     parser.add_argument("--output_path", type=Path, default=Path("preprocess_Result"),
                         help="img_data/<id>.bin (float32 1x3x228x304) and label/<id>.bin (1x1x55x74) go into it")
@@ -26,11 +27,19 @@ def write_pair(folder, pair):
             file.write(array.tobytes())
 
 
+def check_folder(folder, names):
+    """Raise UserError when an earlier run on other pictures has left its files there: they would be scored as well."""
+    for path in (path for part in ("img_data", "label") for path in sorted((folder / part).glob("*.bin"))):
+        if path.name not in names and not path.name.startswith("."):
+            raise UserError(f"{path}: of another run: move {folder} away, or name another folder with --output_path")
+
+
 def main():
     options = parse_args()
     pairs = list_test(options.dataset_path)
+    check_folder(options.output_path, {f"{pair.name}.bin" for pair in pairs})
     for name in ("img_data", "label"):
-        cli.writable_folder(options.output_path / name)
+        writable_folder(options.output_path / name)
     with ThreadPoolExecutor() as pool, cli.progress(len(pairs), "preprocessing", "image") as bar:
         for _ in pool.map(partial(write_pair, options.output_path), pairs):
             bar.update()

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -10,11 +11,11 @@ from src import cli, stopping
 
 
 def parse_args(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     add = parser.add_argument
     add("--data_url", type=Path, required=True,
         help="the NYU folder (Train/<scene>_out/<n>.jpg + <n>.png), or one that tools/pack_nyu.py has made of it")
-    add("--train_url", type=Path, default=Path("Model"), help="output folder: Ckpt/ and Log/ go into it")
+    add("--train_url", type=Path, default=cli.MODEL, help="output folder: Ckpt/ and Log/ go into it")
     add("--device_target", choices=("auto", "Ascend", "GPU", "CPU"), default="auto")
     add("--device_id", type=cli.non_negative_int, default=0)
     add("--stage", choices=("all", "coarse", "fine"), default="all", help="fine alone starts from a trained CoarseNet")
@@ -27,7 +28,7 @@ def parse_args(arguments=None):
     add("--loss", choices=("composite", "scale_invariant"), default="composite")
     add("--amp_level", choices=("auto", "O0", "O1", "O2", "O3"), default="auto",
         help="O0 is fp32, any other fp16 compute with loss scaling; auto: O2 on Ascend, else O0")
-    add("--seed", type=cli.non_negative_int, default=0)
+    add("--seed", type=cli.seed, default=0)
     add("--num_parallel_workers", type=cli.positive_int, help="decoding threads (default: one a processor, at most 8)")
     add("--mean_depth_start", action="store_true",
         help="start CoarseNet at the mean log-depth map of the training pairs instead of at 1 m")
@@ -36,15 +37,19 @@ def parse_args(arguments=None):
     add("--pre_trained", type=Path, metavar="CKPT",
         help="CoarseNet's first weights; with --stage fine the CoarseNet to refine (default: the run's own)")
     add("--save_checkpoint_steps", type=cli.positive_int,
-        help="steps from one resumable checkpoint to the next (default: an epoch)")
+        help="steps from one resumable checkpoint to the next, beside those at each epoch's end")
     add("--keep_checkpoint_max", type=cli.positive_int, default=3, help="resumable checkpoints kept of each net")
     add("--val_data", type=Path, help="the NYU folder whose Test part is scored after each epoch")
     add("--tensorboard", action="store_true",
         help="write losses, rates, metrics and panels of validation images to Log/tensorboard")
     add("--scale_lr", action="store_true", help="multiply the learning rates by the number of devices")
     add("--max_steps", type=cli.positive_int, help="end each stage after so many steps, for trying")
-    add("--resume", action="store_true", help="continue the run in --train_url from its newest good state")
-    add("--overwrite", action="store_true", help="replace the run that --train_url holds")
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument("--resume", action="store_true",
+                       help="continue the run in --train_url from its newest good state")
+    begin.add_argument("--overwrite", action="store_true", help="replace the run that --train_url holds")
+    add("--allow_changed_data", action="store_true",
+        help="resume although sizes or times of the training files have changed: they were only copied")
     options = parser.parse_args(arguments)
     if options.mean_depth_start and options.pre_trained:
         parser.error("--mean_depth_start and --pre_trained are two starts: expected one of them")
@@ -52,13 +57,15 @@ def parse_args(arguments=None):
 
 
 def resume_command():
+    """What to type to go on: of the script, where one was run."""
+    if command := os.environ.get("DEPTHNET_COMMAND"):
+        return command if "--resume" in shlex.split(command) else f"{command} --resume".replace(" --overwrite", "")
     arguments = [argument for argument in sys.argv if argument not in ("--resume", "--overwrite")]
     return shlex.join([Path(sys.executable).name, *arguments, "--resume"])
 
 
-def main():
+def main(stop):
     options = parse_args()
-    stop = stopping.StopRequest()  # before MindSpore is imported
     from src import device, stages
 
     chosen = device.select(options.device_target, options.device_id)
@@ -68,7 +75,7 @@ def main():
         logging.info("%s: stopped, the state is saved; to go on: %s", stopped, resume_command())
         return 128 + stopped.signal_number
     logging.info("training finished: checkpoints in %s, curves in %s", options.train_url / "Ckpt",
-                 options.train_url / "Log" / "curves.png")
+                 options.train_url / "Log")
     return 0
 
 

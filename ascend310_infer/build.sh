@@ -13,8 +13,8 @@ fail() {
 
 command -v cmake >/dev/null || fail "cmake is missing (on Debian: apt install cmake)"
 command -v "${CXX:-c++}" >/dev/null || fail "a C++17 compiler is missing (on Debian: apt install g++)"
-printf '#include <gflags/gflags.h>\n' | "${CXX:-c++}" -x c++ -fsyntax-only - 2>/dev/null ||
-    fail "gflags is missing (on Debian: apt install libgflags-dev)"
+printf '#include <filesystem>\n' | "${CXX:-c++}" -std=c++17 -x c++ -fsyntax-only - 2>/dev/null ||
+    fail "${CXX:-c++} is too old for C++17: expected GCC 8 or later (Ubuntu 18.04: apt install g++-8, export CXX=g++-8)"
 
 fetch_lite() {
     local wheel=$BUILD/mindspore_lite-wheel
@@ -34,6 +34,8 @@ fetch_lite() {
 }
 
 MS_LITE_HOME=${MS_LITE_HOME:-${LITE_HOME:-}}
+[[ -n $MS_LITE_HOME || ${DEVICE_TARGET:-} != Ascend ]] ||
+    fail "set MS_LITE_HOME to an unpacked MindSpore Lite for Ascend: the wheel that is fetched without it is for CPU only"
 mkdir -p -- "$BUILD"
 [[ -n $MS_LITE_HOME ]] || fetch_lite
 [[ -d $MS_LITE_HOME ]] || fail "MS_LITE_HOME=$MS_LITE_HOME: no such folder"

@@ -65,12 +65,13 @@ def timed(run, images):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("model", type=Path, help="a folder with Ckpt/, MindIR/ and ONNX/")
     parser.add_argument("images", type=Path, help="the img_data folder of preprocess.py")
     parser.add_argument("--threads", type=cli.positive_int, default=2)
     parser.add_argument("--rounds", type=cli.positive_int, default=3)
     options = parser.parse_args()
+    options.model, options.images = options.model.resolve(), options.images.resolve()  # the program runs elsewhere
     runtimes = {"C++ program, MindSpore Lite": lite, "onnxruntime": onnx, "MindSpore in Python": mindspore}
     times = {name: [] for name in runtimes}
     for _ in range(options.rounds):

@@ -114,7 +114,7 @@ def report(results, steps):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("data", type=Path, help="the NYU folder")
     parser.add_argument("--packed", type=Path, help="the same, packed (default: packed into a temporary folder)")
     parser.add_argument("--batch_size", type=cli.positive_int, default=32)

@@ -1,10 +1,15 @@
-# Sourced by the other scripts.
+# Sourced by the other scripts. Works with bash 4.2 (CentOS 7): no "${empty[@]}" under set -u, no wait -n -p.
 
+unset CDPATH # cd would print, and go elsewhere
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+# From scripts/, the commands' Model/ is the repo's; from any other folder it is that folder's.
+[[ $PWD -ef $ROOT/scripts ]] && export DEPTHNET_MODEL=$ROOT/Model
 if [[ -z ${PYTHON:-} ]]; then
     PYTHON=python
     # What run_demo.sh and run_tests.sh have made, unless another environment is active.
     [[ -z ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} && -x $ROOT/.venv/bin/python ]] && PYTHON=$ROOT/.venv/bin/python
+elif [[ $PYTHON == */* && $PYTHON != /* ]]; then
+    PYTHON=$PWD/$PYTHON
 fi
 DEVICE_TARGET=${DEVICE_TARGET:-auto}
 
@@ -22,24 +27,47 @@ require_python() {
     command -v "$PYTHON" >/dev/null || fail "no '$PYTHON' on PATH: set PYTHON to the Python that has MindSpore"
 }
 
-# run_logged LOG COMMAND...: the command's output on the screen and in LOG, its exit code, SIGTERM handed on.
-# (A terminal's Ctrl-C reaches the command by itself.)
-run_logged() {
-    local log=$1 code=0 pid
-    shift
-    : >"$log" 2>/dev/null || fail "$log: cannot write there"
-    "$@" > >(tee -- "$log") 2>&1 &
-    pid=$!
-    trap 'kill -TERM "$pid" 2>/dev/null' TERM
-    trap ':' INT
-    while :; do
-        code=0
-        wait "$pid" || code=$?
-        kill -0 "$pid" 2>/dev/null || break
+# remember_command ARGUMENTS...: what was typed, for the line that says how to go on.
+remember_command() {
+    DEPTHNET_COMMAND=$(printf '%q ' bash "$0" "$@")
+    export DEPTHNET_COMMAND=${DEPTHNET_COMMAND% }
+}
+
+# hand_on_and_wait PID FUNCTION: wait for a child of this script, its exit code is the result. The signals that come
+# meanwhile (Ctrl-C, a closed terminal) go to FUNCTION SIGNAL.
+hand_on_and_wait() {
+    local pid=$1 signal code signalled=1
+    for signal in INT TERM HUP; do
+        trap "signalled=1; $2 $signal" "$signal"
     done
-    trap - TERM INT
-    wait # for tee
+    while [[ -n $signalled ]]; do
+        signalled='' code=0
+        wait "$pid" || code=$?
+    done
+    trap - INT TERM HUP
     return "$code"
+}
+
+# run_logged LOG COMMAND...: the command's output on the screen and appended to LOG, and its exit code. The command has
+# a process group of its own (set -m): a signal that a terminal sends to all reaches it once, from here.
+run_logged() {
+    local log=$1 code=0 tee_pid
+    shift
+    : >>"$log" 2>/dev/null || fail "$log: cannot write there"
+    exec 3> >(trap '' INT TERM HUP PIPE && exec tee -a -- "$log")
+    tee_pid=${!:-}
+    set -m
+    "$@" >&3 2>&1 3>&- &
+    set +m
+    command_pid=$!
+    exec 3>&-
+    hand_on_and_wait "$command_pid" signal_command || code=$?
+    [[ -z $tee_pid ]] || wait "$tee_pid" 2>/dev/null || true # bash 4.4 and later can
+    return "$code"
+}
+
+signal_command() {
+    kill -s "$1" "$command_pid" 2>/dev/null || true
 }
 
 # make_environment REQUIREMENTS: .venv with these requirements; does nothing when they are already there.
@@ -49,7 +77,7 @@ make_environment() {
     VENV_PYTHON=$ROOT/.venv/bin/python
     [[ -e $stamp ]] && return
     command -v python3 >/dev/null || fail "python3 is missing: install Python 3.10 to 3.12"
-    echo "making $ROOT/.venv (MindSpore is a large download)"
+    echo "making $ROOT/.venv (MindSpore is a download of 800 MB)"
     python3 -m venv "$ROOT/.venv" || fail "cannot make a virtual environment (on Debian: apt install python3-venv)"
     "$VENV_PYTHON" -m pip install --quiet --disable-pip-version-check -r "$requirements" ||
         fail "cannot install $requirements"
@@ -58,12 +86,9 @@ make_environment() {
 
 # run_export coarse|fine [CKPT_FILE] [further arguments of export.py]
 run_export() {
-    local net=$1 checkpoint=()
+    local net=$1
     shift
-    if [[ $# -gt 0 && $1 != --* ]]; then
-        checkpoint=(--ckpt_file "$1")
-        shift
-    fi
+    [[ $# -eq 0 || $1 == --* ]] || set -- --ckpt_file "$@"
     require_python
-    "$PYTHON" "$ROOT/export.py" --coarse_or_fine "$net" "${checkpoint[@]}" --device_target "$DEVICE_TARGET" "$@"
+    "$PYTHON" "$ROOT/export.py" --coarse_or_fine "$net" --device_target "$DEVICE_TARGET" "$@"
 }

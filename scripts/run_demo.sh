@@ -7,6 +7,11 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 [[ $# -le 1 ]] || usage "[NYU_FOLDER]"
 [[ $# -eq 0 || -d $1 ]] || fail "$1: no such folder"
 make_environment "$ROOT/requirements.txt"
+missing=
+for program in cmake "${CXX:-c++}"; do
+    command -v "$program" >/dev/null || missing="$program is missing (on Debian: apt install cmake g++)"
+done
+[[ -z $missing ]] || echo "the C++ program will be left out: $missing"
 demo=$ROOT/demo
 data=$(cd -- "${1:-$ROOT}" && pwd)
 mkdir -p -- "$demo"
@@ -27,7 +32,7 @@ checkpoints=$demo/Model/Ckpt models=$demo/Model/MindIR
 "$VENV_PYTHON" "$ROOT/predict.py" --input "$data/Test" --output_dir "$demo/predictions" --save side --overwrite \
     --coarse_ckpt_model "$checkpoints/FinalCoarseNet.ckpt" --fine_ckpt_model "$checkpoints/FinalFineNet.ckpt"
 
-if command -v cmake c++ >/dev/null && [[ -e /usr/include/gflags/gflags.h ]]; then
+if [[ -z $missing ]]; then
     for net in coarse fine; do
         "$VENV_PYTHON" "$ROOT/export.py" --coarse_or_fine "$net" --output_dir "$demo/Model" \
             --ckpt_file "$checkpoints/Final${net^}Net.ckpt"
@@ -36,7 +41,7 @@ if command -v cmake c++ >/dev/null && [[ -e /usr/include/gflags/gflags.h ]]; the
     (cd -- "$demo/inference" && PYTHON=$VENV_PYTHON bash "$ROOT/scripts/run_infer_310.sh" \
         "$models/FinalCoarseNet.mindir" "$models/FinalFineNet.mindir" "$data" 0)
 else
-    echo "no C++ inference: it needs cmake, a C++ compiler and gflags (on Debian: apt install cmake g++ libgflags-dev)"
+    echo "no C++ inference: $missing"
 fi
 echo "curves:      $demo/Model/Log/curves.png"
 echo "report:      $demo/report/report.html"

@@ -48,7 +48,7 @@ move_aside preprocess_Result result_Files time_Result preprocess.log build.log i
 program=${BUILD_DIR:-$ROOT/ascend310_infer/build}/depthnet_infer
 stage preprocess preprocess.log "$PYTHON" "$ROOT/preprocess.py" --dataset_path "$data_path" \
     --output_path preprocess_Result
-stage build build.log env PYTHON="$PYTHON" bash "$ROOT/ascend310_infer/build.sh"
+stage build build.log env PYTHON="$PYTHON" DEVICE_TARGET="$DEVICE_TARGET" bash "$ROOT/ascend310_infer/build.sh"
 stage infer infer.log "$program" --coarse_mindir "$coarse_mindir" --fine_mindir "$fine_mindir" \
     --dataset_path preprocess_Result/img_data --result_path result_Files --time_path time_Result \
     --device_type "$DEVICE_TARGET" --device_id "$device_id"

@@ -2,15 +2,30 @@
 
 import argparse
 import contextlib
+import io
 import logging
+import math
 import os
 import sys
 import time
 from pathlib import Path
 
 from src.errors import CheckFailed, UserError
+from src.files import printable
+from src.stopping import StopRequest
 
 CHECK_FAILED, USER_MISTAKE = 1, 2
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Names the defaults that are values."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+# The scripts set it when they are run from scripts/.
+MODEL = Path(os.environ.get("DEPTHNET_MODEL", "Model"))
 
 
 def positive_int(text):
@@ -29,6 +44,22 @@ def non_negative_int(text):
     return value
 
 
+def seed(text):
+    """An argparse type: what MindSpore and NumPy take as a seed."""
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to {2**32 - 1}")
+    return value
+
+
+def finite_float(text):
+    """An argparse type: a finite number."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return value
+
+
 def positive_float(text):
     """An argparse type: a finite number above 0."""
     value = float(text)
@@ -37,17 +68,61 @@ def positive_float(text):
     return value
 
 
+def default_checkpoint(net):
+    """MODEL/Ckpt/Final<net>.ckpt, or what a distributed run has left in its place, which is said."""
+    alone = MODEL / "Ckpt" / f"Final{net}.ckpt"
+    distributed = alone.with_stem(f"{alone.stem}_rank0")
+    if distributed.exists() and not alone.exists():
+        logging.info("no %s: taking %s", alone, distributed)
+        return distributed
+    return alone
+
+
 def default_workers():
     """Threads for decoding: one a processor that this process may use, at most 8."""
-    return min(8, len(os.sched_getaffinity(0)))
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+class _Formatter(logging.Formatter):
+    """Names that are no text are shown all the same."""
+
+    def format(self, record):
+        return "\n".join(map(printable, super().format(record).split("\n")))
+
+
+class _Screen(logging.StreamHandler):
+    """Standard output. When it cannot be written any more (a closed terminal or pipe, a full disk) the work goes on in
+    silence, and `error` holds why: a result that nobody got is no success."""
+
+    error = None
+
+    def emit(self, record):
+        if self.error is None:
+            super().emit(record)
+
+    def handleError(self, record):  # noqa: N802 (logging's name)
+        if isinstance(error := sys.exc_info()[1], OSError):
+            self.error = error
+        else:
+            super().handleError(record)
 
 
 def run(main):
     """Run `main` and exit with its code; a user's mistake is one line on stderr and exit code 2, a failed
-    check the same with 1."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    check the same with 1.
+
+    `main` takes the StopRequest when it has a parameter; by itself a signal exits with 128 + its number, and leaves
+    nothing half-written.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    stop = StopRequest()
+    screen = _Screen(sys.stdout)
+    screen.setFormatter(_Formatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[screen])
     try:
-        code = main()
+        code = main(stop) if main.__code__.co_argcount else main()
     except (UserError, OSError) as error:
         code = _complain(error, USER_MISTAKE)
     except ModuleNotFoundError as error:
@@ -56,14 +131,27 @@ def run(main):
         code = _complain(f"Python has no {error.name}: pip install -r requirements.txt", USER_MISTAKE)
     except CheckFailed as error:
         code = _complain(error, CHECK_FAILED)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # where signals cannot be waited for
         code = 130
-    sys.exit(code)
+    sys.exit(_flushed(screen, code))
+
+
+def _flushed(screen, code):
+    """The exit code after the last of standard output is out, or could not be."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        screen.error = screen.error or error
+    if screen.error is None:
+        return code
+    sys.stdout = None  # the interpreter would flush it again, and complain
+    return code or _complain(f"standard output could not be written: {screen.error.strerror}", CHECK_FAILED)
 
 
 def _complain(error, code):
-    message = " ".join(str(error).split())
-    sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {message}\n")
+    message = printable(" ".join(str(error).split()))
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"{os.path.basename(sys.argv[0])}: error: {message}\n")
     return code
 
 
@@ -85,32 +173,37 @@ class _LogProgress(contextlib.AbstractContextManager):
         return None
 
 
+def _has_tqdm():
+    """On a terminal, where tqdm is: a 310 host runs preprocess.py with NumPy, OpenCV and Pillow only."""
+    if not sys.stderr or not sys.stderr.isatty():
+        return False
+    try:
+        import tqdm  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
 def progress(total, desc, unit, initial=0):
     """A tqdm bar on a terminal; in a log a line every ten seconds."""
-    if not sys.stderr.isatty():
+    if not _has_tqdm():
         return _LogProgress(total, desc, unit, initial)
-    from tqdm import tqdm  # a 310 host runs preprocess.py with NumPy, OpenCV and Pillow only
+    from tqdm import tqdm
 
-    return tqdm(total=total, desc=desc, unit=unit, initial=initial)
+    class Bar(tqdm):
+        """Goes on in silence when the terminal is closed."""
+
+        def display(self, *arguments, **named):
+            with contextlib.suppress(OSError):
+                return super().display(*arguments, **named)
+
+    return Bar(total=total, desc=desc, unit=unit, initial=initial)
 
 
 def log_above_progress():
     """A context in which log lines do not tear a progress bar."""
-    if not sys.stderr.isatty():
+    if not _has_tqdm():
         return contextlib.nullcontext()
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     return logging_redirect_tqdm()
-
-
-def writable_folder(path):
-    """Create folder `path` and prove that a file can be written there. Raises UserError."""
-    path = Path(path)
-    probe = path / ".write-test"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"{path}: cannot write there: {error.strerror or error}") from error
-    return path

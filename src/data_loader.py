@@ -6,7 +6,9 @@ there is no generator state to save, and neither the number of workers nor the p
 
 import ctypes
 import functools
+import hashlib
 import logging
+import os
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +40,10 @@ logger = logging.getLogger(__name__)
 
 class DataError(UserError):
     """A data folder that cannot be used. The message names the folder or the files."""
+
+
+class TwoFiles(DataError):
+    """Two files that would be one sample. The message names them."""
 
 
 class Pair(NamedTuple):
@@ -96,7 +102,12 @@ def train_files(folder):
     files = [path for path in _split_folder(folder, "Train").glob("*/*") if not path.name.startswith(".")]
 
     def by_name(suffixes):
-        return {f"{path.parent.name}/{path.stem}": path for path in files if path.suffix.lower() in suffixes}
+        found = {}
+        for path in sorted(path for path in files if path.suffix.lower() in suffixes):
+            earlier = found.setdefault(f"{path.parent.name}/{path.stem}", path)
+            if earlier != path:
+                raise TwoFiles(f"{path} and {earlier}: two files of one name: expected one of them")
+        return found
 
     return by_name((".jpg", ".jpeg")), by_name((".png",))
 
@@ -120,6 +131,21 @@ def list_train(folder):
 def list_test(folder):
     """The pairs of `folder`/Test by id. Raises DataError."""
     return _match(folder, *test_files(folder))
+
+
+def readable_test_pairs(folder, workers):
+    """`list_test` with every file read once: what is broken is known now and not after an hour. Raises DataError and
+    image.ImageError."""
+    pairs = list_test(folder)
+    with ThreadPoolExecutor(workers) as pool:
+        for _ in pool.map(load_test_pair, pairs):
+            pass
+    return pairs
+
+
+def names_digest(names):
+    """Hexadecimal text that stands for these samples in this order."""
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def evenly(sequence, most):
@@ -229,11 +255,19 @@ class PlainPairs:
         """What to call sample `index` in a message."""
         return self.pairs[index].rgb
 
+    def data_digest(self):
+        """Hexadecimal text that changes with the size or the time of any file."""
+        def facts(path):
+            status = os.stat(path)
+            return f"{status.st_size} {status.st_mtime_ns}"
+
+        return names_digest([f"{facts(pair.rgb)} {facts(pair.depth)}" for pair in self.pairs])
+
     def load(self, index):
         """uint8 RGB (228, 304, 3) and metres (55, 74) of one sample. Raises image.ImageError."""
         pair, depth_m = self.pairs[index], self._targets.get(index)
         if depth_m is not None:
-            return _network_rgb(image.load_rgb(pair.rgb)), depth_m
+            return image.network_pixels(image.load_rgb(pair.rgb)), depth_m
         rgb, depth_m = load_train_pair(pair)
         if len(self._targets) < KEPT_TARGETS:
             self._targets[index] = depth_m
@@ -345,12 +379,7 @@ def load_train_pair(pair):
     """Decoded, cropped and resized: uint8 (228, 304, 3) and float32 metres (55, 74). Raises image.ImageError."""
     rgb, depth = image.load_rgb(pair.rgb), image.load_train_depth_pixels(pair.depth)
     image.check_pair(rgb, depth, pair.rgb, pair.depth)
-    return _network_rgb(rgb), _train_target(depth)
-
-
-def _network_rgb(rgb):
-    """uint8 (H, W, 3) -> uint8 (228, 304, 3)."""
-    return image.resize(image.crop(rgb), image.RGB_SIZE)
+    return image.network_pixels(rgb), _train_target(depth)
 
 
 def _train_target(pixels):

@@ -1,8 +1,12 @@
 """What predict.py reads and writes: the pictures and videos that are meant, and the forms of a depth map."""
 
 import collections
+import contextlib
 import glob
+import io
 import logging
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,14 +14,21 @@ import cv2
 import numpy as np
 
 from src import image, visual
-from src.errors import UserError
-from src.files import replacing
+from src.errors import NotFinite, UserError
+from src.files import claim, discarded_at_exit, partial_path, replacing, utf8_path
 from src.pointcloud import write_ply
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+HEIF = (".heic", ".heif")  # found, so that it can be said that they are not read
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 ENDINGS = {"color": "_depth.png", "png16": "_depth16.png", "npy": "_depth.npy", "ply": ".ply", "side": "_side.png"}
 VIDEO_ENDINGS = {"color": "_depth.mp4", "side": "_side.mp4"}
+FRAMES = "_frames"
+
+# Pictures wait for each other as long as they have fewer pixels than this together.
+PIXELS_AT_ONCE = 16_000_000
+# How many of a video's frames may be missing at its end: containers estimate the number.
+MISSING_FRAMES = 0.02
 
 logger = logging.getLogger(__name__)
 
@@ -39,22 +50,24 @@ class Job:
         return self.source.suffix.lower() in VIDEOS
 
     def outputs(self, kinds):
-        """The path of each kind of output; of a video's frames the folder, where there is a file for each."""
-        if not self.is_video:
-            return {kind: Path(f"{self.target}{ENDINGS[kind]}") for kind in kinds}
-        return {kind: Path(f"{self.target}{VIDEO_ENDINGS.get(kind, '_frames')}") for kind in kinds}
+        """The path of each kind of output file; of a video's frames see `frames`."""
+        endings = VIDEO_ENDINGS if self.is_video else ENDINGS
+        return {kind: Path(f"{self.target}{endings[kind]}") for kind in kinds if kind in endings}
+
+    def frames(self, kinds):
+        """The folder of a video's outputs that are a file a frame, or None."""
+        return Path(f"{self.target}{FRAMES}") if self.is_video and set(kinds) - set(VIDEO_ENDINGS) else None
 
 
 def find(inputs, output_dir):
     """The Jobs of files, folders (searched through) and glob patterns; folders are kept below `output_dir`.
 
-    What lies in `output_dir`, and depth maps beside their pictures in a NYU folder, are no inputs. Raises UserError.
+    What an earlier run has made of a picture beside it, what lies in an `output_dir` within a folder, and depth maps
+    beside their pictures in a NYU folder, are no inputs. Raises UserError.
     """
     sources = []
     for text in map(str, inputs):
-        root, found = _expand(text)
-        found = [path for path in found
-                 if output_dir.resolve() not in path.resolve().parents and not _is_nyu_depth(path)]
+        root, found = _expand(text, output_dir)
         if not found:
             raise UserError(f"{text}: no picture or video; expected a file, a folder or a pattern of "
                             f"{' '.join((*PICTURES, *VIDEOS))}")
@@ -70,20 +83,49 @@ def find(inputs, output_dir):
     return list(jobs.values())
 
 
-def _expand(text):
+def check_outputs(jobs, kinds, overwrite):
+    """Decide that all outputs of the Jobs may be written. Raises UserError."""
+    claim([path for job in jobs for path in job.outputs(kinds).values()], overwrite)
+    folders = {job.frames(kinds): job for job in jobs if job.frames(kinds)}
+    for job in jobs:
+        for parent in job.target.parents:
+            if parent in folders:
+                raise UserError(f"{job.source} and the frames of {folders[parent].source} would both go into {parent}: "
+                                "predict them apart")
+    for folder in folders:
+        if folder.exists() and not (overwrite and folder.is_dir()):
+            raise UserError(f"{folder} is there already: --overwrite replaces it, --output_dir names another folder")
+
+
+def _expand(text, output_dir):
     """(folder that the outputs' folders are relative to, files) of one input."""
     path = Path(text)
     if path.is_dir():
-        return path, sorted(file for file in path.rglob("*") if _is_input(file))
-    if path.is_file():
+        root, files = path, sorted(path.rglob("*"))
+    elif path.is_file():
         return path.parent, [path]
-    files = sorted(Path(name) for name in glob.glob(text, recursive=True))
-    fixed = next((parent for parent in path.parents if not glob.has_magic(str(parent))), Path())
-    return fixed, [file for file in files if _is_input(file)]
+    else:
+        files = sorted(Path(name) for name in glob.glob(text, recursive=True))
+        root = next((parent for parent in path.parents if not glob.has_magic(str(parent))), Path())
+    here, out = root.resolve(), output_dir.resolve()
+    files = [file for file in files if _is_input(file) and not (here in out.parents and out in file.resolve().parents)]
+    stems = {file.with_suffix("") for file in files}
+    return root, [file for file in files if not _is_output(file, stems) and not _is_nyu_depth(file)]
 
 
 def _is_input(path):
-    return path.is_file() and path.suffix.lower() in PICTURES + VIDEOS and not path.name.startswith(".")
+    return path.is_file() and path.suffix.lower() in PICTURES + HEIF + VIDEOS and not path.name.startswith(".")
+
+
+def _is_output(path, stems):
+    """Whether predict.py has made it of another of the inputs."""
+    return any(path.name.endswith(ending) and path.with_name(path.name.removesuffix(ending)) in stems
+               for ending in (*ENDINGS.values(), *VIDEO_ENDINGS.values())) \
+        or (path.parent.name.endswith(FRAMES) and _FRAME.fullmatch(path.name)
+            and path.parent.with_name(path.parent.name.removesuffix(FRAMES)) in stems)
+
+
+_FRAME = re.compile(r"\d{6,}(" + "|".join(map(re.escape, ENDINGS.values())) + ")")
 
 
 def _is_nyu_depth(path):
@@ -110,8 +152,10 @@ class Writer:
         """Write a depth map in each kind of `paths`, whole or not at all."""
         for kind, path in paths.items():
             if kind == "npy":
+                buffer = io.BytesIO()  # into a file, np.save would not say why it cannot
+                np.save(buffer, depth_m)
                 with replacing(path, "wb") as file:
-                    np.save(file, depth_m)
+                    file.write(buffer.getbuffer())
             elif kind == "ply":
                 write_ply(path, depth_m, rgb, self.camera(*depth_m.shape))
             else:
@@ -132,50 +176,104 @@ def _write_png(path, pixels):
         file.write(cv2.imencode(".png", pixels)[1].tobytes())
 
 
-def predict_pictures(jobs, predictor, writer, size, bar):
-    """Predict and save pictures, `size` at a time. The number of those that could not be read, which are named."""
+def predict_all(jobs, predictor, writer, size, bar):
+    """Predict and save every Job, `size` pictures or frames at a time. The number of those that failed, which are
+    named; the others go on."""
     failed = 0
-    for start in range(0, len(jobs), size):
-        loaded = []
-        for job in jobs[start:start + size]:
-            try:
-                loaded.append((job, image.load_rgb(job.source)))
-            except image.ImageError as error:
-                logger.warning("skipped: %s", error)
-                failed += 1
-        for (job, rgb), depth_m in zip(loaded, predictor.predict([rgb for _, rgb in loaded]), strict=True):
-            job.target.parent.mkdir(parents=True, exist_ok=True)
-            writer.save(job.outputs(writer.kinds), rgb, depth_m)
-        bar.update(len(jobs[start:start + size]))
+    for group in _groups((job for job in jobs if not job.is_video), size):
+        failed += _predict_group(group, predictor, writer)
+        bar.update(len(group))
+    for job in (job for job in jobs if job.is_video):
+        failed += not _named(job, lambda job=job: predict_video(job, predictor, writer, size))
+        bar.update()
     return failed
 
 
-def predict_video(job, predictor, writer, size):
-    """Predict a video frame by frame. Raises VideoError naming it."""
-    capture = cv2.VideoCapture(str(job.source))
-    rate = capture.get(cv2.CAP_PROP_FPS) or 25
-    frames = _frames(job.source, capture)
-    job.target.parent.mkdir(parents=True, exist_ok=True)
-    outputs = job.outputs(writer.kinds)
-    videos = {kind: _Video(path, rate) for kind, path in outputs.items() if kind in VIDEO_ENDINGS}
+def _named(job, work):
+    """Whether `work` ended well; else its error is logged with the input that it is about."""
     try:
-        number = 0
+        work()
+    except (UserError, NotFinite, OSError) as error:
+        logger.warning("skipped: %s", error if str(job.source) in str(error) else f"{job.source}: {error}")
+        return False
+    return True
+
+
+def _groups(jobs, size):
+    """Lists of (job, RGB or the error that it cannot be read), at most `size` and PIXELS_AT_ONCE each."""
+    group, pixels = [], 0
+    for job in jobs:
+        try:
+            loaded = image.load_rgb(job.source)
+            pixels += loaded.size // 3
+        except image.ImageError as error:
+            if job.source.suffix.lower() in HEIF:
+                error = image.ImageError(f"{job.source}: HEIC is not read: save it as JPEG or PNG first")
+            loaded = error
+        group.append((job, loaded))
+        if len(group) == size or pixels >= PIXELS_AT_ONCE:
+            yield group
+            group, pixels = [], 0
+    if group:
+        yield group
+
+
+def _predict_group(group, predictor, writer):
+    """Predict and save a group; the number that failed. When it cannot be predicted together, each is by itself."""
+    loaded = [(job, rgb) for job, rgb in group if isinstance(rgb, np.ndarray)]
+    for _, error in (one for one in group if not isinstance(one[1], np.ndarray)):
+        logger.warning("skipped: %s", error)
+    failed = len(group) - len(loaded)
+    try:
+        depths_m = predictor.predict([rgb for _, rgb in loaded], [job.source for job, _ in loaded])
+    except (UserError, NotFinite) as error:
+        if len(group) > 1:
+            return failed + sum(_predict_group([one], predictor, writer) for one in loaded)
+        logger.warning("skipped: %s", error)
+        return failed + 1
+
+    def save(job, rgb, depth_m):
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        writer.save(job.outputs(writer.kinds), rgb, depth_m)
+
+    return failed + sum(not _named(job, lambda one=(job, rgb, depth_m): save(*one))
+                        for (job, rgb), depth_m in zip(loaded, depths_m, strict=True))
+
+
+def predict_video(job, predictor, writer, size):
+    """Predict a video frame by frame: all of its outputs, or none. Raises VideoError naming it, also (after the outputs
+    are written) when the video ends before it says it does."""
+    outputs, frames_folder = job.outputs(writer.kinds), job.frames(writer.kinds)
+    job.target.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        capture = stack.enter_context(_opened(job.source))
+        videos = [stack.enter_context(_Video(path, kind, capture.get(cv2.CAP_PROP_FPS) or 25))
+                  for kind, path in outputs.items()]
+        frames_out = stack.enter_context(_Frames(frames_folder, writer)) if frames_folder else None
+        number, frames = 0, _frames(job.source, capture)
         while batch := [frame for _, frame in zip(range(size), frames, strict=False)]:
-            for rgb, depth_m in zip(batch, predictor.predict(batch), strict=True):
-                for kind, video in videos.items():
-                    video.add(writer.picture(kind, rgb, depth_m))
-                kinds = [kind for kind in outputs if kind not in videos]
-                if kinds:
-                    folder = outputs[kinds[0]]
-                    folder.mkdir(exist_ok=True)
-                    writer.save({kind: folder / f"{number:06d}{ENDINGS[kind]}" for kind in kinds}, rgb, depth_m)
+            names = [f"{job.source}: frame {number + place}" for place in range(len(batch))]
+            for rgb, depth_m in zip(batch, predictor.predict(batch, names), strict=True):
+                for video in videos:
+                    video.add(writer.picture(video.kind, rgb, depth_m))
+                if frames_out:
+                    frames_out.add(rgb, depth_m)
                 number += 1
-        for video in videos.values():
-            video.finish()
-    finally:
-        capture.release()
-        for video in videos.values():
-            video.discard()
+        for output in (*videos, *([frames_out] if frames_out else [])):
+            output.finish()
+        declared = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    if declared - number > max(1, MISSING_FRAMES * declared):
+        raise VideoError(f"{job.source}: cut off: {number} of its {declared} frames could be read, and were predicted")
+
+
+@contextlib.contextmanager
+def _opened(path):
+    with utf8_path(path) as text:
+        capture = cv2.VideoCapture(text)
+        try:
+            yield capture
+        finally:
+            capture.release()
 
 
 def _frames(path, capture):
@@ -192,27 +290,63 @@ def _frames(path, capture):
     return rest(read, frame)
 
 
-class _Video:
-    """An MP4 that takes its name when it is complete."""
+class _Video(contextlib.ExitStack):
+    """An MP4 that takes its name when it is complete, and has been read back."""
 
-    def __init__(self, path, rate):
-        self.path, self.rate, self.partial, self.writer = path, rate, path.with_name(f".{path.name}-partial-.mp4"), None
+    def __init__(self, path, kind, rate):
+        super().__init__()
+        self.path, self.kind, self.rate, self.writer, self.count = path, kind, rate, None, 0
+        self.partial = self.enter_context(discarded_at_exit(partial_path(path, ".mp4")))
+        folder = Path(self.enter_context(utf8_path(path.parent)))
+        self.opened = str(folder / self.partial.name)
+        self.callback(lambda: self.writer and self.writer.release())
 
     def add(self, rgb):
         """Append a frame; MP4 wants even sizes, so an odd last row or column goes."""
         height, width = (length // 2 * 2 for length in rgb.shape[:2])
         if self.writer is None:
             codec = cv2.VideoWriter_fourcc(*"mp4v")
-            self.writer = cv2.VideoWriter(str(self.partial), codec, self.rate, (width, height))
+            self.writer = cv2.VideoWriter(self.opened, codec, self.rate, (width, height))
             if not self.writer.isOpened():
                 raise VideoError(f"{self.path}: cannot write a video there")
         self.writer.write(cv2.cvtColor(rgb[:height, :width], cv2.COLOR_RGB2BGR))
+        self.count += 1
 
     def finish(self):
-        """Close the file and give it its name."""
+        """Close the file, count its frames, and give it its name: OpenCV does not say that a disk is full."""
         self.writer.release()
-        self.partial.replace(self.path)
+        capture = cv2.VideoCapture(self.opened)
+        written = 0
+        while capture.grab():
+            written += 1
+        capture.release()
+        if written != self.count:
+            raise VideoError(f"{self.path}: {written} of {self.count} frames could be written: is the disk full?")
+        os.replace(self.partial, self.path)
 
-    def discard(self):
-        """Remove what was not finished."""
-        self.partial.unlink(missing_ok=True)
+
+class _Frames(contextlib.ExitStack):
+    """A file a frame, in a new folder that takes the place of an earlier one's frames when it is complete."""
+
+    def __init__(self, folder, writer):
+        super().__init__()
+        self.folder, self.writer, self.count = folder, writer, 0
+        self.kinds = [kind for kind in writer.kinds if kind not in VIDEO_ENDINGS]
+        self.partial = self.enter_context(discarded_at_exit(partial_path(folder)))
+        self.partial.mkdir()
+
+    def add(self, rgb, depth_m):
+        """Write the next frame."""
+        self.writer.save({kind: self.partial / f"{self.count:06d}{ENDINGS[kind]}" for kind in self.kinds}, rgb, depth_m)
+        self.count += 1
+
+    def finish(self):
+        """Put the frames in their place; those of an earlier, longer video go."""
+        self.folder.mkdir(exist_ok=True)
+        new = {path.name for path in self.partial.iterdir()}
+        for name in sorted(new):
+            os.replace(self.partial / name, self.folder / name)
+        for path in self.folder.iterdir():
+            ending = _FRAME.fullmatch(path.name)
+            if ending and path.name not in new and ending[1] in {ENDINGS[kind] for kind in self.kinds}:
+                path.unlink()

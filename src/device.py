@@ -1,6 +1,7 @@
 """The device, its precision, and the processes that train together: all that differs on Ascend."""
 
 import functools
+import glob
 import logging
 import os
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ import numpy as np
 from mindspore import communication, nn, ops
 
 from src.errors import UserError
+
+_BROADCAST_VALUES = 1 << 24
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +45,22 @@ class Device:
         """Give every rank the values that rank 0 has in these Parameters."""
         if self.ranks == 1:
             return
+        parameters = list(parameters)
+        for dtype in {parameter.dtype for parameter in parameters}:
+            alike = [parameter for parameter in parameters if parameter.dtype == dtype]
+            values = self._broadcast(np.concatenate([parameter.asnumpy().ravel() for parameter in alike]))
+            ends = np.cumsum([parameter.size for parameter in alike])
+            for parameter, part in zip(alike, np.split(values, ends[:-1]), strict=True):
+                parameter.set_data(ms.Tensor(part.reshape(parameter.shape), dtype))
+
+    @staticmethod
+    def _broadcast(values):
+        """Rank 0's array on every rank, piece by piece of one size: one graph is compiled for all."""
         first = _Collective(ops.Broadcast(0))
-        for parameter in parameters:
-            value = ms.Tensor(parameter.asnumpy()).reshape(-1)
-            parameter.set_data(first((value,))[0].reshape(parameter.shape))
+        size = min(len(values), _BROADCAST_VALUES)
+        pieces = [values[start:start + size] for start in range(0, len(values), size)]
+        return np.concatenate([first((ms.Tensor(np.resize(piece, size)),))[0].asnumpy()[:len(piece)]
+                               for piece in pieces])
 
     def broadcast_int(self, value):
         """Rank 0's `value` on every rank."""
@@ -67,13 +82,30 @@ def _all_reduce():
     return _Collective(ops.AllReduce())
 
 
-def choose(target, available):
-    """The target meant by `target`: "auto" is Ascend where it is available, else CPU. Raises DeviceError."""
+def choose(target, available, davinci=()):
+    """The target meant by `target`: "auto" is Ascend where it is available, else CPU.
+
+    Raises DeviceError when MindSpore cannot use it, or when "auto" would pass over a chip (`davinci`: /dev/davinci*):
+    it would train on the CPU for days.
+    """
     if target == "auto":
-        return "Ascend" if available("Ascend") else "CPU"
+        if available("Ascend"):
+            return "Ascend"
+        if davinci:
+            raise DeviceError(f"{davinci[0]} is there, but MindSpore {ms.__version__} cannot use it: source "
+                              "/usr/local/Ascend/ascend-toolkit/set_env.sh, or ask for --device_target CPU")
+        return "CPU"
     if not available(target):
         raise DeviceError(f"--device_target {target}: MindSpore {ms.__version__} cannot use it here; "
                           "expected CPU, or auto to take what there is")
+    return target
+
+
+def auto():
+    """The target that "auto" means here. Raises DeviceError."""
+    target = choose("auto", ms.hal.is_available, sorted(glob.glob("/dev/davinci[0-9]*")))
+    if target == "CPU":
+        logger.warning("no Ascend here: going to the CPU")
     return target
 
 
@@ -82,12 +114,13 @@ def select(target="auto", device_id=0):
 
     In a distributed run the launcher's DEVICE_ID counts, not `device_id`. Raises DeviceError when it cannot be used.
     """
-    chosen = choose(target, ms.hal.is_available)
-    # msrun sets both, for one worker too, and its scheduler is this program as well; a rank-table start sets one.
-    launched = "MS_ROLE" in os.environ or int(os.environ.get("RANK_SIZE", "1")) > 1
+    chosen = auto() if target == "auto" else choose(target, ms.hal.is_available)
+    launched = "MS_ROLE" in os.environ  # by msrun, for one worker too; its scheduler is this program as well
     if launched:
         device_id = int(os.environ.get("DEVICE_ID", device_id))
     ms.set_context(mode=ms.GRAPH_MODE)
+    if chosen != "CPU":
+        check_device_id(device_id, ms.hal.device_count(chosen))
     try:
         ms.set_device(chosen, device_id)
     except (RuntimeError, ValueError) as error:
@@ -101,11 +134,18 @@ def select(target="auto", device_id=0):
     return device
 
 
+def check_device_id(device_id, count):
+    """Raise DeviceError unless there is such a device: MindSpore says it only when the first net is compiled."""
+    if device_id >= count:
+        raise DeviceError(f"--device_id {device_id}: expected 0 to {count - 1}: there are {count} devices")
+
+
 def _join(target):
     communication.init()  # HCCL on Ascend, MindSpore's own collectives on CPU
     device = Device(target, communication.get_rank(), communication.get_group_size())
     ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True,
                                  device_num=device.ranks)
+    device.sum([0])  # the links are made while all are here: later one rank may be busy for longer than HCCL waits
     return device
 
 

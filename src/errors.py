@@ -7,3 +7,7 @@ class UserError(ValueError):
 
 class CheckFailed(Exception):
     """The program's own result did not pass its own check."""
+
+
+class NotFinite(CheckFailed):
+    """A net's prediction is NaN or infinite somewhere. The message names the picture."""

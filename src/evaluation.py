@@ -2,6 +2,8 @@
 
 import csv
 import json
+import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,11 +11,13 @@ import numpy as np
 
 from src import image, metrics
 from src.cli import progress
-from src.data_loader import PlainPairs, evenly, load_test_pair, mean_log_depth, test_batches
-from src.errors import UserError
+from src.data_loader import PlainPairs, evenly, keep_freed_memory, load_test_pair, mean_log_depth, test_batches
+from src.errors import CheckFailed, UserError
 from src.files import replacing, write_text
 
 DEPTH_EDGES_M = np.arange(0, 10.5, 0.5)
+logger = logging.getLogger(__name__)
+
 BASELINE_PAIRS = 2000  # as many training depth maps, evenly spaced, make the mean-map baseline
 
 
@@ -39,9 +43,7 @@ class Scores:
             self.pixels += target_m.size
 
     def means(self):
-        """The mean over images of each metric. Raises UserError when no image has a measured pixel."""
-        if not self.pixels:
-            raise UserError("no measured pixel in any target: nothing to score")
+        """The mean over images of each metric. Raises CheckFailed when no image has a measured pixel."""
         return metrics.means(self.per_image)
 
     def pooled_rmse(self):
@@ -98,13 +100,17 @@ def score(pairs, predict, protocol, batch_size, workers, details=None):
     Args:
         predict: function of RGB (N, 3, 228, 304) -> dict of net name to (N, 1, 55, 74) log depth.
         details: a dict to fill, net name to Details.
+
+    Raises errors.NotFinite naming the pictures whose prediction is not, and image.ImageError.
     """
     scores = {}
+    keep_freed_memory()
     with progress(total=len(pairs), desc="scoring", unit="image") as bar:
         for chunk, rgb, full_depth_m in test_batches(pairs, batch_size, workers):
             depth_m = targets(full_depth_m, protocol, chunk)
             grid_m = targets(full_depth_m, "depthnet", chunk) if details is not None else None
             for net, log_depth in predict(rgb).items():
+                metrics.finite(log_depth, [f"{pair.rgb} ({net})" for pair in chunk])
                 scores.setdefault(net, Scores(protocol)).add([pair.name for pair in chunk], log_depth, depth_m)
                 if details is not None:
                     details.setdefault(net, Details()).add(log_depth, grid_m)
@@ -127,21 +133,28 @@ def score_with_baselines(folder, pairs, predict, protocol, batch_size, workers, 
 def constant_log_depth(pairs, workers):
     """The best constant in log depth for `pairs` (it has seen the targets): (1, 55, 74), all one value."""
     total, count = 0.0, 0
-    for chunk, _, full_depth_m in test_batches(pairs, 32, workers):
-        depth_m = targets(full_depth_m, "depthnet", chunk)
-        measured = depth_m[depth_m > 0]
-        total += float(np.log(np.clip(measured, *metrics.DEPTH_RANGE_M)).sum())
-        count += measured.size
-    return np.full((1, *image.DEPTH_SIZE), total / max(count, 1), np.float32)
+    with ThreadPoolExecutor(workers) as pool:
+        for depth_m in pool.map(lambda pair: image.network_depth(image.load_test_depth(pair.depth)), pairs):
+            measured = depth_m[depth_m > 0]
+            total += float(np.log(np.clip(measured, *metrics.DEPTH_RANGE_M)).sum())
+            count += measured.size
+    if not count:
+        raise CheckFailed("no measured pixel in any target: nothing to score")
+    return np.full((1, *image.DEPTH_SIZE), total / count, np.float32)
 
 
 def mean_map(folder, workers):
-    """The mean log-depth map of the training pairs beside the test pairs, or None when there are none."""
+    """The mean log-depth map of the training pairs beside the test pairs, or None when there are none that can be
+    used, which is said."""
     folder = Path(folder)
     root = folder.parent if folder.resolve().name == "Test" and not (folder / "Test").is_dir() else folder
     if not (root / "Train").is_dir():
         return None
-    return mean_training_depth(PlainPairs(root), workers)
+    try:
+        return mean_training_depth(PlainPairs(root), workers)
+    except UserError as error:
+        logger.warning("no mean training map: %s", error)
+        return None
 
 
 def mean_training_depth(source, workers, skip_bad=False):
@@ -202,10 +215,10 @@ def report(scores, checkpoints, versions):
 def write_report(folder, scores, checkpoints, versions):
     """metrics.json and per_image.csv into `folder`."""
     folder = Path(folder)
-    write_text(folder / "metrics.json", json.dumps(report(scores, checkpoints, versions), indent=2) + "\n")
+    write_text(folder / "metrics.json", json.dumps(report(scores, checkpoints, versions), indent=2, allow_nan=False) + "\n")
     with replacing(folder / "per_image.csv") as file:
         writer = csv.writer(file)
         writer.writerow(["net", "image", *metrics.METRICS])
         for net, one in scores.items():
             for row in zip(one.names, *one.per_image.values(), strict=True):
-                writer.writerow([net, *row])
+                writer.writerow([net, *("" if value != value else value for value in row)])

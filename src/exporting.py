@@ -10,8 +10,8 @@ import numpy as np
 from mindspore import nn
 from mindspore.train import mind_ir_pb2
 
-from src.cli import writable_folder
 from src.errors import CheckFailed, UserError
+from src.files import writable_folder
 from src.net import DEPTH_SHAPE, RGB_SHAPE, FineNet
 
 FOLDERS = {"MINDIR": "MindIR", "AIR": "AIR", "ONNX": "ONNX"}
@@ -41,10 +41,14 @@ def export(net, file_format, folder, batch_size=1, mindir_version="1"):
     name = "FinalFineNet" if isinstance(net, FineNet) else "FinalCoarseNet"
     target = Path(folder) / FOLDERS[file_format] / f"{name}.{file_format.lower()}"
     writable_folder(target.parent)
+    if file_format == "AIR":  # MindSpore 2.10's other levels run kernel by kernel, and export nothing
+        ms.set_context(jit_config={"jit_level": "O2"})
     with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as work:
         written = Path(work) / target.name
         ms.export(net, *_tensors(net, batch_size), file_name=str(written.with_suffix("")), file_format=file_format)
-        written.chmod(0o644)  # MindSpore's files are 0400
+        if not written.is_file():
+            raise UserError(f"{target}: MindSpore has written nothing: it exports AIR on Ascend 910A only; use MINDIR")
+        written.chmod(target.parent.stat().st_mode & 0o666)  # MindSpore's files are 0400
         if file_format == "MINDIR" and mindir_version == "1":
             written.write_bytes(to_version_1(written.read_bytes()))
         if file_format == "ONNX":

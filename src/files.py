@@ -1,11 +1,36 @@
-"""Output files that are complete or absent."""
+"""Output files that are complete or absent, and what file names may hold."""
 
 import contextlib
+import errno
 import os
+import secrets
+import shutil
 import tempfile
+import threading
 from pathlib import Path
 
-_PARTIAL = "-partial-"
+from src.errors import UserError
+
+_PARTIAL = ".partial-"  # and a random part: two processes that write the same file do not meet
+
+_open_partials, _exiting = set(), threading.Lock()
+
+
+def printable(name):
+    """A file name as text that every screen, page and picture can show: bytes that are not UTF-8 and control
+    characters as \\xNN."""
+    def shown(letter):
+        if letter.isprintable():
+            return letter
+        byte = ord(letter) - 0xDC00  # how Python keeps a byte that is not UTF-8
+        return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else letter.encode("unicode_escape").decode()
+
+    return "".join(map(shown, str(name)))
+
+
+def partial_path(path, ending=""):
+    """A new short name beside `path`, for what is not complete yet."""
+    return Path(path).parent / f"{_PARTIAL}{secrets.token_hex(6)}{ending}"
 
 
 @contextlib.contextmanager
@@ -15,11 +40,10 @@ def replacing(path, mode="w", durable=True):
     `durable`: it is on disk (fsync) before it takes the name, so that a power cut leaves the old file or the new one.
     """
     path = Path(path)
-    descriptor, partial = tempfile.mkstemp(path.suffix, f".{path.stem}{_PARTIAL}", path.parent)
-    os.fchmod(descriptor, 0o644)
-    try:
-        options = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
-        with open(descriptor, mode, **options) as file:
+    partial = partial_path(path)
+    options = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    with discarded_at_exit(partial):
+        with open(partial, mode.replace("w", "x"), **options) as file:
             yield file
             if durable:
                 file.flush()
@@ -27,20 +51,95 @@ def replacing(path, mode="w", durable=True):
         os.replace(partial, path)
         if durable:
             _fsync(path.parent)
+
+
+@contextlib.contextmanager
+def discarded_at_exit(partial):
+    """While entered, `partial` (a file or a folder) is removed when the process is told to stop; it is removed at the end, too, unless it
+    has got another name by then."""
+    with _exiting:
+        _open_partials.add(partial)
+    try:
+        yield partial
     finally:
-        Path(partial).unlink(missing_ok=True)
+        _remove(partial)
+        _open_partials.discard(partial)
+
+
+def discard_partials():
+    """Remove what this process is writing: it is about to exit, and other threads begin nothing new."""
+    _exiting.acquire()
+    for partial in list(_open_partials):
+        with contextlib.suppress(OSError):
+            _remove(partial.rename(partial_path(partial)))  # nobody puts anything into a folder that is gone
+
+
+def _remove(partial):
+    if partial.is_dir():
+        shutil.rmtree(partial)
+    else:
+        partial.unlink(missing_ok=True)
 
 
 def remove_partial(folder):
-    """Remove what processes that were killed while writing into `folder` have left there."""
-    for path in Path(folder).glob(f".*{_PARTIAL}*"):
-        path.unlink()
+    """Remove what processes that were killed while writing into `folder` have left there. Only for a folder that no
+    other process writes to."""
+    for path in Path(folder).glob(f"{_PARTIAL}*"):
+        _remove(path)
 
 
 def write_text(path, text):
     """Write `text` to `path`, whole or not at all."""
     with replacing(path) as file:
         file.write(text)
+
+
+def writable_folder(path):
+    """Create folder `path` and prove that a file can be written there. Raises UserError."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: cannot write there: {error.strerror or error}") from error
+    return path
+
+
+def claim(paths, overwrite):
+    """Decide that these outputs may be written. Raises UserError naming the one that is there already (unless
+    `overwrite`), that is a folder, or that two inputs would write."""
+    seen = set()
+    for path in map(Path, paths):
+        if path in seen:
+            raise UserError(f"{path}: two inputs would both write it: predict them apart")
+        seen.add(path)
+        try:
+            if path.is_dir():
+                raise UserError(f"{path}: a folder is in the way of this output")
+            exists = path.exists()
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            exists = False  # writing it will fail, and be said
+        if exists and not overwrite:
+            raise UserError(f"{path} is there already: --overwrite replaces it, --output_dir names another folder")
+
+
+@contextlib.contextmanager
+def utf8_path(path):
+    """`path` as text that libraries which want UTF-8 can open (OpenCV crashes on other names): itself, or a link to
+    its folder with a name that is."""
+    path = Path(path)
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory(prefix="depthnet-") as folder:
+            link = Path(folder) / f"link{path.suffix}"
+            link.symlink_to(path.resolve())
+            yield str(link)
+    else:
+        yield str(path)
 
 
 def _fsync(folder):

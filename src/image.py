@@ -10,7 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from src.errors import UserError
 
@@ -21,6 +21,8 @@ RGB_SIZE = (228, 304)
 DEPTH_SIZE = (55, 74)
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 4 * MAX_PIXELS
+# Pillow would try all that it knows, Ghostscript included, whatever a file is called.
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 
 TRAIN_DEPTH_SCALE = np.float32(10 / 255)  # 8-bit pixel -> metres
 TEST_DEPTH_SCALE = np.float32(1 / 1000)  # 16-bit pixel -> metres
@@ -49,9 +51,12 @@ def _naming(path):
         raise
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path}: more than {MAX_PIXELS:,} pixels: refused") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else f"broken image: {error}"
-        raise ImageError(f"{path}: {reason}") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{path}: broken image: not one of {', '.join(FORMATS)}") from error
+    except FileNotFoundError as error:
+        raise ImageError(f"{path}: no such file") from error
+    except Exception as error:  # Pillow raises a different type for every kind of damage
+        raise ImageError(f"{path}: broken image: {error}") from error
 
 
 def _read(path):
@@ -63,7 +68,9 @@ def _read(path):
         if Path(path).stat().st_size > MAX_BYTES:
             raise ImageError(f"{path}: more than {MAX_BYTES:,} bytes: refused")
         content = Path(path).read_bytes()
-        image = Image.open(io.BytesIO(content))
+        if not content:
+            raise ImageError(f"{path}: broken image: the file is empty")
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(f"{path}: {image.height}x{image.width} is more than {MAX_PIXELS:,} pixels: refused")
     return content, image
@@ -87,14 +94,11 @@ def load_rgb(path):
             return pixels
     with _naming(path):
         image.load()
-    try:
         ImageOps.exif_transpose(image, in_place=True)
-    except Exception as error:  # damaged EXIF raises a different type for every kind of damage
-        raise ImageError(f"{path}: broken EXIF data: {error}") from error
-    if image.mode.startswith("I"):
-        high_byte = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-        return np.repeat(high_byte[..., None], 3, axis=2)
-    return np.asarray(image.convert("RGB"))
+        if image.mode.startswith("I"):
+            high_byte = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+            return np.repeat(high_byte[..., None], 3, axis=2)
+        return np.asarray(image.convert("RGB"))
 
 
 def _load_depth_pixels(path, bits, trap):
@@ -103,7 +107,11 @@ def _load_depth_pixels(path, bits, trap):
     if found != bits:
         kind = f"{found}-bit grey" if found else f"mode {image.mode}"
         raise BitDepthError(f"{path}: {kind}, expected {bits}-bit grey depth ({trap})")
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if image.format == "PNG" else None
+    pixels = None
+    if image.format == "PNG":
+        with _naming(path):
+            Image.open(io.BytesIO(content), formats=("PNG",)).verify()  # the checksums: libpng would print what is wrong
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.ndim != 2:  # of another format, with a transparent colour, or damaged: Pillow says how
         with _naming(path):
             image.load()
@@ -170,10 +178,26 @@ def resize_depth(depth_m, size):
     return np.where(weight >= 0.5, weighted_sum / np.maximum(weight, np.float32(0.5)), np.float32(0))
 
 
+def view(rgb):
+    """uint8 (H, W, 3) of about 4:3 -> what the nets see of it at 480x640: uint8 (456, 608, 3).
+
+    The one way of every picture to the nets. Pixels are averaged where they are too many; 480x640 stays as it is.
+    """
+    if rgb.shape[:2] != FULL_SIZE:
+        fewer = rgb.shape[0] > FULL_SIZE[0]
+        rgb = cv2.resize(rgb, FULL_SIZE[::-1], interpolation=cv2.INTER_AREA if fewer else cv2.INTER_LINEAR)
+    return crop(rgb)
+
+
 def network_rgb(rgb):
-    """uint8 (480, 640, 3) -> float32 (3, 228, 304) in [0, 1]: what the nets take."""
-    resized = resize(crop(rgb).astype(np.float32), RGB_SIZE)
+    """uint8 (H, W, 3) of about 4:3 -> float32 (3, 228, 304) in [0, 1]: what the nets take."""
+    resized = resize(view(rgb).astype(np.float32), RGB_SIZE)
     return np.ascontiguousarray(resized.transpose(2, 0, 1)) / np.float32(255)
+
+
+def network_pixels(rgb):
+    """The same, rounded: uint8 (228, 304, 3), what is kept and augmented while training."""
+    return resize(view(rgb), RGB_SIZE)
 
 
 def network_depth(depth_m):

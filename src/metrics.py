@@ -6,6 +6,8 @@ Predictions are **log depth** on the net's 55x74 grid; targets are metres, 0 whe
 import cv2
 import numpy as np
 
+from src.errors import CheckFailed, NotFinite
+
 METRICS = ("delta1", "delta2", "delta3", "abs_rel", "sq_rel", "rmse", "rmse_log", "si")
 PROTOCOLS = ("depthnet", "eigen")
 DEPTH_RANGE_M = (0.1, 10.0)
@@ -44,6 +46,18 @@ def evaluate(log_depth, depth_m, protocol="depthnet"):
         raise ValueError(f"{len(log_depth)} predictions for {len(depth_m)} targets")
     rows = [_image_metrics(*valid_pixels(*one, protocol)) for one in zip(log_depth, depth_m, strict=True)]
     return {name: np.array([row[i] for row in rows], np.float64) for i, name in enumerate(METRICS)}
+
+
+def finite(log_depth, names):
+    """`log_depth` (N, ...) as it is: the check between a net and whoever uses its values.
+
+    Raises NotFinite naming the pictures (`names`, N of them) whose prediction is not.
+    """
+    bad = [str(name) for name, one in zip(names, log_depth, strict=True) if not np.isfinite(one).all()]
+    if bad:
+        more = f" (and {len(bad) - 3} more)" if len(bad) > 3 else ""
+        raise NotFinite(f"{', '.join(bad[:3])}{more}: the net's prediction is not finite: are these its weights?")
+    return log_depth
 
 
 def valid_pixels(log_depth, depth_m, protocol):
@@ -88,7 +102,10 @@ def _image_metrics(prediction_m, target_m):
 
 
 def means(per_image):
-    """The mean over images of each metric, images without a valid pixel left out."""
+    """The mean over images of each metric, images without a valid pixel left out. Raises CheckFailed when none is
+    left: a mean over nothing is not 0."""
+    if not np.isfinite(per_image[METRICS[0]]).any():
+        raise CheckFailed("no measured pixel in any target: nothing to score")
     return {name: float(np.nanmean(values)) for name, values in per_image.items()}
 
 

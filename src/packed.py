@@ -6,6 +6,7 @@ same order, so that a seed gives the same batches from either form.
 
 import hashlib
 import json
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,20 +16,21 @@ from mindspore.mindrecord import FileWriter
 
 from src import cli, image
 from src.data_loader import DataError, PlainPairs, keep_freed_memory
-from src.files import write_text
+from src.files import writable_folder, write_text
 
 MANIFEST = "manifest.json"
 PAIRS_A_SHARD = 4096  # about 1 GB
 
 # What a packed sample depends on. Raise the version when src/image.py changes what it makes of a file.
 GEOMETRY = {
-    "version": 1,
+    "version": 2,
     "full_size": list(image.FULL_SIZE), "crop_rows": list(image.CROP_ROWS), "crop_columns": list(image.CROP_COLUMNS),
     "interpolation": "bilinear over measured pixels, half-pixel centres",
     "depth_scale": float(image.TRAIN_DEPTH_SCALE),
     "rgb": ["uint8", *image.RGB_SIZE, 3], "depth_m": ["float32", *image.DEPTH_SIZE],
 }
-_SCHEMA = {"index": {"type": "int32"}, "rgb": {"type": "bytes"}, "depth_m": {"type": "bytes"}}
+_SCHEMA = {"index": {"type": "int32"}, "rgb": {"type": "bytes"}, "depth_m": {"type": "bytes"},
+           "rgb_crc": {"type": "int64"}, "depth_m_crc": {"type": "int64"}}
 
 # A row is 224 KB and a page holds the rows of one write: 18 rows waste the least.
 _PAGE_BYTES, _ROWS_A_WRITE = 4 << 20, 18
@@ -45,7 +47,7 @@ def pack(folder, out, workers):
         others = [path.name for path in out.iterdir() if not path.name.startswith("train_")]
         if others:
             raise DataError(f"{out}: holds {sorted(others)[0]}; expected an empty or a new folder")
-    cli.writable_folder(out)
+    writable_folder(out)
     keep_freed_memory()
     shards = []
     with cli.progress(len(source.names), "packing", "pair") as bar, ThreadPoolExecutor(workers) as pool:
@@ -54,10 +56,10 @@ def pack(folder, out, workers):
             path = out / f"train_{len(shards):03d}.mindrecord"
             _write_shard(path, source, indices, pool, bar)
             for file in (path, _index_file(path)):
-                file.chmod(0o644)  # MindRecord gives them to their owner alone
+                file.chmod(out.stat().st_mode & 0o666)  # MindRecord gives them to their owner alone
             shards.append({"pairs": len(indices), "files": [_fingerprint(path), _fingerprint(_index_file(path))]})
-    manifest = {"source": str(folder), "geometry": GEOMETRY, "pairs": len(source.names), "shards": shards,
-                "names": source.names}
+    manifest = {"source": str(folder), "data": source.data_digest(), "geometry": GEOMETRY, "pairs": len(source.names),
+                "shards": shards, "names": source.names}
     write_text(out / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     return manifest
 
@@ -72,10 +74,27 @@ def _write_shard(path, source, indices, pool, bar):
     writer.add_schema(_SCHEMA, "NYU Depth V2 training pairs")
     for start in range(indices.start, indices.stop, _ROWS_A_WRITE):
         part = range(start, min(start + _ROWS_A_WRITE, indices.stop))
-        writer.write_raw_data([{"index": index, "rgb": rgb.tobytes(), "depth_m": depth_m.tobytes()}
-                               for index, (rgb, depth_m) in zip(part, pool.map(source.load, part), strict=True)])
+        try:
+            writer.write_raw_data([_row(index, *sample)
+                                   for index, sample in zip(part, pool.map(source.load, part), strict=True)])
+        except RuntimeError as error:
+            raise DataError(f"{path}: cannot be written: {_reason(error)}") from error
         bar.update(len(part))
-    writer.commit()
+    try:
+        writer.commit()
+    except RuntimeError as error:
+        raise DataError(f"{path}: cannot be written: {_reason(error)}") from error
+
+
+def _row(index, rgb, depth_m):
+    rgb, depth_m = rgb.tobytes(), depth_m.tobytes()
+    return {"index": index, "rgb": rgb, "depth_m": depth_m, "rgb_crc": zlib.crc32(rgb), "depth_m_crc": zlib.crc32(depth_m)}
+
+
+def _reason(error):
+    """The line of MindSpore's message that says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if line.startswith("[ERROR]")), lines[0] if lines else error)
 
 
 def _fingerprint(path):
@@ -108,14 +127,18 @@ class PackedPairs:
         self.folder = Path(folder)
         try:
             manifest = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
-            self.names, geometry = manifest["names"], manifest["geometry"]
-            self._files = [file for shard in manifest["shards"] for file in shard["files"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            self.names, geometry, self._data = list(manifest["names"]), dict(manifest["geometry"]), manifest.get("data")
+            self._files = [{"name": str(file["name"]), "bytes": int(file["bytes"]), "sha256": str(file["sha256"])}
+                           for shard in manifest["shards"] for file in shard["files"]]
+            if not all(isinstance(name, str) for name in self.names):
+                raise TypeError("a name is not a text")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"{self.folder / MANIFEST}: not a manifest of a packed training set") from error
         if geometry != GEOMETRY:
             different = [key for key in GEOMETRY if geometry.get(key) != GEOMETRY[key]]
             raise DataError(f"{self.folder}: packed with another geometry ({', '.join(different)}): pack it again "
                             "with this version")
+        self._checked = {"rgb": set(), "depth_m": set()}
         for file in self._files:
             path = self.folder / file["name"]
             if not path.is_file() or path.stat().st_size != file["bytes"]:
@@ -127,6 +150,10 @@ class PackedPairs:
             path = self.folder / file["name"]
             if _fingerprint(path) != file:
                 raise DataError(f"{path}: damaged: does not match its checksum in {MANIFEST}")
+
+    def data_digest(self):
+        """Hexadecimal text that stands for the files that were packed: the same as theirs."""
+        return self._data
 
     def file(self, index):
         """What to call sample `index` in a message."""
@@ -156,14 +183,24 @@ class PackedPairs:
         ds.config.set_prefetch_size(_PREFETCHED_BATCHES)
         shards = [str(self.folder / file["name"]) for file in self._files if file["name"].endswith(".mindrecord")]
         try:
-            rows = ds.MindDataset(shards, ["index", *columns], min(workers, ds.config.get_num_parallel_workers()),
+            rows = ds.MindDataset(shards, ["index", *(f"{name}_crc" for name in columns), *columns], min(workers, ds.config.get_num_parallel_workers()),
                                   sampler=ds.SubsetSampler([int(index) for index in indices])).batch(batch_size)
             for start, (stored, *arrays) in zip(range(0, len(indices), batch_size), rows.create_tuple_iterator(
                     num_epochs=1, output_numpy=True), strict=True):
                 batch = indices[start:start + batch_size]
                 if list(stored.ravel()) != list(batch):
                     raise DataError(f"{self.folder}: other rows than asked for: pack it again")
-                yield np.asarray(batch), *arrays
+                for name, sums, rows_of in zip(columns, arrays, arrays[len(columns):], strict=False):
+                    self._check_rows(name, batch, sums.ravel(), rows_of)
+                yield np.asarray(batch), *arrays[len(columns):]
         except RuntimeError as error:
-            reason = next((line for line in str(error).splitlines() if line.startswith("[ERROR]")), error)
-            raise DataError(f"{self.folder}: cannot be read: {reason}") from error
+            raise DataError(f"{self.folder}: cannot be read: {_reason(error)}") from error
+
+    def _check_rows(self, name, indices, sums, rows):
+        """Compare rows that are read for the first time with their checksums. Raises DataError naming the sample."""
+        checked = self._checked[name]
+        for index, expected, row in zip(map(int, indices), sums, rows, strict=True):
+            if index not in checked:
+                if zlib.crc32(row) != expected:
+                    raise DataError(f"{self.file(index)}: damaged: does not match its checksum: pack it again")
+                checked.add(index)

@@ -27,8 +27,8 @@ class Intrinsics:
         """The RGB camera of NYU Depth V2's Kinect (its toolbox, camera_params.m), whose picture is 480x640. In another
         size it is the camera of the largest such picture in the middle, which is what the nets take it for."""
         scale = min(height / 480, width / 640)
-        return cls(518.86 * scale, 519.47 * scale, (325.58 - 319.5) * scale + (width - 1) / 2,
-                   (253.74 - 239.5) * scale + (height - 1) / 2)
+        return cls(518.86 * scale, 519.47 * scale, (324.58 - 319.5) * scale + (width - 1) / 2,
+                   (252.74 - 239.5) * scale + (height - 1) / 2)  # MATLAB counts pixels from 1
 
 
 def points(depth_m, camera):

@@ -7,15 +7,15 @@ blended. The nets do not see the outermost 2.5 % of a window: there the depth of
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from src import image
+from src import image, metrics
 from src.errors import UserError
-from src.metrics import DEPTH_RANGE_M
 
 # A single window, in the middle, does for a ratio that is only so much from 4:3.
 MOST_OUTSIDE = 0.05
+# Of a picture's longer to its shorter side: each window is predicted, and a strip of pixels is no picture.
+MOST_RATIO = 50
 _RATIO = image.FULL_SIZE[1] / image.FULL_SIZE[0]
 
 
@@ -48,22 +48,27 @@ class DepthPredictor:
         """
         return self.predict([picture])[0]
 
-    def predict(self, pictures):
-        """The depths (H, W) of several pictures, of any sizes, with as few runs of the nets as their windows allow."""
-        pictures = [picture if isinstance(picture, np.ndarray) else image.load_rgb(picture) for picture in pictures]
-        places = [windows(*picture.shape[:2]) for picture in pictures]
-        views = [_view(picture, place) for picture, picture_places in zip(pictures, places, strict=True)
-                 for place in picture_places]
-        depths_m = iter(self._depths_m(views))
-        return [_assemble(picture.shape[:2], [(place, next(depths_m)) for place in picture_places])
-                for picture, picture_places in zip(pictures, places, strict=True)]
+    def predict(self, pictures, names=None):
+        """The depths (H, W) of several pictures, of any sizes, with as few runs of the nets as their windows allow.
 
-    def _depths_m(self, views):
-        results = []
-        for start in range(0, len(views), self.batch_size):
-            rgb = np.stack(views[start:start + self.batch_size])
-            results += list(np.exp(self.fine(rgb, self.coarse(rgb))[:, 0]).clip(*DEPTH_RANGE_M))
-        return results
+        `names` are what to call them in an error. Raises errors.NotFinite when a prediction is not.
+        """
+        names = names or [picture if isinstance(picture, str | Path) else f"picture {number}"
+                          for number, picture in enumerate(pictures)]
+        pictures = [picture if isinstance(picture, np.ndarray) else image.load_rgb(picture) for picture in pictures]
+        for picture, name in zip(pictures, names, strict=True):
+            check_ratio(*picture.shape[:2], name)
+        places = [(number, place) for number, picture in enumerate(pictures) for place in windows(*picture.shape[:2])]
+        blends = [_Blend(picture.shape[:2]) for picture in pictures]
+        for start in range(0, len(places), self.batch_size):
+            part = places[start:start + self.batch_size]
+            rgb = np.stack([_view(pictures[number], place) for number, place in part])
+            part_names = [names[number] for number, _ in part]
+            coarse_log_depth = metrics.finite(self.coarse(rgb), part_names)  # FineNet's ReLU may swallow a NaN
+            log_depth = metrics.finite(self.fine(rgb, coarse_log_depth), part_names)
+            for (number, place), one in zip(part, log_depth, strict=True):
+                blends[number].add(place, np.exp(one[0]).clip(*metrics.DEPTH_RANGE_M))
+        return [blend.depth_m() for blend in blends]
 
 
 def _net(net, kind):
@@ -97,6 +102,12 @@ def _onnx_net(path, kind):
     return lambda *arrays: session.run(None, dict(zip(names, arrays, strict=True)))[0]
 
 
+def check_ratio(height, width, name):
+    """Raise image.SizeError naming the picture when it is no picture but a strip."""
+    if max(height, width) > MOST_RATIO * min(height, width):
+        raise image.SizeError(f"{name}: {height}x{width} (height x width): expected a ratio of at most {MOST_RATIO}:1")
+
+
 def windows(height, width):
     """The windows of ratio 4:3 that cover a picture: (top, left, height, width) in pixels, fractions included."""
     size = min(height, width / _RATIO), min(width, height * _RATIO)
@@ -107,45 +118,54 @@ def windows(height, width):
     return [(0.0, start, *size) if along else (start, 0.0, *size) for start in starts]
 
 
+def _pixels(start, length):
+    """The whole pixels of a window along one axis."""
+    return slice(round(start), max(round(start + length), round(start) + 1))
+
+
 def _view(picture, place):
-    """The part of a picture in a window, as the nets take it. Pixels are averaged where they are too many."""
+    """The part of a picture in a window, as the nets take it."""
     top, left, height, width = place
-    rows, columns = (slice(round(start), max(round(start + length), round(start) + 1))
-                     for start, length in ((top, height), (left, width)))
-    window = picture[rows, columns]
-    if window.shape[:2] != image.FULL_SIZE:
-        shrink = window.shape[0] > image.FULL_SIZE[0]
-        window = cv2.resize(window, image.FULL_SIZE[::-1], interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
-    return image.network_rgb(window)
+    return image.network_rgb(picture[_pixels(top, height), _pixels(left, width)])
 
 
-def _assemble(size, parts):
-    """Put the depths (55, 74) of windows, in metres, back over a picture of `size`. float32 metres (H, W)."""
-    total, weights = np.zeros(size, np.float32), np.zeros(size, np.float32)
-    for (top, left, height, width), depth_m in parts:
-        rows = _interpolation(size[0], top, height, image.CROP_ROWS, 0)
-        columns = _interpolation(size[1], left, width, image.CROP_COLUMNS, 1)
-        weight = np.outer(_inside(size[0], top, height), _inside(size[1], left, width)).astype(np.float32)
-        total += weight * (rows @ depth_m @ columns.T)
-        weights += weight
-    return total / weights
+class _Blend:
+    """The depth of a picture (H, W) from those of its windows, each added in its own place."""
+
+    def __init__(self, size):
+        self.total, self.weights = np.zeros(size, np.float32), np.zeros(size, np.float32)
+
+    def add(self, place, depth_m):
+        """Lay metres (55, 74) over a window; the nearer to its border, the less they count."""
+        top, left, height, width = place
+        rows, columns = (slice(max(int(start), 0), min(int(np.ceil(start + length)), pixels))
+                         for start, length, pixels in zip((top, left), (height, width), self.total.shape, strict=True))
+        down, across = np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop)
+        weight = np.outer(_inside(down, top, height), _inside(across, left, width)).astype(np.float32)
+        self.total[rows, columns] += weight * (_interpolation(down, top, height, image.CROP_ROWS, 0) @ depth_m
+                                               @ _interpolation(across, left, width, image.CROP_COLUMNS, 1).T)
+        self.weights[rows, columns] += weight
+
+    def depth_m(self):
+        """float32 metres (H, W)."""
+        return self.total / self.weights
 
 
 def _interpolation(pixels, start, length, seen, axis):
-    """Bilinear weights (pixels, cells) with half-pixel centres: from the cells along one axis of a window, of which the
+    """Bilinear weights (len(pixels), cells) with half-pixel centres: from the cells along one axis of a window, of which the
     nets see `seen` of 480 or 640 pixels, to the pixels of the picture. Beyond the outermost cells these are continued.
     """
     cells, scale = image.DEPTH_SIZE[axis], length / image.FULL_SIZE[axis]
     first, last = start + seen[0] * scale, start + seen[1] * scale
-    position = ((np.arange(pixels) + 0.5 - first) / (last - first) * cells - 0.5).clip(0, cells - 1)
+    position = ((pixels + 0.5 - first) / (last - first) * cells - 0.5).clip(0, cells - 1)
     low = np.minimum(position.astype(int), cells - 2)
-    weights = np.zeros((pixels, cells), np.float32)
-    weights[np.arange(pixels), low] = low + 1 - position
-    weights[np.arange(pixels), low + 1] = position - low
+    weights = np.zeros((len(pixels), cells), np.float32)
+    weights[np.arange(len(pixels)), low] = low + 1 - position
+    weights[np.arange(len(pixels)), low + 1] = position - low
     return weights
 
 
 def _inside(pixels, start, length):
-    """How far inside a window each pixel of an axis is, in pixels: 0 outside, and never quite 0 within."""
-    centre = np.arange(pixels) + 0.5
+    """How far inside a window these pixels of an axis are, in pixels: never quite 0."""
+    centre = pixels + 0.5
     return np.clip(np.minimum(centre - start, start + length - centre), 0, None) + 1e-6

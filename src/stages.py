@@ -1,7 +1,6 @@
 """A whole run: CoarseNet's stage, then FineNet's on top of the frozen CoarseNet."""
 
 import contextlib
-import hashlib
 import json
 import logging
 from functools import partial
@@ -11,19 +10,34 @@ import mindspore as ms
 import numpy as np
 
 from src import checkpoint, cli, evaluation
-from src.data_loader import Schedule, TrainingData, list_test
+from src.data_loader import Schedule, TrainingData, names_digest, readable_test_pairs
 from src.device import amp_level
-from src.files import remove_partial, write_text
+from src.errors import CheckFailed, UserError
+from src.files import remove_partial, writable_folder, write_text
 from src.metrics import METRICS
 from src.net import COARSE_NETS, FineNet
 from src.packed import open_training
-from src.training import Folder, Stage, StageLog, Trainer, TrainingError, check_same_options, newest_state, train_stage
+from src.training import (
+    DATA,
+    Folder,
+    Stage,
+    StageLog,
+    Trainer,
+    TrainingError,
+    check_same_options,
+    in_precision,
+    newest_state,
+    train_stage,
+)
 
 logger = logging.getLogger(__name__)
 
 
 def train(options, device, stop):
     """Run the stages that `options` (train.py's arguments) ask for, until `stop` (a StopRequest) says otherwise.
+
+    All that can fail is read, built and checked before anything of the user's is touched; what `--overwrite` replaces
+    goes when the new run's first state is on disk.
 
     Raises:
         UserError: a folder, a file or an option that cannot be used.
@@ -32,55 +46,121 @@ def train(options, device, stop):
     folder = Folder(Path(options.train_url), "_rank0" if device.ranks > 1 else "")
     source = open_training(options.data_url)
     logger.info("training data: %s, %s form, %d pairs", options.data_url, source.form, len(source.names))
-    test_pairs = list_test(options.val_data) if options.val_data else None
     workers = options.num_parallel_workers or cli.default_workers()
+    test_pairs = readable_test_pairs(options.val_data, workers) if options.val_data else None
     validate = partial(_validate, test_pairs, options.batch_size, workers, device) if test_pairs else None
+    schedule = Schedule(len(source.names), options.batch_size, options.seed, device.rank, device.ranks)
     names = ("coarse", "fine") if options.stage == "all" else (options.stage,)
-    stages = [_stage(name, options, device, source.names) for name in names]
-    if device.is_first:
-        if not options.resume:
-            for stage in stages:
-                _make_room(stage, folder, options.overwrite)
-        _save_options(options, folder)
-    for stage in stages:
-        schedule = Schedule(len(source.names), options.batch_size, options.seed, device.rank, device.ranks)
-        trainer = _trainer(stage, options, folder, device)
-        data = TrainingData(source, schedule, workers, getattr(trainer.net, "dropout_units", 0),
-                            getattr(trainer.net, "dropout_rate", 0), skip_bad=options.bad_samples == "skip")
-        log = StageLog(folder.log / f"{stage.name}.csv" if device.is_first else None)
-        if device.is_first:
-            _resume(stage, trainer, log, folder)
-            if stage.name == "coarse" and options.mean_depth_start and trainer.step == 0:
-                trainer.net.start_at(evaluation.mean_training_depth(source, workers, options.bad_samples == "skip"))
-            log.board = _board(stage, trainer.step, folder, test_pairs) if options.tensorboard else None
-        trainer.synchronise()
-        logger.info("%s net: %d pairs, %d epochs of %d steps of %d, starting at step %d", stage.name,
-                    len(source.names), stage.epochs, schedule.steps_per_epoch, options.batch_size, trainer.step)
-        with contextlib.closing(log.board) if log.board else contextlib.nullcontext():
-            train_stage(stage, trainer, data, folder, log, stop, validate)
+    stages = [_stage(name, options, device, source) for name in names]
+    trainer = _trainer(stages[0], options, folder, device)
+    with folder.locked() if device.is_first else contextlib.nullcontext():
+        start = _Start(stages, folder, options) if device.is_first else None
+        for stage in stages:
+            trainer = trainer or _trainer(stage, options, folder, device)
+            data = TrainingData(source, schedule, workers, getattr(trainer.net, "dropout_units", 0),
+                                getattr(trainer.net, "dropout_rate", 0), skip_bad=options.bad_samples == "skip")
+            log = StageLog(folder.log_file(f"{stage.name}.csv") if device.is_first else None,
+                           held=bool(start and start.replaced))
+            if device.is_first:
+                start.restore(stage, trainer, log)
+                if stage.name == "coarse" and options.mean_depth_start and trainer.step == 0:
+                    trainer.net.start_at(evaluation.mean_training_depth(source, workers, options.bad_samples == "skip"))
+                log.board = _board(stage, trainer.step, folder, test_pairs) if options.tensorboard else None
+            trainer.synchronise()
+            logger.info("%s net: %d pairs, %d epochs of %d steps of %d, starting at step %d", stage.name,
+                        len(source.names), stage.epochs, schedule.steps_per_epoch, options.batch_size, trainer.step)
+            with contextlib.closing(log.board) if log.board else contextlib.nullcontext():
+                train_stage(stage, trainer, data, folder, log, stop, validate,
+                            partial(start.begin, log) if log.held else None)
+            trainer = None
+
+
+class _Start:
+    """How the run begins in its folder: anew, in place of an earlier run, or where that was stopped.
+
+    Raises TrainingError when the folder and the options do not go together; nothing has been changed then.
+    """
+
+    def __init__(self, stages, folder, options):
+        self.stages, self.folder, self.options = stages, folder, options
+        remove_partial(writable_folder(folder.checkpoints))
+        remove_partial(writable_folder(folder.log))
+        for stage in stages:
+            _finish_replacing(folder, stage)
+        earlier = [path for stage in stages for path in folder.run(stage)]
+        self.saved = self._saved_states(earlier) if options.resume else {}
+        self.replaced = [] if options.resume else earlier
+        if self.replaced and not options.overwrite:
+            raise TrainingError(f"{earlier[0]}: {folder.root} already holds a run of the {stages[0].name} net: "
+                                "--resume continues it, --overwrite replaces it, --train_url names another folder")
+        pre_trained = options.pre_trained and options.pre_trained.resolve()
+        if pre_trained in [path.resolve() for path in self.replaced]:
+            raise TrainingError(f"--pre_trained {options.pre_trained} is of the run that --overwrite replaces: move it "
+                                "away first, or name another folder with --train_url")
+        if not self.replaced:
+            self._write_options()
+
+    def _saved_states(self, earlier):
+        saved = {stage.name: newest_state(stage, self.folder) for stage in self.stages}
+        for stage in self.stages:
+            if saved[stage.name]:
+                check_same_options(stage, saved[stage.name], self.options.allow_changed_data)
+        if not any(saved.values()):
+            expected = self.folder.state(self.stages[0], "<step>")
+            found = f"{', '.join(path.name for path in earlier)}, which are weights" if earlier else "no run"
+            raise TrainingError(f"{expected}: --resume finds no state to go on from (found: {found}): leave --resume out "
+                                "to begin" + (", with --pre_trained to begin from weights" if earlier else ""))
+        return saved
+
+    def _write_options(self):
+        settings = {name: str(value) if isinstance(value, Path) else value
+                    for name, value in vars(self.options).items()}
+        write_text(self.folder.log_file("options.json"),
+                   json.dumps({**settings, "mindspore": ms.__version__}, indent=2) + "\n")
+
+    def restore(self, stage, trainer, log):
+        """Take over the stage's newest state, if the run is a resumed one."""
+        if saved := self.saved.get(stage.name):
+            trainer.restore(saved)
+            log.resume(saved)
+            logger.info("resuming from %s", saved.path)
+
+    def begin(self, log, path, write):
+        """Write the first state in place of the earlier run. A kill leaves the earlier run as it was, or the new one."""
+        committed = path.with_name(_COMMITTED + path.name)
+        write(committed)  # from here on the new run counts
+        for stage in self.stages:
+            _finish_replacing(self.folder, stage, self.replaced)
+        self._write_options()
+        log.release()
+        self.replaced = []
+
+
+_COMMITTED = ".next-"
+
+
+def _finish_replacing(folder, stage, replaced=None):
+    """Have a committed first state of this stage take the place of the run before it."""
+    for committed in folder.checkpoints.glob(f"{_COMMITTED}{stage.net_name}_*{folder.suffix}.ckpt"):
+        for old in folder.run(stage) if replaced is None else replaced:
+            old.unlink(missing_ok=True)
+        committed.rename(committed.with_name(committed.name.removeprefix(_COMMITTED)))
 
 
 def _board(stage, step, folder, test_pairs):
     from src.tensorboard import Board  # tensorboardX is needed for this only
 
-    board = Board(folder.log / "tensorboard", stage.name, step, test_pairs)
+    board = Board(folder.log_file("tensorboard"), stage.name, step, test_pairs)
     board.add(step, {"learning_rate": stage.options["learning_rate"]})
     return board
 
 
-def _save_options(options, folder):
-    remove_partial(cli.writable_folder(folder.checkpoints))
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
-    write_text(cli.writable_folder(folder.log) / "options.json",
-               json.dumps({**settings, "mindspore": ms.__version__}, indent=2) + "\n")
-
-
-def _stage(name, options, device, pair_names):
+def _stage(name, options, device, source):
     learning_rate = getattr(options, f"learning_rate_{name}") * (device.ranks if options.scale_lr else 1)
     decisive = {
         "batch_size": options.batch_size, "ranks": device.ranks, "learning_rate": learning_rate,
         "loss": options.loss, "amp_level": amp_level(options.amp_level, device.target), "seed": options.seed,
-        "pairs": hashlib.sha256("\n".join(pair_names).encode()).hexdigest()[:16],
+        "pairs": names_digest(source.names), DATA: source.data_digest(),
         "coarse_net": options.coarse_net, "mean_depth_start": options.mean_depth_start,
     }
     return Stage(name, getattr(options, f"epochs_{name}"), options.save_checkpoint_steps,
@@ -93,12 +173,13 @@ def _trainer(stage, options, folder, device):
                     amp_level=stage.options["amp_level"], device=device)
     if stage.name == "coarse":
         net = COARSE_NETS[options.coarse_net]()
-        if options.pre_trained:
+        if options.pre_trained and device.is_first:  # the other ranks get rank 0's weights
             checkpoint.assign(net, checkpoint.load(options.pre_trained))
         return build(net)
     path = options.pre_trained if options.stage == "fine" and options.pre_trained else folder.final("coarse")
     coarse = _frozen_coarse(path, device)
     stage.options["coarse_sha256"] = checkpoint.digest(coarse)
+    coarse = in_precision(coarse, stage.options["amp_level"])
     logger.info("FineNet is trained on %s of %s", type(coarse).__name__, path)
     ms.set_seed(options.seed)
     return build(FineNet(), inputs=lambda rgb: (rgb, coarse(rgb)))
@@ -115,35 +196,27 @@ def _frozen_coarse(path, device):
     return coarse
 
 
-def _make_room(stage, folder, overwrite):
-    """Refuse a folder that holds a run of this stage, or with `overwrite` remove that run's checkpoints."""
-    earlier = [path for _, path in folder.states(stage)]
-    earlier += [path for path in (folder.final(stage.name), folder.best(stage.name)) if path.exists()]
-    if earlier and not overwrite:
-        raise TrainingError(f"{earlier[0]}: {folder.root} already holds a run of the {stage.name} net: "
-                            "--resume continues it, --overwrite replaces it, --train_url names another folder")
-    for path in earlier:
-        path.unlink()
-
-
-def _resume(stage, trainer, log, folder):
-    saved = newest_state(stage, folder)
-    if saved is None:
-        return
-    check_same_options(stage, saved)
-    trainer.restore(saved)
-    log.resume(saved)
-    logger.info("resuming from %s", saved.path)
-
-
 def _validate(pairs, batch_size, workers, device, predict):
-    """Each rank scores its share of the pairs; the sums make the mean over all. A dict of metrics."""
-    share = pairs[device.rank::device.ranks]
-    scores = evaluation.score(share, lambda rgb: {"net": predict(rgb)}, "depthnet", batch_size, workers)
-    per_image = scores["net"].per_image if scores else {name: [] for name in METRICS}
-    sums = device.sum([value for name in METRICS for value in
-                       (np.nansum(per_image[name]), np.count_nonzero(~np.isnan(per_image[name])))])
-    return dict(zip(METRICS, (sums[::2] / np.maximum(sums[1::2], 1)).tolist(), strict=True))
+    """Each rank scores its share of the pairs; the sums make the mean over all. A dict of metrics.
+
+    Raises on every rank when a share cannot be scored.
+    """
+    share, failure = pairs[device.rank::device.ranks], None
+    sums = np.zeros(2 * len(METRICS))
+    try:
+        scores = evaluation.score(share, lambda rgb: {"net": predict(rgb)}, "depthnet", batch_size, workers)
+        if scores:
+            columns = np.array([scores["net"].per_image[name] for name in METRICS])
+            sums = np.concatenate([np.nansum(columns, 1), np.count_nonzero(~np.isnan(columns), 1)])
+    except (UserError, CheckFailed, OSError) as error:
+        failure = error
+    *sums, failures = device.sum([*sums, failure is not None])
+    if failures:
+        raise failure or CheckFailed("another rank could not score its pictures: see its log")
+    totals, counts = np.split(np.array(sums), 2)
+    if not counts.all():
+        raise CheckFailed("no measured pixel in any target: nothing to score")
+    return dict(zip(METRICS, (totals / counts).tolist(), strict=True))
 
 
 def predictors(coarse, fine):

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT while training: the first one finishes the step and saves, the second one exits at once."""
+"""SIGTERM, SIGINT and SIGHUP: leave nothing half-written; while training, finish the step and save first."""
 
 import contextlib
 import logging
@@ -6,7 +6,9 @@ import os
 import signal
 import threading
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+from src.files import discard_partials
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 
 logger = logging.getLogger(__name__)
 
@@ -23,14 +25,17 @@ class StopRequest:
     """Waits for the signals in a thread of its own; `signal_number` is the one that came, 0 is none.
 
     A Python signal handler would not do: it runs only between two steps, and MindSpore turns SIGINT into SIGTERM.
-    To be made before MindSpore is imported: its threads must inherit that the signals are blocked.
+    To be made before MindSpore is imported: its threads must inherit that the signals are blocked. A signal that the
+    process was started to ignore, as nohup does with SIGHUP, stays ignored.
     """
 
     def __init__(self):
         self.signal_number = 0
         self._deferred = False
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        threading.Thread(target=self._wait, daemon=True).start()
+        watched = {number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
+        if watched and hasattr(signal, "pthread_sigmask"):  # not on Windows
+            signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+            threading.Thread(target=self._wait, args=(watched,), daemon=True).start()
 
     @contextlib.contextmanager
     def deferred(self):
@@ -41,10 +46,11 @@ class StopRequest:
         finally:
             self._deferred = False
 
-    def _wait(self):
+    def _wait(self, watched):
         while True:
-            number = signal.sigwait(SIGNALS)
+            number = signal.sigwait(watched)
             if self.signal_number or not self._deferred:
-                os._exit(128 + number)  # nothing is half-written: files take their names when they are complete
+                discard_partials()
+                os._exit(128 + (self.signal_number or number))  # what has its name is complete
             self.signal_number = number
             logger.info("%s: finishing this step, then saving", signal.Signals(number).name)

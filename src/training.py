@@ -1,29 +1,35 @@
 """One training stage: the step, the loop, the log, the checkpoints, and the way back in after a stop."""
 
+import contextlib
 import csv
 import logging
 import math
+import os
 import re
-import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import mindspore as ms
-from mindspore import amp, nn
+import numpy as np
+from mindspore import amp, nn, ops
 
 from src import checkpoint, cli, metrics, visual
+from src.data_loader import MOST_BAD
 from src.device import Device
-from src.errors import UserError
-from src.files import replacing
+from src.errors import CheckFailed, UserError
+from src.files import replacing, writable_folder
 from src.loss import LOSSES
-from src.stopping import Stopped
+from src.stopping import SIGNALS, Stopped
 
 LOG_INTERVAL = 10
 LOSS_SCALE, LOSS_SCALE_FACTOR, LOSS_SCALE_WINDOW = 2.0**16, 2, 1000
 CSV_COLUMNS = ("epoch", "step", "loss", "step_seconds", "mean_loss", "images_per_s", "overflows", *metrics.METRICS)
 
 logger = logging.getLogger(__name__)
+
+DATA = "data"  # of a stage's options: the digest of the training files' sizes and times
 
 _ALONE = Device("CPU")
 
@@ -33,15 +39,19 @@ class TrainingError(UserError):
 
 
 class TrainStep(nn.Cell):
-    """One forward, one backward, one update; returns the step's own float32 loss and whether it was applied.
+    """One forward, one backward, one update.
 
-    With a loss scaler, gradients that are not finite leave the weights alone and lower the scale.
+    With a loss scaler, gradients that are not finite on any rank leave the weights alone on every rank and lower the
+    scale. Returns float32 (2 + 2 + len(votes)): this rank's loss; and summed over the ranks, in one reduction: the
+    loss, the overflows, and the `votes`.
     """
 
     def __init__(self, net, loss, optimizer, scaler=None, ranks=1):
         super().__init__(auto_prefix=False)
         self.net, self.loss, self.optimizer, self.scaler, self.ranks = net, loss, optimizer, scaler, ranks
         self.average = nn.DistributedGradReducer(optimizer.parameters, mean=True, degree=ranks) if ranks > 1 else None
+        self.sum = ops.AllReduce() if ranks > 1 else None
+        self.concat = ops.Concat()
         self.gradient = ms.value_and_grad(self.scaled_loss, None, optimizer.parameters, has_aux=True)
 
     def scaled_loss(self, depth_m, *inputs):
@@ -51,20 +61,38 @@ class TrainStep(nn.Cell):
         return self.scaler.scale(loss), loss
 
     @ms.jit
-    def construct(self, depth_m, *inputs):
+    def construct(self, votes, depth_m, *inputs):
         (_, loss), gradients = self.gradient(depth_m, *inputs)
         if self.ranks > 1:
             gradients = self.average(gradients)
-        finite = ms.Tensor(True)
+        overflow = ms.Tensor([0.0], ms.float32)
+        if self.scaler is not None:
+            gradients = self.scaler.unscale(gradients)
+            # On Ascend 910A this asks the chip's own register: the ranks have to agree (MindSpore 2.10, amp.py).
+            overflow = 1 - amp.all_finite(gradients).astype(ms.float32).reshape((1,))
+        loss = loss.reshape((1,))
+        shared = self.concat((loss, overflow, votes))
+        if self.ranks > 1:
+            shared = self.sum(shared)
         if self.scaler is None:
             self.optimizer(gradients)
         else:
-            gradients = self.scaler.unscale(gradients)
-            finite = amp.all_finite(gradients)
+            finite = shared[1] < 0.5
             if finite:
                 self.optimizer(gradients)
             self.scaler.adjust(finite)
-        return loss, finite
+        return self.concat((loss, shared))
+
+
+class StepResult(NamedTuple):
+    """What a step has to tell: its number from 1, this rank's loss and the mean over the ranks, whether the update was
+    applied, and the sum over the ranks of what each said of itself."""
+
+    step: int
+    own_loss: float
+    loss: float
+    applied: bool
+    votes: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -90,10 +118,10 @@ class Stage:
 
 @dataclass
 class Folder:
-    """Where a run's files are: Model/Ckpt and Model/Log."""
+    """Where a run's files are: Model/Ckpt and Model/Log. A standalone and a distributed run can live in one."""
 
     root: Path
-    suffix: str = ""  # of the final files' names: "_rank0" in a distributed run
+    suffix: str = ""  # of the files' names: "_rank0" in a distributed run
     checkpoints: Path = field(init=False)
     log: Path = field(init=False)
 
@@ -106,13 +134,46 @@ class Folder:
 
     def best(self, stage_name):
         """The stage's weights with the lowest validation abs_rel."""
-        return self.checkpoints / f"Best{stage_name.capitalize()}Net.ckpt"
+        return self.checkpoints / f"Best{stage_name.capitalize()}Net{self.suffix}.ckpt"
+
+    def state(self, stage, step):
+        """The stage's resumable checkpoint of a step."""
+        return self.checkpoints / f"{stage.net_name}_{step}{self.suffix}.ckpt"
 
     def states(self, stage):
         """(step, path) of the stage's resumable checkpoints, oldest first."""
-        pattern = re.compile(rf"{stage.net_name}_(\d+)\.ckpt")
+        pattern = re.compile(rf"{stage.net_name}_(\d+){self.suffix}\.ckpt")
         matches = [(pattern.fullmatch(path.name), path) for path in self.checkpoints.glob(f"{stage.net_name}_*.ckpt")]
         return sorted((int(match[1]), path) for match, path in matches if match)
+
+    def run(self, stage):
+        """Every checkpoint of an earlier run of this stage."""
+        paths = [path for _, path in self.states(stage)]
+        return paths + [path for path in (self.final(stage.name), self.best(stage.name)) if path.exists()]
+
+    def log_file(self, name):
+        """`name` in the log folder, with this run's suffix: coarse.csv, curves.png, options.json."""
+        path = self.log / name
+        return path.with_stem(path.stem + self.suffix)
+
+    @contextlib.contextmanager
+    def locked(self):
+        """Keep other trainings out of this folder while entered; the lock goes when the process does."""
+        import fcntl
+
+        with open(writable_folder(self.root) / ".lock", "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise TrainingError(f"{self.root}: another training writes there (process {file.read().strip()}): "
+                                    "wait for it, or name another folder with --train_url") from error
+            except OSError as error:  # some network file systems have no locks
+                logger.warning("warning: %s cannot be locked (%s): let no other training use it", self.root, error)
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            yield
 
 
 class Trainer:
@@ -131,19 +192,32 @@ class Trainer:
         self.parameters = {parameter.name: parameter for parameter in net.get_parameters()}
         self.optimizer = nn.Adam(net.trainable_params(), learning_rate)
         self.scaler = None
-        compute = net
+        compute = in_precision(net, amp_level)
         if amp_level != "O0":
-            compute = amp.auto_mixed_precision(net, amp_level)
             self.scaler = amp.DynamicLossScaler(LOSS_SCALE, LOSS_SCALE_FACTOR, LOSS_SCALE_WINDOW)
         self.compute = compute
         self.train_step = TrainStep(compute, LOSSES[loss](), self.optimizer, self.scaler, device.ranks)
 
-    def run_step(self, rgb, depth_m, *rest):
-        """Train on one batch of arrays, RGB as uint8; returns (loss, whether the update was applied)."""
+    def launch(self, rgb, depth_m, *rest, votes=()):
+        """Start a step on one batch of arrays, RGB as uint8; `votes` are a few numbers to be summed over the ranks.
+
+        Returns a function that waits for the StepResult: until it is called, the device works and the host is free.
+        """
         inputs = self.inputs(_unit_range(ms.Tensor(rgb)), *map(ms.Tensor, rest))
-        loss, applied = self.train_step(ms.Tensor(depth_m), *inputs)
+        result = self.train_step(ms.Tensor([0, *votes], ms.float32), ms.Tensor(depth_m), *inputs)
         self.step += 1
-        return float(loss.asnumpy()), bool(applied.asnumpy())
+        step, ranks = self.step, self.device.ranks
+
+        def wait():
+            own_loss, loss, overflows, _, *votes = result.asnumpy().tolist()
+            return StepResult(step, own_loss, loss / ranks if ranks > 1 else own_loss, overflows < 0.5, votes)
+
+        return wait
+
+    def run_step(self, *arrays):
+        """Train on one batch of arrays, RGB as uint8; returns (this rank's loss, whether the update was applied)."""
+        result = self.launch(*arrays)()
+        return result.own_loss, result.applied
 
     def predict(self, rgb):
         """Log depth (N, 1, 55, 74) of RGB (N, 3, 228, 304), as the net is now."""
@@ -171,6 +245,11 @@ class Trainer:
         self.device.broadcast(self.state().values())
 
 
+def in_precision(net, amp_level):
+    """The net as it computes at this level: "O0" is itself."""
+    return net if amp_level == "O0" else amp.auto_mixed_precision(net, amp_level)
+
+
 @ms.jit
 def _unit_range(rgb):
     """uint8 to float32 in [0, 1], on the device."""
@@ -179,13 +258,17 @@ def _unit_range(rgb):
 
 class StageLog:
     """The stage's CSV file (none where `path` is None), and the sums of the epoch that is running, which travel
-    with the state. What goes into the file goes to `board`, a tensorboard.Board, as well."""
+    with the state. What goes into the file goes to `board`, a tensorboard.Board, as well.
 
-    def __init__(self, path):
-        self.path, self.board = path, None
+    While `held`, the file of an earlier run is left as it is; `release` replaces it.
+    """
+
+    def __init__(self, path, held=False):
+        self.path, self.held, self.board = path, held, None
         self.rows = []
         self.sums = {"loss": 0.0, "steps": 0, "overflows": 0}
         self.timings = []
+        self.started = False
 
     def add_step(self, loss, seconds, applied):
         """Count one step into the running epoch."""
@@ -195,10 +278,14 @@ class StageLog:
         self.timings.append(seconds)
 
     def row(self, **values):
-        """Append a row and rewrite the file: it is small, and never half-written."""
+        """Append a row to the file."""
         self.rows.append({column: values.get(column, "") for column in CSV_COLUMNS})
-        if self.path:
-            self._write()
+        if self.path and not self.held:
+            if not self.started:
+                self._write()
+            else:
+                with open(self.path, "a", encoding="utf-8", newline="") as file:
+                    csv.DictWriter(file, CSV_COLUMNS).writerow(self.rows[-1])
         if self.board:
             self.board.add(values["step"], {name: values[name] for name in values if name != "step"})
 
@@ -207,30 +294,48 @@ class StageLog:
             writer = csv.DictWriter(file, CSV_COLUMNS)
             writer.writeheader()
             writer.writerows(self.rows)
+        self.started = True
+
+    def release(self):
+        """From here on the file is this run's."""
+        self.held = False
+        if self.path:
+            self._write()
 
     def resume(self, saved):
         """Take over the rows and sums of an earlier run up to its saved state."""
         self.rows = [row for row in read_rows(self.path) if int(row["step"]) <= saved.info["step"]]
         self.sums = dict(saved.info["epoch_sums"])
+        if self.rows and self.rows[-1]["mean_loss"] and int(self.rows[-1]["step"]) == saved.info["step"]:
+            self.end_epoch()  # what this epoch had to say is said
 
     def end_epoch(self):
-        """(mean loss, overflows, seconds a step) of the finished epoch; the next one starts from zero."""
-        mean_loss = self.sums["loss"] / self.sums["steps"]
-        finished = mean_loss, self.sums["overflows"], sum(self.timings) / len(self.timings)
+        """(mean loss, overflows, seconds a step or None) of the finished epoch; the next one starts from zero."""
+        mean_loss = self.sums["loss"] / max(self.sums["steps"], 1)
+        seconds = sum(self.timings) / len(self.timings) if self.timings else None
+        finished = mean_loss, self.sums["overflows"], seconds
         self.sums, self.timings = {"loss": 0.0, "steps": 0, "overflows": 0}, []
         return finished
 
 
 def read_rows(path):
-    """The rows of a stage's CSV file as dicts of text; none when there is no file."""
+    """The rows of a stage's CSV file as dicts of text; none when there is no file. A last row that was cut off by a
+    kill is left out. Raises TrainingError when it is another file."""
     if not Path(path).is_file():
         return []
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    with open(path, encoding="utf-8", errors="replace", newline="") as file:
+        content = file.read()
+    rows = list(csv.DictReader(content[:content.rfind("\n") + 1].splitlines()))
+    if any(list(row) != list(CSV_COLUMNS) or not row["step"].isdecimal() for row in rows):
+        raise TrainingError(f"{path}: not a training log of this program: move it away")
+    return rows
 
 
-def train_stage(stage, trainer, data, folder, log, stop, validate=None):
+def train_stage(stage, trainer, data, folder, log, stop, validate=None, begin=None):
     """Train from `trainer.step` to the stage's end; leaves the last state and the final weights.
+
+    A step's result is looked at when the next step has been started, so that the device does not wait for the host.
+    At an epoch's end the state is saved first; what can fail after that (validation, pictures) costs a warning.
 
     Args:
         stage: the Stage.
@@ -240,89 +345,127 @@ def train_stage(stage, trainer, data, folder, log, stop, validate=None):
         log: the StageLog, new or resumed.
         stop: the StopRequest to look at after every step.
         validate: function of `predict` -> dict of mean metrics, called once an epoch; or None.
+        begin: function of a function that writes the first state, to call instead of that; or None.
 
     Raises:
         TrainingError: the loss is not finite (with the step and the files of the batch).
-        Stopped: SIGTERM or SIGINT came; the state is saved.
+        Stopped: a signal came; the state is saved.
     """
     steps_per_epoch = data.schedule.steps_per_epoch
     last_step = stage.last_step(steps_per_epoch)
-    save = _Saver(stage, trainer, folder, log)
+    save = _Saver(stage, trainer, folder, log, begin)
     bar = cli.progress(last_step, f"{stage.name} net", "step", trainer.step)
     with stop.deferred(), bar, cli.log_above_progress():
-        began = time.perf_counter()
+        if trainer.device.broadcast_int(log.sums["steps"]) == steps_per_epoch:  # stopped between state and validation
+            _finish_epoch(stage, trainer, data, log, save, validate)
+        pace = _Pace(stage, trainer, data, log, bar)
         for arrays in data.batches(trainer.step, last_step):
-            own_loss, applied = trainer.run_step(*arrays)
-            loss, stop_signal = _agree(trainer.device, own_loss, stop.signal_number)
-            seconds, began = time.perf_counter() - began, time.perf_counter()
-            _check_finite(stage, trainer, data, own_loss, loss)
-            _log_step(stage, trainer, data, log, loss, seconds, applied)
-            bar.update()
-            if trainer.step % steps_per_epoch == 0:
-                _finish_epoch(stage, trainer, data, log, save, validate)
-                began = time.perf_counter()
-            if trainer.step % (stage.save_checkpoint_steps or steps_per_epoch) == 0 or stop_signal:
+            wait = trainer.launch(*arrays, votes=[stop.signal_number == number for number in SIGNALS] + [len(data.bad)])
+            stop_signal = pace.settle()
+            pace.waiting = wait
+            if trainer.device.ranks == 1:
+                stop_signal = stop.signal_number
+            at_end = trainer.step % steps_per_epoch == 0
+            if at_end or trainer.step % (stage.save_checkpoint_steps or steps_per_epoch) == 0 or stop_signal:
+                stop_signal = pace.settle() or stop_signal
                 save.state()
+            if at_end:
+                _finish_epoch(stage, trainer, data, log, save, validate)
+                pace.began = time.perf_counter()
             if stop_signal:
                 trainer.device.sum([0])  # the launcher kills all at the first exit: wait for rank 0's save
                 raise Stopped(stop_signal)
+        pace.settle()
     save.final(last_step)
     if trainer.device.is_first:
-        draw_curves(folder.log)
+        draw_curves(folder)
 
 
-def _agree(device, loss, stop_signal):
-    """The mean loss over the ranks, and the signal that any of them got (0 is none): the same on every rank."""
-    total, *stopped = device.sum([loss, stop_signal == signal.SIGTERM, stop_signal == signal.SIGINT])
-    return (float(total) / device.ranks if device.ranks > 1 else loss,
-            signal.SIGTERM if stopped[0] else signal.SIGINT if stopped[1] else 0)
+class _Pace:
+    """The step that has been started and not yet been looked at."""
+
+    def __init__(self, stage, trainer, data, log, bar):
+        self.stage, self.trainer, self.data, self.log, self.bar = stage, trainer, data, log, bar
+        self.waiting, self.began = None, time.perf_counter()
+
+    def settle(self):
+        """Log the step that is waiting, if any. Returns the signal that any of the ranks had got, 0 is none."""
+        if self.waiting is None:
+            return 0
+        result, self.waiting = self.waiting(), None
+        seconds, self.began = time.perf_counter() - self.began, time.perf_counter()
+        _check_finite(self.stage, self.data, result)
+        _log_step(self.stage, self.trainer, self.data, self.log, result, seconds)
+        self.bar.update()
+        *signals, bad = result.votes
+        samples = self.data.schedule.samples
+        if bad > MOST_BAD * samples:
+            raise TrainingError(f"{bad:.0f} of {samples} samples are bad on all ranks together, more than {MOST_BAD:.0%}")
+        return next((number for number, votes in zip(SIGNALS, signals, strict=True) if votes), 0)
 
 
-def _check_finite(stage, trainer, data, own_loss, loss):
-    if math.isfinite(loss):
+def _check_finite(stage, data, result):
+    if math.isfinite(result.loss):
         return
-    where = f"{stage.name} net, step {trainer.step}"
-    if math.isfinite(own_loss):
+    where = f"{stage.name} net, step {result.step}"
+    if math.isfinite(result.own_loss):
         raise TrainingError(f"{where}: the loss is not finite on another rank: see its log")
-    files = ", ".join(str(path) for path in data.files(trainer.step - 1))
-    raise TrainingError(f"{where}: the loss is {own_loss}; files of the batch: {files}")
+    files = ", ".join(str(path) for path in data.files(result.step - 1))
+    raise TrainingError(f"{where}: the loss is {result.own_loss}; files of the batch: {files}")
 
 
-def _log_step(stage, trainer, data, log, loss, seconds, applied):
-    log.add_step(loss, seconds, applied)
-    if not applied:
+def _log_step(stage, trainer, data, log, result, seconds):
+    log.add_step(result.loss, seconds, result.applied)
+    if not result.applied:
         logger.info("training %s net, step: %d gradient overflow, update skipped, loss scale: %g",
-                    stage.name, trainer.step, trainer.scaler.scale_value.asnumpy())
-    if trainer.step % LOG_INTERVAL == 0 or trainer.step == 1:
-        logger.info("training %s net, step: %d loss: %.6f, time cost: %.4f", stage.name, trainer.step, loss, seconds)
-        log.row(epoch=(trainer.step - 1) // data.schedule.steps_per_epoch + 1, step=trainer.step,
-                loss=f"{loss:.6f}", step_seconds=f"{seconds:.4f}")
+                    stage.name, result.step, trainer.scaler.scale_value.asnumpy())
+    if result.step % LOG_INTERVAL == 0 or result.step == 1:
+        logger.info("training %s net, step: %d loss:%.6f, time cost: %.4f", stage.name, result.step, result.loss,
+                    seconds)
+        log.row(epoch=(result.step - 1) // data.schedule.steps_per_epoch + 1, step=result.step,
+                loss=f"{result.loss:.6f}", step_seconds=f"{seconds:.4f}")
+
+
+@contextlib.contextmanager
+def _only_warned(what):
+    """What goes wrong in here is one line: the state is saved, and training goes on."""
+    try:
+        yield
+    except (UserError, CheckFailed, OSError) as error:
+        logger.warning("warning: no %s: %s", what, error)
 
 
 def _finish_epoch(stage, trainer, data, log, save, validate):
-    mean_loss, overflows, step_seconds = log.end_epoch()
-    epoch = trainer.step // data.schedule.steps_per_epoch
-    images_per_s = data.schedule.batch_size * data.schedule.ranks / step_seconds
-    scored = validate(trainer.predict) if validate else {}
-    logger.info("%s net, epoch: %d mean loss: %.6f, images/s: %.1f%s%s%s", stage.name, epoch, mean_loss, images_per_s,
+    epoch, scored = trainer.step // data.schedule.steps_per_epoch, {}
+    if validate:
+        with _only_warned(f"validation of epoch {epoch}"):
+            scored = validate(trainer.predict)
+    mean_loss, overflows, seconds = log.end_epoch()
+    images_per_s = data.schedule.batch_size * data.schedule.ranks / seconds if seconds else None
+    logger.info("%s net, epoch: %d mean loss: %.6f%s%s%s%s", stage.name, epoch, mean_loss,
+                f", images/s: {images_per_s:.1f}" if seconds else "",
                 f", overflows: {overflows}" if trainer.scaler else "",
                 f", bad samples: {len(data.bad)}" if data.bad else "",
                 "".join(f", {name}: {value:.4f}" for name, value in scored.items()))
-    log.row(epoch=epoch, step=trainer.step, mean_loss=f"{mean_loss:.6f}", images_per_s=f"{images_per_s:.2f}",
-            overflows=overflows, **{name: f"{value:.6f}" for name, value in scored.items()})
-    if log.path:
-        draw_curves(log.path.parent)
+    log.row(epoch=epoch, step=trainer.step, mean_loss=f"{mean_loss:.6f}",
+            images_per_s=f"{images_per_s:.2f}" if seconds else "", overflows=overflows,
+            **{name: f"{value:.6f}" for name, value in scored.items()})
+    if trainer.device.is_first:
+        with _only_warned("curves"):
+            draw_curves(save.folder)
     if log.board:
-        log.board.add_panels(trainer.step, trainer.predict)
+        with _only_warned("panels"):
+            log.board.add_panels(trainer.step, trainer.predict)
     if scored:
-        save.best(scored["abs_rel"])
+        with _only_warned("best weights"):
+            save.best(scored["abs_rel"])
 
 
 class _Saver:
     """Writes the three kinds of checkpoint of a stage: resumable states, the best and the final weights."""
 
-    def __init__(self, stage, trainer, folder, log):
-        self.stage, self.trainer, self.folder, self.log = stage, trainer, folder, log
+    def __init__(self, stage, trainer, folder, log, begin):
+        self.stage, self.trainer, self.folder, self.log, self.begin = stage, trainer, folder, log, begin
 
     def info(self):
         coarse_net = {"coarse_net": self.stage.options["coarse_net"]} if self.stage.name == "coarse" else {}
@@ -331,8 +474,13 @@ class _Saver:
     def state(self):
         if not self.trainer.device.is_first:
             return
-        path = self.folder.checkpoints / f"{self.stage.net_name}_{self.trainer.step}.ckpt"
-        checkpoint.save(path, self.trainer.state(), {**self.info(), "epoch_sums": self.log.sums})
+        path = self.folder.state(self.stage, self.trainer.step)
+
+        def write(path):
+            checkpoint.save(path, self.trainer.state(), {**self.info(), "epoch_sums": self.log.sums})
+
+        begin, self.begin = self.begin or (lambda path, write: write(path)), None
+        begin(path, write)
         for _, old in self.folder.states(self.stage)[:-self.stage.keep_checkpoint_max]:
             old.unlink()
 
@@ -353,11 +501,11 @@ class _Saver:
         logger.info("saved %s", path)
 
 
-def draw_curves(log_folder):
+def draw_curves(folder):
     """curves.png from the CSV files of both stages."""
-    rows = {name: read_rows(log_folder / f"{name}.csv") for name in ("coarse", "fine")}
+    rows = {name: read_rows(folder.log_file(f"{name}.csv")) for name in ("coarse", "fine")}
     if any(rows.values()):
-        visual.curves(rows, log_folder / "curves.png")
+        visual.curves(rows, folder.log_file("curves.png"))
 
 
 def newest_state(stage, folder):
@@ -370,9 +518,14 @@ def newest_state(stage, folder):
     return None
 
 
-def check_same_options(stage, saved):
+def check_same_options(stage, saved, allow_changed_data=False):
     """Raise TrainingError naming the options that differ from those of the saved state."""
-    before = saved.info["options"]
+    before = saved.info.get("options", {})
+    if DATA in before and before[DATA] != stage.options[DATA]:
+        if not allow_changed_data:
+            raise TrainingError(f"{saved.path}: files of the training data have another size or time than when this run "
+                                "began: --allow_changed_data if they were only copied, else begin anew")
+        stage.options[DATA] = before[DATA]
     changed = [f"{name} was {before.get(name)!r}, now {value!r}"
                for name, value in stage.options.items() if before.get(name) != value]
     if changed:

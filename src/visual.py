@@ -8,10 +8,15 @@ import numpy as np
 
 from src import image
 from src.errors import UserError
-from src.files import replacing
+from src.files import printable, replacing
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+
+
+def label(name):
+    """A file's name as matplotlib can draw it: `$` begins no formula."""
+    return printable(name).replace("$", r"\$")
 
 
 def figure_png(figure):
@@ -38,7 +43,7 @@ def check_colormap(name):
 
 def colour(depth_m, max_depth, colormap):
     """Depth (H, W) in metres as uint8 RGB (H, W, 3): the colour map from 0 to `max_depth`, black where not measured."""
-    table = (matplotlib.colormaps[colormap](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
+    table = (matplotlib.colormaps[colormap](np.linspace(0, 1, 256))[:, :3] * 255).round().astype(np.uint8)
     rgb = table[(depth_m * (255 / max_depth)).clip(0, 255).astype(np.uint8)]
     rgb[depth_m <= 0] = 0
     return rgb
@@ -117,10 +122,11 @@ def panels(rows):
 
 
 def _panel_row(figure, axes, title, rgb, target_m, predictions_m):
+    measured_m = target_m[target_m > 0] if (target_m > 0).any() else list(predictions_m.values())[0]
+    low, high = measured_m.min(), measured_m.max()
     target_m = np.where(target_m > 0, target_m, np.nan)
-    low, high = np.nanmin(target_m), np.nanmax(target_m)
     axes[0].imshow(cv2.resize(image.crop(rgb), (304, 228), interpolation=cv2.INTER_AREA))
-    axes[0].set_ylabel(title, fontsize=8)
+    axes[0].set_ylabel("\n".join(map(label, title.split("\n"))), fontsize=8)
     for axis, depth_m in zip(axes[1:-1], [target_m, *predictions_m.values()], strict=True):
         shown = axis.imshow(depth_m, vmin=low, vmax=high, cmap="viridis")
     figure.colorbar(shown, ax=axes[1:-1].tolist(), label="m", shrink=0.9, pad=0.01)

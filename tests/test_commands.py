@@ -15,7 +15,7 @@ import pytest
 from src import data_loader, image, metrics
 from src.net import CoarseNet, FineNet
 
-LOG_LINE = re.compile(r"^training (coarse|fine) net, step: (\d+) loss: \d+\.\d{6}, time cost: \d+\.\d{4}$", re.M)
+LOG_LINE = re.compile(r"^training (coarse|fine) net, step: (\d+) loss:\d+\.\d{6}, time cost: \d+\.\d{4}$", re.M)
 FINAL_LINE = re.compile(r"^(CoarseNet|FineNet): delta1_loss: ([\d.]+), delta2_loss: ([\d.]+), delta3_loss: ([\d.]+), "
                         r"abs_relative_loss: ([\d.]+), sqr_relative_loss: ([\d.]+), rmse_linear_loss: ([\d.]+), "
                         r"rmse_log_loss: ([\d.]+)$", re.M)
@@ -38,8 +38,8 @@ def one_line(result, code=2):
 
 def test_training_leaves_what_it_promises(trained):
     names = {path.name for path in (trained / "Model" / "Ckpt").iterdir()}
-    # 12 and 4 steps, a state every 5 steps and at the end, the newest three kept
-    assert names == {"CoarseNet_5.ckpt", "CoarseNet_10.ckpt", "CoarseNet_12.ckpt", "FineNet_4.ckpt",
+    # 12 and 4 steps in epochs of 4, a state every 5 steps and at an epoch's end, the newest three kept
+    assert names == {"CoarseNet_8.ckpt", "CoarseNet_10.ckpt", "CoarseNet_12.ckpt", "FineNet_4.ckpt",
                      "FinalCoarseNet.ckpt", "FinalFineNet.ckpt", "BestCoarseNet.ckpt", "BestFineNet.ckpt"}
     log = trained / "Model" / "Log"
     assert is_picture(log / "curves.png")

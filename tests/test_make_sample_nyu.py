@@ -21,7 +21,7 @@ def test_the_floor_has_the_depth_of_the_pinhole_equation():
     rays = sample.camera_rays(0, 0)
     depth, _ = sample.cast_box(np.array([5.0, 1.5, 1.0]), rays, np.zeros(3), np.array([10.0, 30.0, 90.0]), inside=True)
     for row in (300, 400, 479):
-        assert depth[row, 325] == pytest.approx(1.5 * 519.47 / (row - 253.74))
+        assert depth[row, 324] == pytest.approx(1.5 * 519.47 / (row - 252.74))
 
 
 def test_points_of_a_turned_camera_lie_on_the_walls():

@@ -151,7 +151,7 @@ def test_killed_in_the_middle_and_continued_gives_the_same_tree(tmp_path):
         done = count
     cut_short = next(made.glob("[0-9]*"))
     os.truncate(cut_short, 1000)  # as after a power cut
-    (made / ".7-partial-abc.jpg").write_bytes(b"left behind")
+    (made / ".partial-abc").write_bytes(b"left behind")
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 1 and "broken image" in result.stdout  # noise is no picture, the check says
     assert_same_tree(made, scene)

@@ -2,7 +2,6 @@
 
 import argparse
 import collections
-import hashlib
 import json
 import logging
 import sys
@@ -10,17 +9,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src import cli, data_loader, image
-from src.files import write_text
+from src.files import writable_folder, write_text
 
 LOADERS = {"Train": (data_loader.train_files, image.load_train_depth),
            "Test": (data_loader.test_files, image.load_test_depth)}
 HISTOGRAM_EDGES_M = np.linspace(0, 10, 51)
 PRINTED_PROBLEMS = 20
+# Two files hold one picture when their thumbnails differ by so many of 255 levels in the mean: JPEG moves them by 1.
+THUMBNAIL_SIZE, SAME_LEVELS = (16, 12), 2.0
+EMPTY_SHARE = 1 / 8  # of a picture's rows
 SHOWN_PAIRS = 4
 
 
@@ -36,7 +39,7 @@ class Split:
     unmeasured: float = 0.0  # sum over the good pairs of their share of unmeasured pixels
     histogram: np.ndarray = field(default_factory=lambda: np.zeros(len(HISTOGRAM_EDGES_M) - 1, np.int64))
     good: list = field(default_factory=list)
-    by_digest: dict = field(default_factory=dict)
+    thumbnails: list = field(default_factory=list)  # of the good pairs
     problems: list = field(default_factory=list)
 
     def add(self, pair, seen):
@@ -49,7 +52,7 @@ class Split:
         self.low_m, self.high_m = min(self.low_m, seen["low_m"]), max(self.high_m, seen["high_m"])
         self.unmeasured += seen["unmeasured"]
         self.histogram += seen["histogram"]
-        self.by_digest.setdefault(seen["digest"], pair)
+        self.thumbnails.append(seen["thumbnail"])
 
     def summary(self):
         """The split as JSON-able values."""
@@ -71,17 +74,28 @@ def inspect(pair, load_depth):
     except image.ImageError as error:
         kinds = {image.BitDepthError: "bit depth", image.SizeError: "size"}
         return {"problem": (kinds.get(type(error), "broken file"), str(error))}
+    if empty := _empty_rows(rgb):
+        return {"problem": ("broken file", f"{pair.rgb}: its last {empty} rows are of one colour: cut off?")}
     measured_m = depth_m[depth_m > 0]
     if not measured_m.size:
         return {"problem": ("no depth", f"{pair.depth}: no measured pixel")}
     if load_depth is image.load_test_depth and measured_m.max() <= 0.255:
         return {"problem": ("unit", f"{pair.depth}: 16-bit, but no pixel is over 255: 8-bit depth in a 16-bit file?")}
+    if load_depth is image.load_test_depth and not np.any(np.rint(measured_m[:4096] * 1000) % 257):
+        return {"problem": ("unit", f"{pair.depth}: every pixel is a multiple of 257: 8-bit depth spread over 16 bits?")}
     return {
         "size": rgb.shape[:2], "low_m": float(measured_m.min()), "high_m": float(measured_m.max()),
         "unmeasured": 1 - measured_m.size / depth_m.size,
         "histogram": np.histogram(measured_m[::16], HISTOGRAM_EDGES_M)[0],
-        "digest": hashlib.blake2b(rgb.tobytes(), digest_size=16).digest(),
+        "thumbnail": cv2.resize(rgb, THUMBNAIL_SIZE, interpolation=cv2.INTER_AREA),
     }
+
+
+def _empty_rows(rgb):
+    """How many rows at the picture's end are of one colour, if it is enough to mean that they were never there."""
+    varied = np.flatnonzero((rgb != rgb[-1, -1]).any((1, 2)))
+    empty = len(rgb) - 1 - (varied[-1] if varied.size else -1)
+    return int(empty) if varied.size and empty >= EMPTY_SHARE * len(rgb) else 0
 
 
 def check_split(folder, name, workers):
@@ -91,7 +105,8 @@ def check_split(folder, name, workers):
     try:
         rgb_by_name, depth_by_name = find(folder)
     except data_loader.DataError as error:
-        split.problems.append(("missing folder", str(error)))
+        kind = "two files" if isinstance(error, data_loader.TwoFiles) else "missing folder"
+        split.problems.append((kind, str(error)))
         return split
     split.problems += [("missing partner", text) for text in data_loader.missing_partners(rgb_by_name, depth_by_name)]
     split.pairs = data_loader.matched(rgb_by_name, depth_by_name)
@@ -111,9 +126,21 @@ def check(folder, workers):
     data_loader.keep_freed_memory()
     splits = {name: check_split(folder, name, workers) for name in LOADERS}
     train, test = splits["Train"], splits["Test"]
-    test.problems += [("duplicate", f"{test.by_digest[digest].rgb} is the picture {train.by_digest[digest].rgb}")
-                      for digest in test.by_digest if digest in train.by_digest]
+    test.problems += [("duplicate", f"{of_test.rgb} is the picture {of_train.rgb}")
+                      for of_test, of_train in _in_both(test, train)]
     return splits
+
+
+def _in_both(test, train):
+    """(test pair, training pair) of one picture, in whatever files: their thumbnails are the same to SAME_LEVELS."""
+    if not train.good:
+        return
+    known = np.stack(train.thumbnails).reshape(len(train.good), -1).astype(np.int16)
+    for pair, thumbnail in zip(test.good, test.thumbnails, strict=True):
+        difference = np.abs(known - thumbnail.ravel()).mean(1)
+        nearest = int(difference.argmin())
+        if difference[nearest] <= SAME_LEVELS:
+            yield pair, train.good[nearest]
 
 
 def report(splits):
@@ -160,7 +187,7 @@ def draw(splits, path):
             place.axis("off")
         for pair, (top, below) in zip(shown, axes.T, strict=False):
             top.imshow(image.load_rgb(pair.rgb))
-            top.set_title(pair.name, fontsize=8)
+            top.set_title(visual.label(pair.name), fontsize=8)
             depth_m = LOADERS[split.name][1](pair.depth)
             drawn = below.imshow(np.where(depth_m > 0, depth_m, np.nan), vmin=0, vmax=10)
         if shown:
@@ -180,7 +207,7 @@ def present(splits, output_dir):
     if len(problems) > PRINTED_PROBLEMS:
         logging.info("and %d more", len(problems) - PRINTED_PROBLEMS)
     if output_dir:
-        cli.writable_folder(output_dir)
+        writable_folder(output_dir)
         write_text(output_dir / "check.json", json.dumps(report(splits), indent=2) + "\n")
         draw(splits, output_dir / "check.png")
         logging.info("report in %s", output_dir)
@@ -189,7 +216,7 @@ def present(splits, output_dir):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("data", type=Path, help="the NYU folder")
     parser.add_argument("--output_dir", type=Path, help="write check.json (every problem) and check.png there")
     parser.add_argument("--workers", type=cli.positive_int, default=cli.default_workers(), help="threads")

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src import cli, image
 from src.data_loader import evenly, list_test
+from src.files import writable_folder
 
 COLUMNS = 6
 
@@ -61,7 +62,7 @@ def clouds(pair, predictor):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("data", type=Path, help="the NYU folder whose Test part is shown")
     parser.add_argument("--coarse_ckpt_model", type=Path, default=Path("Model/Ckpt/FinalCoarseNet.ckpt"))
     parser.add_argument("--fine_ckpt_model", type=Path, default=Path("Model/Ckpt/FinalFineNet.ckpt"))
@@ -73,7 +74,7 @@ def main():
 
     device.select("CPU")
     predictor = DepthPredictor(options.coarse_ckpt_model, options.fine_ckpt_model)
-    cli.writable_folder(options.output_dir)
+    writable_folder(options.output_dir)
     visual.save_figure(strip(evenly(pairs, COLUMNS), predictor), options.output_dir / "predictions.png")
     visual.save_figure(clouds(pairs[0], predictor), options.output_dir / "pointcloud.png")
     logging.info("predictions.png and pointcloud.png in %s", options.output_dir)

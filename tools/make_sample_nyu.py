@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src import cli, image
 from src.errors import UserError
+from src.files import writable_folder
 from src.pointcloud import Intrinsics
 
 HEIGHT, WIDTH = 480, 640
@@ -135,7 +136,7 @@ def make(folder, scenes=8, pairs_per_scene=20, test_pairs=24, seed=0):
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: not empty; expected an empty or a new folder")
-    cli.writable_folder(folder)
+    writable_folder(folder)
     todo = jobs(folder, scenes, pairs_per_scene, test_pairs)
     with ProcessPoolExecutor() as pool, cli.progress(len(todo), "rendering", "pair") as bar:
         for _ in pool.map(partial(make_pair, seed), todo):
@@ -144,7 +145,7 @@ def make(folder, scenes=8, pairs_per_scene=20, test_pairs=24, seed=0):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("folder", type=Path, help="the NYU folder to make")
     parser.add_argument("--scenes", type=cli.positive_int, default=8)
     parser.add_argument("--pairs_per_scene", type=cli.positive_int, default=20)

@@ -11,7 +11,7 @@ from src import cli
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("data", type=Path, help="the NYU folder, or with --verify the packed one")
     parser.add_argument("out", type=Path, nargs="?", help="the folder to make: 260 KB a pair, 13 GB for all of NYU")
     parser.add_argument("--workers", type=cli.positive_int, default=cli.default_workers(), help="decoding threads")

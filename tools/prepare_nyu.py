@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src import cli, image
 from src.data_loader import DataError
-from src.files import remove_partial, replacing
+from src.files import remove_partial, replacing, writable_folder
 from tools import check_nyu
 
 HU_LAYOUT = ("expected data/nyu2_train/<scene>_out/<n>.jpg + .png and data/nyu2_test/<id>_colors.png + <id>_depth.png, "
@@ -37,6 +37,7 @@ _HU_LIST = re.compile(r"(?:^|/)nyu2_(?:train|test)\.csv$")
 _TARGET = {"nyu2_train": "Train", "nyu2_test": "Test"}
 
 SPARE_BYTES = 64 << 20
+MAX_LIST_BYTES = 32 << 20  # Hu's have 5 MB
 # What the labelled images come to, rounded up: for the look at the free space.
 LABELED_TRAIN_BYTES, LABELED_TEST_BYTES = 250_000, 1_000_000
 JPEG_QUALITY = 95
@@ -55,12 +56,19 @@ class Item:
     def is_done(self, out):
         """Whether it is there. Files get their name when they are complete."""
         path = out / self.target
-        return path.is_file() and (not self.exact or path.stat().st_size == self.size)
+        return path.is_file() and (path.stat().st_size == self.size if self.exact else _is_whole(path))
+
+
+def _is_whole(path):
+    """Whether a JPEG or PNG ends as one: not cut off by a power cut, or by a copy that was stopped."""
+    with open(path, "rb") as file:
+        file.seek(max(-16, -path.stat().st_size), 2)
+        return file.read().endswith((b"\xff\xd9", b"IEND\xaeB`\x82"))
 
 
 def hu_items(path, link):
     """The Items of Hu's set, from its zip or folder. Raises DataError."""
-    if zipfile.is_zipfile(path):
+    if Path(path).is_file():
         if link:
             raise DataError(f"{path}: a zip has no files to link to: leave out --link, or unpack it")
         files, lists = _zip_files(path)
@@ -70,7 +78,7 @@ def hu_items(path, link):
         raise DataError(f"{path}: no such folder or zip; {HU_LAYOUT}")
     if not files:
         raise DataError(f"{path}: no NYU files in it; {HU_LAYOUT}")
-    files = _listed(path, files, lists) if lists else files
+    files = _listed(path, files, lists)
     return [Item(_hu_target(name), 0 if link else size, not link, make)
             for name, (size, make) in sorted(files.items())]
 
@@ -81,9 +89,20 @@ def _hu_target(name):
 
 
 def _listed(path, files, lists):
-    """The files that the CSV lists name. Raises DataError naming the first that is not there."""
-    names = [match[1] for text in lists for row in csv.reader(io.StringIO(text)) for cell in row
-             if (match := _HU_FILE.search(cell.strip()))]
+    """The files that the CSV lists name, and all files of a split that has no list. `lists` are texts by name. Raises
+    DataError naming the first that is not there, or a list that names none."""
+    names = []
+    for list_name, text in lists.items():
+        try:
+            found = [match[1] for row in csv.reader(io.StringIO(text.replace("\\", "/"))) for cell in row
+                     if (match := _HU_FILE.search(cell.strip()))]
+        except csv.Error as error:
+            raise DataError(f"{path}: {list_name}: {error}") from error
+        if not found:
+            raise DataError(f"{path}: {list_name} names no NYU file: expected lines of <picture>,<depth map>")
+        names += found
+    with_list = {PurePosixPath(list_name).stem for list_name in lists}
+    names += [name for name in files if name.split("/")[0] not in with_list]
     missing = [name for name in names if name not in files]
     if missing:
         raise DataError(f"{path}: {missing[0]} is in the CSV list but not there"
@@ -95,13 +114,28 @@ def _folder_files(root, link):
     bases = [base for base in (root, root / "data", root / "nyu_data", root / "nyu_data" / "data")
              if (base / "nyu2_train").is_dir() or (base / "nyu2_test").is_dir()]
     if not bases:
-        return {}, []
+        return {}, {}
     files = {}
     for path in (*bases[0].glob("nyu2_train/*/*"), *bases[0].glob("nyu2_test/*")):
         name = path.relative_to(bases[0]).as_posix()
         if _HU_FILE.search(name):
             files[name] = path.stat().st_size, _linker(path.resolve()) if link else _copier(path)
-    return files, [path.read_text(encoding="utf-8-sig") for path in bases[0].glob("nyu2_*.csv")]
+    lists = {}
+    for path in bases[0].glob("nyu2_*.csv"):
+        if _HU_LIST.search(path.name):
+            if path.stat().st_size > MAX_LIST_BYTES:
+                raise DataError(f"{path}: a list of {path.stat().st_size:,} bytes: refused")
+            lists[path.name] = _list_text(root, path.name, path.read_bytes())
+    return files, lists
+
+
+def _list_text(source, name, content):
+    """A list's text: UTF-8, or UTF-16 as Windows writes it. Raises DataError."""
+    utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+    try:
+        return content.decode("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{source}: {name}: not a text in UTF-8 or UTF-16") from error
 
 
 def _copier(source):
@@ -120,9 +154,25 @@ def _linker(source):
     return link
 
 
+@contextlib.contextmanager
+def _naming(path, what=""):
+    """Make what a damaged zip raises a DataError that names it."""
+    try:
+        yield
+    except DataError:
+        raise
+    except OSError:
+        raise
+    except Exception as error:  # zipfile raises a different type for every kind of damage
+        raise DataError(f"{path}: {what}{error or 'damaged'}") from error
+
+
 def _zip_files(path):
-    archive = zipfile.ZipFile(path)
-    files, lists = {}, []
+    with open(path, "rb") as file:
+        is_zip = file.read(2) == b"PK"
+    with _naming(path, "not a whole zip: download it again: " if is_zip else f"no zip; {HU_LAYOUT}: "):
+        archive = zipfile.ZipFile(path)
+    files, lists = {}, {}
     for member in archive.infolist():
         name = PurePosixPath(member.filename.replace("\\", "/"))
         if name.is_absolute() or ".." in name.parts or re.match(r"[A-Za-z]:", str(name)):
@@ -133,17 +183,19 @@ def _zip_files(path):
                 raise DataError(f"{path}: {member.filename} is {member.file_size:,} bytes large: refused")
             files[match[1]] = member.file_size, _extractor(archive, member)
         elif _HU_LIST.search(member.filename):
-            lists.append(archive.read(member).decode("utf-8-sig"))
+            if member.file_size > MAX_LIST_BYTES:
+                raise DataError(f"{path}: {member.filename} is a list of {member.file_size:,} bytes: refused")
+            with _naming(path, f"{member.filename}: "), archive.open(member) as file:
+                # Read no more than it says: the size is the zip's own claim.
+                lists[name.name] = _list_text(path, member.filename, file.read(MAX_LIST_BYTES))
     return files, lists
 
 
 def _extractor(archive, member):
     def extract(target):
-        try:
-            with archive.open(member) as read, replacing(target, "wb", durable=False) as write:
-                shutil.copyfileobj(read, write, 1 << 20)
-        except (zipfile.BadZipFile, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
-            raise DataError(f"{archive.filename}: {member.filename}: {error}") from error
+        with _naming(archive.filename, f"{member.filename}: "), archive.open(member) as read, \
+                replacing(target, "wb", durable=False) as write:
+            shutil.copyfileobj(read, write, 1 << 20)
 
     return extract
 
@@ -233,7 +285,7 @@ def make(items, out):
         raise DataError(f"{other[0]}: not of this set; expected an empty folder, or one that this command has begun")
     left = [item for item in items if not item.is_done(out)]
     needed = sum(item.size for item in left) + SPARE_BYTES
-    free = shutil.disk_usage(cli.writable_folder(out)).free
+    free = shutil.disk_usage(writable_folder(out)).free
     if needed > free:
         raise DataError(f"{out}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free")
     with cli.progress(len(items), "preparing", "file", len(items) - len(left)) as bar:

@@ -32,10 +32,15 @@ def read(path):
         servers = [_server(entry, number, path) for number, entry in enumerate(table["server_list"])]
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{path}: not JSON: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a rank table: expected an object with a list server_list of servers") from error
+    counts = {len(server.devices) for server in servers}
+    if len(counts) > 1:  # msrun's rank is node_rank * local_worker_num + index
+        raise UserError(f"{path}: servers with {' and '.join(map(str, sorted(counts)))} devices: expected as many on each")
     ranks = sorted(rank for server in servers for rank, _ in server.devices)
     if ranks != list(range(len(ranks))) or not ranks:
         raise UserError(f"{path}: the rank_id are {ranks}, expected 0 to {max(len(ranks) - 1, 0)}, each once")
@@ -53,12 +58,17 @@ def _server(entry, number, path):
                 raise UserError(f"{where}: device[{position}] has no {key}")
         try:
             devices.append((int(device["rank_id"]), int(device["device_id"])))
+            if min(devices[-1]) < 0:
+                raise ValueError("rank_id and device_id count from 0")
             ipaddress.ip_address(device["device_ip"])
         except ValueError as error:
             raise UserError(f"{where}: device[{position}]: {error}") from error
     if len({device_id for _, device_id in devices}) != len(devices):
         raise UserError(f"{where}: a device_id is there twice")
     devices.sort()
+    if devices != sorted(devices, key=lambda one: one[1]):
+        # ASCEND_RT_VISIBLE_DEVICES takes ascending lists only, and msrun deals ranks in its order.
+        raise UserError(f"{where}: rank_id and device_id must rise together: expected the devices in ascending order")
     if devices[-1][0] - devices[0][0] != len(devices) - 1:
         raise UserError(f"{where}: the rank_id of one server must follow each other, got {[r for r, _ in devices]}")
     return Server(str(entry["server_id"]), devices)

@@ -1,6 +1,6 @@
 // Predicts log depth for a folder of preprocessed images: CoarseNet, then FineNet on top of it.
 
-#include <gflags/gflags.h>
+#include <getopt.h>
 
 #include <algorithm>
 #include <chrono>
@@ -10,6 +10,8 @@
 #include <functional>
 #include <iostream>
 #include <memory>
+#include <optional>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <utility>
@@ -29,15 +31,20 @@
 #include "include/cxx_api/types.h"
 #endif
 
-DEFINE_string(coarse_mindir, "", "CoarseNet's MindIR (required)");
-DEFINE_string(fine_mindir, "", "FineNet's MindIR (required)");
-DEFINE_string(dataset_path, "", "folder of <id>.bin, float32 1x3x228x304 RGB in [0, 1] (required)");
-DEFINE_string(result_path, "result_Files", "folder for <id>_0.bin, float32 1x1x55x74 log depth");
-DEFINE_string(time_path, "time_Result", "folder for test_perform_static.txt");
-DEFINE_string(device_type, "Ascend", "Ascend or CPU");
-DEFINE_int32(device_id, 0, "which Ascend");
-DEFINE_string(precision, "fp32", "fp32 or fp16");
-DEFINE_int32(threads, 2, "threads of the CPU backend");
+constexpr char kUsage[] = R"(usage: depthnet_infer --coarse_mindir FILE --fine_mindir FILE --dataset_path FOLDER [options]
+
+Predicts log depth with CoarseNet and FineNet on Ascend 310 or CPU.
+
+  --coarse_mindir FILE    CoarseNet's MindIR
+  --fine_mindir FILE      FineNet's MindIR
+  --dataset_path FOLDER   of <id>.bin, float32 1x3x228x304 RGB in [0, 1]
+  --result_path FOLDER    for <id>_0.bin, float32 1x1x55x74 log depth (default: result_Files)
+  --time_path FOLDER      for test_perform_static.txt (default: time_Result)
+  --device_type NAME      Ascend or CPU (default: Ascend)
+  --device_id N           which Ascend (default: 0)
+  --precision NAME        fp32 or fp16 (default: fp32; on Ascend 310 convolutions are fp16 all the same)
+  --threads N             of the CPU backend (default: 2)
+)";
 
 namespace {
 
@@ -49,6 +56,18 @@ constexpr int kUserMistake = 2;
 constexpr size_t kQueueCapacity = 4;
 const std::vector<int64_t> kRgbShape = {1, 3, 228, 304};
 const std::vector<int64_t> kDepthShape = {1, 1, 55, 74};
+
+struct Options {
+  std::string coarse_mindir;
+  std::string fine_mindir;
+  std::string dataset_path;
+  std::string result_path = "result_Files";
+  std::string time_path = "time_Result";
+  std::string device_type = "Ascend";
+  int device_id = 0;
+  std::string precision = "fp32";
+  int threads = 2;
+};
 
 struct Port {
   std::string name;
@@ -77,16 +96,16 @@ void Check(const mindspore::Status &status, const std::string &what) {
   }
 }
 
-std::shared_ptr<mindspore::Context> MakeContext() {
+std::shared_ptr<mindspore::Context> MakeContext(const Options &options) {
   auto context = std::make_shared<mindspore::Context>();
-  const bool fp16 = FLAGS_precision == "fp16";
-  if (FLAGS_device_type == "Ascend") {
+  const bool fp16 = options.precision == "fp16";
+  if (options.device_type == "Ascend") {
     auto device = std::make_shared<mindspore::AscendDeviceInfo>();
-    device->SetDeviceID(static_cast<uint32_t>(FLAGS_device_id));
+    device->SetDeviceID(static_cast<uint32_t>(options.device_id));
     device->SetPrecisionMode(fp16 ? "enforce_fp16" : "enforce_fp32");  // left alone it would be enforce_fp16
     context->MutableDeviceInfo().push_back(device);
   } else {
-    context->SetThreadNum(FLAGS_threads);
+    context->SetThreadNum(options.threads);
     auto device = std::make_shared<mindspore::CPUDeviceInfo>();
     device->SetEnableFP16(fp16);
     context->MutableDeviceInfo().push_back(device);
@@ -97,12 +116,13 @@ std::shared_ptr<mindspore::Context> MakeContext() {
 // One loaded model whose inputs and output are known to be the expected ones.
 class Network {
  public:
-  Network(const fs::path &path, std::vector<Port> inputs) : path_(path), ports_(std::move(inputs)) {
+  Network(const fs::path &path, std::vector<Port> inputs, const Options &options)
+      : path_(path), ports_(std::move(inputs)) {
     std::error_code error;
     if (!fs::is_regular_file(path, error)) {
       throw Error(path.string() + ": no such file; expected a MindIR of export.py");
     }
-    Check(model_.Build(path.string(), mindspore::kMindIR, MakeContext()), path.string() + ": cannot be loaded");
+    Check(model_.Build(path.string(), mindspore::kMindIR, MakeContext(options)), path.string() + ": cannot be loaded");
     inputs_ = model_.GetInputs();
     CheckInputs();
     CheckOutputs(model_.GetOutputs());
@@ -224,80 +244,139 @@ std::vector<float> Infer(Network *coarse, Network *fine, const Image &image) {
   return log_depth;
 }
 
-// Runs over all files while the next one is read and the last one is written; returns what went wrong.
-std::vector<std::string> RunAll(const std::vector<fs::path> &files, Network *coarse, Network *fine,
-                                std::vector<double> *milliseconds) {
+struct Outcome {
+  std::vector<std::string> problems;
+  std::vector<double> milliseconds;
+  size_t written = 0;
+};
+
+// Runs over all files while the next one is read and the last one is written.
+Outcome RunAll(const std::vector<fs::path> &files, const fs::path &result_path, Network *coarse, Network *fine) {
   depthnet::BoundedQueue<Image> images(kQueueCapacity);
   depthnet::BoundedQueue<Prediction> predictions(kQueueCapacity);
-  std::vector<std::string> problems;
+  Outcome outcome;
   std::vector<std::string> write_problems;
   std::thread reader(ReadAll, std::cref(files), &images);
   std::thread writer(WriteAll, &predictions, &write_problems);
   while (auto image = images.Pop()) {
     if (!image->problem.empty()) {
-      problems.push_back(image->problem);
+      outcome.problems.push_back(image->problem);
       continue;
     }
     try {
       const auto begin = std::chrono::steady_clock::now();
       auto log_depth = Infer(coarse, fine, *image);
       const std::chrono::duration<double, std::milli> elapsed = std::chrono::steady_clock::now() - begin;
-      milliseconds->push_back(elapsed.count());
-      predictions.Push({fs::path(FLAGS_result_path) / (image->path.stem().string() + "_0.bin"), std::move(log_depth)});
+      outcome.milliseconds.push_back(elapsed.count());
+      predictions.Push({result_path / (image->path.stem().string() + "_0.bin"), std::move(log_depth)});
     } catch (const std::exception &error) {
-      problems.push_back(error.what());
+      outcome.problems.push_back(error.what());
     }
   }
   predictions.Close();
   reader.join();
   writer.join();
-  problems.insert(problems.end(), write_problems.begin(), write_problems.end());
-  return problems;
+  outcome.written = outcome.milliseconds.size() - write_problems.size();
+  outcome.problems.insert(outcome.problems.end(), write_problems.begin(), write_problems.end());
+  return outcome;
 }
 
-void CheckFlags() {
-  if (FLAGS_coarse_mindir.empty() || FLAGS_fine_mindir.empty() || FLAGS_dataset_path.empty()) {
+int Number(const std::string &name, const std::string &text) {
+  size_t used = 0;
+  int value = -1;
+  try {
+    value = std::stoi(text, &used);
+  } catch (const std::exception &) {
+  }
+  if (text.empty() || used != text.size() || value < 0) {
+    throw Error("--" + name + " " + text + ": expected a whole number");
+  }
+  return value;
+}
+
+// The options of a command line; empty when it asks for help. Throws Error.
+std::optional<Options> Parse(int argc, char **argv) {
+  Options options;
+  const std::vector<std::pair<const char *, std::function<void(const std::string &)>>> setters = {
+    {"coarse_mindir", [&](const std::string &text) { options.coarse_mindir = text; }},
+    {"fine_mindir", [&](const std::string &text) { options.fine_mindir = text; }},
+    {"dataset_path", [&](const std::string &text) { options.dataset_path = text; }},
+    {"result_path", [&](const std::string &text) { options.result_path = text; }},
+    {"time_path", [&](const std::string &text) { options.time_path = text; }},
+    {"device_type", [&](const std::string &text) { options.device_type = text; }},
+    {"device_id", [&](const std::string &text) { options.device_id = Number("device_id", text); }},
+    {"precision", [&](const std::string &text) { options.precision = text; }},
+    {"threads", [&](const std::string &text) { options.threads = Number("threads", text); }},
+  };
+  std::vector<option> known;
+  for (const auto &setter : setters) {
+    known.push_back({setter.first, required_argument, nullptr, 0});
+  }
+  known.push_back({"help", no_argument, nullptr, 0});
+  known.push_back({nullptr, 0, nullptr, 0});
+  opterr = 0;
+  int index = 0;
+  for (int found = 0; (found = getopt_long(argc, argv, ":", known.data(), &index)) != -1;) {
+    if (found != 0) {
+      throw Error(std::string(argv[optind - 1]) +
+                  (found == ':' ? ": expected a value after it" : ": unknown option") + "; --help lists all");
+    }
+    if (static_cast<size_t>(index) == setters.size()) {
+      return std::nullopt;
+    }
+    setters[static_cast<size_t>(index)].second(optarg);
+  }
+  if (optind < argc) {
+    throw Error(std::string(argv[optind]) + ": unexpected; --help lists the options");
+  }
+  return options;
+}
+
+void CheckOptions(const Options &options) {
+  if (options.coarse_mindir.empty() || options.fine_mindir.empty() || options.dataset_path.empty()) {
     throw Error("--coarse_mindir, --fine_mindir and --dataset_path are required; --help lists all");
   }
-  if (FLAGS_device_type != "Ascend" && FLAGS_device_type != "CPU") {
-    throw Error("--device_type " + FLAGS_device_type + ": expected Ascend or CPU");
+  if (options.device_type != "Ascend" && options.device_type != "CPU") {
+    throw Error("--device_type " + options.device_type + ": expected Ascend or CPU");
   }
-  if (FLAGS_precision != "fp32" && FLAGS_precision != "fp16") {
-    throw Error("--precision " + FLAGS_precision + ": expected fp32 or fp16");
+  if (options.precision != "fp32" && options.precision != "fp16") {
+    throw Error("--precision " + options.precision + ": expected fp32 or fp16");
   }
-  if (FLAGS_device_id < 0 || FLAGS_threads < 1) {
-    throw Error("--device_id counts from 0 and --threads from 1");
+  if (options.threads < 1) {
+    throw Error("--threads counts from 1");
   }
 }
 
-int Run() {
-  CheckFlags();
-  const auto files = depthnet::ListInputs(FLAGS_dataset_path);
-  depthnet::MakeWritable(FLAGS_result_path);
-  depthnet::MakeWritable(FLAGS_time_path);
-  Network coarse(FLAGS_coarse_mindir, {{"rgb", kRgbShape}});
-  Network fine(FLAGS_fine_mindir, {{"rgb", kRgbShape}, {"coarse_log_depth", kDepthShape}});
+int Run(const Options &options) {
+  CheckOptions(options);
+  const auto files = depthnet::ListInputs(options.dataset_path);
+  depthnet::MakeWritable(options.result_path);
+  depthnet::MakeWritable(options.time_path);
+  Network coarse(options.coarse_mindir, {{"rgb", kRgbShape}}, options);
+  Network fine(options.fine_mindir, {{"rgb", kRgbShape}, {"coarse_log_depth", kDepthShape}}, options);
 
-  std::vector<double> milliseconds;
-  const auto problems = RunAll(files, &coarse, &fine, &milliseconds);
-  for (const auto &problem : problems) {
+  const auto outcome = RunAll(files, options.result_path, &coarse, &fine);
+  for (const auto &problem : outcome.problems) {
     std::cerr << "error: " << problem << std::endl;
   }
-  const auto report = depthnet::Report(depthnet::Summarize(milliseconds));
-  depthnet::WriteFile(fs::path(FLAGS_time_path) / "test_perform_static.txt", report.data(), report.size());
-  std::cout << milliseconds.size() << " of " << files.size() << " images, " << FLAGS_device_type << " "
-            << FLAGS_precision << "\n"
+  const auto report = depthnet::Report(depthnet::Summarize(outcome.milliseconds));
+  depthnet::WriteFile(fs::path(options.time_path) / "test_perform_static.txt", report.data(), report.size());
+  std::cout << outcome.written << " of " << files.size() << " images, " << options.device_type << " "
+            << options.precision << "\n"
             << report << std::flush;
-  return problems.empty() ? 0 : kSomeFilesFailed;
+  return outcome.problems.empty() && std::cout ? 0 : kSomeFilesFailed;
 }
 
 }  // namespace
 
 int main(int argc, char **argv) {
-  gflags::SetUsageMessage("predict log depth with CoarseNet and FineNet on Ascend 310 or CPU");
-  gflags::ParseCommandLineFlags(&argc, &argv, true);
   try {
-    return Run();
+    const auto options = Parse(argc, argv);
+    if (!options) {
+      std::cout << kUsage;
+      return 0;
+    }
+    return Run(*options);
   } catch (const std::exception &error) {
     std::cerr << "error: " << error.what() << std::endl;
     return kUserMistake;

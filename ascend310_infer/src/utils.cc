@@ -1,7 +1,12 @@
 #include "inc/utils.h"
 
+#include <stdlib.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
+#include <cstring>
 #include <fstream>
 #include <numeric>
 #include <sstream>
@@ -19,7 +24,8 @@ std::vector<fs::path> ListInputs(const fs::path &folder) {
   }
   std::vector<fs::path> files;
   for (const auto &entry : entries) {
-    if (entry.path().extension() == ".bin" && entry.is_regular_file(error)) {
+    const auto name = entry.path().filename().string();
+    if (name[0] != '.' && entry.path().extension() == ".bin" && entry.is_regular_file(error)) {
       files.push_back(entry.path());
     }
   }
@@ -74,8 +80,12 @@ void MakeWritable(const fs::path &folder) {
   if (error) {
     throw Error(folder.string() + ": cannot be made: " + error.message());
   }
-  const fs::path probe = folder / ".write-test";
-  WriteFile(probe, "", 0);
+  std::string probe = (folder / ".partial-XXXXXX").string();  // a name of its own: nobody's file is in the way
+  const int descriptor = mkstemp(probe.data());
+  if (descriptor < 0) {
+    throw Error(folder.string() + ": cannot write there: " + std::strerror(errno));
+  }
+  close(descriptor);
   fs::remove(probe, error);
 }
 

@@ -1,0 +1,102 @@
+"""Runs the repo's programs on what test_fuzz.py makes: one fork a run, so that a crash is an exit code.
+
+Reads lines of JSON {"target", "arguments", "cwd", "megabytes"} and answers each with {"code", "output", "errors"}. A
+program is its file below the repo; the other targets are the functions at the end. MindSpore starts no thread before the
+fork, for nothing here runs a net.
+"""
+
+import json
+import os
+import resource
+import runpy
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import cv2
+import numpy as np
+
+from src import checkpoint, cli, depth_files, image
+from src.predict import DepthPredictor
+
+SECONDS = 60
+
+
+def red(rgb):
+    """A coarse net: the redder, the farther."""
+    return np.stack([image.resize(one[0], image.DEPTH_SIZE) for one in rgb])[:, None]
+
+
+def predict(folder, out):
+    """predict.py's work on the pictures of a folder, with a net that is quick."""
+    jobs = depth_files.find([folder], Path(out))
+    kinds = ("color", "npy")
+    depth_files.check_outputs(jobs, kinds, overwrite=False)
+    predictor = DepthPredictor(red, lambda rgb, coarse_log_depth: coarse_log_depth)
+    writer = depth_files.Writer(kinds, "viridis", 10.0, None)
+    with cli.progress(len(jobs), "predicting", "file") as bar:
+        return 1 if depth_files.predict_all(jobs, predictor, writer, 8, bar) else 0
+
+
+def load_checkpoint(path):
+    """What every command does with a checkpoint before it goes into a net."""
+    checkpoint.load(path)
+    return 0
+
+
+FUNCTIONS = {"predict": predict, "load_checkpoint": load_checkpoint}
+
+
+def child(request, output, errors):
+    """Become the program: never returns."""
+    os.chdir(request["cwd"])
+    os.dup2(output, 1)
+    os.dup2(errors, 2)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8") for number in (1, 2))
+    base = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    limit = base + (request["megabytes"] << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    target, arguments = request["target"], request["arguments"]
+    sys.argv = [target, *arguments]
+    code = 1
+    try:
+        if target in FUNCTIONS:
+            cli.run(lambda: FUNCTIONS[target](*arguments))
+        else:
+            runpy.run_path(str(ROOT / target), run_name="__main__")
+    except SystemExit as ended:
+        code = ended.code or 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            if stream:
+                stream.flush()
+        os._exit(code)
+
+
+def main():
+    cv2.setNumThreads(0)
+    for line in sys.stdin:
+        request = json.loads(line)
+        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+            pid = os.fork()
+            if pid == 0:
+                child(request, output.fileno(), errors.fileno())
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            texts = []
+            for file in (output, errors):
+                file.seek(0)
+                texts.append(file.read().decode("utf-8", "backslashreplace"))
+        sys.__stdout__.write(json.dumps({"code": code, "output": texts[0], "errors": texts[1]}) + "\n")
+        sys.__stdout__.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,552 @@
+"""What users and file systems do to the commands: full disks, odd names, closed pipes, values that are not finite."""
+
+import csv
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import cv2
+import mindspore as ms
+import numpy as np
+import pytest
+from PIL import Image
+
+from src import checkpoint, data_loader, depth_files, image, metrics, visual
+from src.errors import CheckFailed, NotFinite, UserError
+from src.net import FineNet, PaperCoarseNet
+from src.predict import DepthPredictor
+from tests.conftest import ROOT
+from tests.test_commands import one_line
+from tests.test_predict import as_it_is, red_is_depth
+from tools import check_nyu, prepare_nyu
+
+ODD = os.fsdecode(b"a$_$ \xff\xfe caf\xc3\xa9")  # mathematics for matplotlib, and not UTF-8
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Untrained PaperCoarseNet and FineNet; and a PaperCoarseNet that predicts NaN for bright pictures only."""
+    folder = tmp_path_factory.mktemp("weights")
+    ms.set_seed(0)
+    net = PaperCoarseNet()
+    ms.save_checkpoint(net, str(folder / "coarse.ckpt"))
+    ms.save_checkpoint(FineNet(), str(folder / "fine.ckpt"))
+    net.fc7.bias.set_data(ms.Tensor(np.full(4070, np.nan, np.float32)))
+    ms.save_checkpoint(net, str(folder / "nan.ckpt"))
+    return folder
+
+
+def nets(weights, coarse="coarse.ckpt"):
+    return ["--coarse_ckpt_model", weights / coarse, "--fine_ckpt_model", weights / "fine.ckpt"]
+
+
+def video(path, frames, size=(160, 120)):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 12, size)
+    rng = np.random.default_rng(0)
+    for _ in range(frames):
+        writer.write(rng.integers(0, 256, (size[1], size[0], 3), np.uint8))
+    writer.release()
+    return path
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True,
+                      check=False).returncode:
+        pytest.skip("mounting a tmpfs is not permitted here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_video_on_a_full_disk_is_no_success(weights, run, tiny_disk, tmp_path):
+    path = video(tmp_path / "clip.avi", 60, (640, 480))
+    result = run("predict.py", "--input", path, "--output_dir", tiny_disk, "--save", "side", *nets(weights), cwd=tmp_path)
+    assert result.returncode == 1 and "clip" in result.stdout and "0 predicted" in result.stdout, result.stdout
+    assert "1 of 1 failed" in result.stderr and not list(tiny_disk.iterdir())
+
+
+def test_pictures_on_a_full_disk_fail_by_name_and_the_rest_is_tried(weights, run, tiny_disk, tmp_path):
+    rng = np.random.default_rng(0)
+    for name in "abc":
+        Image.fromarray(rng.integers(0, 256, (480, 640, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    result = run("predict.py", "--input", *tmp_path.glob("?.png"), "--output_dir", tiny_disk, "--save", "npy", *nets(weights),
+                 cwd=tmp_path)
+    assert result.returncode == 1 and result.stdout.count("No space left on device") == 3, result.stdout
+    assert not list(tiny_disk.iterdir())
+
+
+def test_a_video_that_was_cut_off_is_said(weights, run, tmp_path):
+    whole = video(tmp_path / "whole.avi", 10, (320, 240)).read_bytes()
+    (tmp_path / "cut.avi").write_bytes(whole[:int(len(whole) * 0.6)])
+    result = run("predict.py", "--input", "cut.avi", "--save", "color", *nets(weights), cwd=tmp_path)
+    assert result.returncode == 1, result.stdout
+    assert "cut.avi: cut off: " in result.stdout and " of its 10 frames could be read" in result.stdout
+
+
+def test_frames_and_pictures_do_not_share_a_folder(weights, run, tmp_path):
+    video(tmp_path / "in.avi", 3)
+    (tmp_path / "all").mkdir()
+    shutil.move(tmp_path / "in.avi", tmp_path / "all" / "x.avi")
+    (tmp_path / "all" / "x_frames").mkdir()
+    Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(tmp_path / "all" / "x_frames" / "000000.jpg")
+    line = one_line(run("predict.py", "--input", "all", "--save", "npy", *nets(weights), cwd=tmp_path))
+    assert "would both go into predictions/x_frames" in line
+
+
+def test_a_shorter_video_leaves_no_stale_frames(weights, run, tmp_path):
+    arguments = ["--save", "npy", "--overwrite", *nets(weights)]
+    for frames in (5, 3):
+        video(tmp_path / "clip.avi", frames)
+        assert run("predict.py", "--input", "clip.avi", *arguments, cwd=tmp_path).returncode == 0
+        (tmp_path / "predictions" / "clip_frames" / "mine.txt").write_text("mine")
+    names = sorted(path.name for path in (tmp_path / "predictions" / "clip_frames").iterdir())
+    assert names == ["000000_depth.npy", "000001_depth.npy", "000002_depth.npy", "mine.txt"]
+
+
+def test_names_that_are_not_utf_8_go_through_predict(weights, run, tmp_path):
+    folder = tmp_path / ODD
+    folder.mkdir()
+    video(tmp_path / "clip.avi", 3).rename(folder / f"{ODD}.avi")
+    Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(tmp_path / "p.png")
+    (tmp_path / "p.png").rename(folder / f"{ODD}.png")
+    (folder / f"{ODD} broken.jpg").write_bytes(b"no picture")
+    result = run("predict.py", "--input", folder, "--output_dir", tmp_path / "out", "--save", "side", "npy", *nets(weights),
+                 cwd=tmp_path)
+    assert result.returncode == 1 and "a$_$ \\xff\\xfe café broken.jpg: broken image" in result.stdout, result.stderr
+    made = {os.fsencode(path.name) for path in (tmp_path / "out").iterdir()}
+    stem = os.fsencode(ODD)
+    assert made == {stem + b"_avi_side.mp4", stem + b"_avi_frames", stem + b"_png_side.png", stem + b"_png_depth.npy"}
+
+
+def test_names_that_are_not_utf_8_or_look_like_mathematics_go_through_training_and_evaluation(nyu, weights, run, tmp_path):
+    data = shutil.copytree(nyu, tmp_path / ODD)
+    for path in list((data / "Test").glob("00001_*")):
+        path.rename(path.with_name(path.name.replace("00001", ODD)))
+    (data / "Train" / "sample_0001_out").rename(data / "Train" / f"{ODD}_out")
+    result = run("train.py", "--data_url", data, "--val_data", data, "--stage", "coarse", "--coarse_net", "paper",
+                 "--batch_size", 8, "--epochs_coarse", 1, "--tensorboard", cwd=tmp_path)
+    assert result.returncode == 0 and "warning" not in result.stdout, result.stdout + result.stderr
+    result = run("eval.py", "--test_data", data, "--output_dir", "report", *nets(weights), cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    with open(tmp_path / "report" / "per_image.csv", encoding="utf-8", newline="") as file:
+        assert "a$_$ \\udcff\\udcfe café" in {row["image"] for row in csv.DictReader(file)}
+    assert run("tools/check_nyu.py", data, "--output_dir", "check", cwd=tmp_path).returncode == 0
+
+
+def test_a_picture_whose_prediction_is_not_finite_is_named(nyu, weights, run, tmp_path):
+    result = run("eval.py", "--test_data", nyu, "--output_dir", "report", *nets(weights, "nan.ckpt"), cwd=tmp_path)
+    assert "00000_colors.png (CoarseNet)" in one_line(result, 1) and "not finite" in result.stderr
+    assert not (tmp_path / "report" / "metrics.json").exists()
+    result = run("predict.py", "--input", nyu / "Test", "--save", "npy", *nets(weights, "nan.ckpt"), cwd=tmp_path)
+    assert result.returncode == 1 and result.stdout.count("prediction is not finite") == 4
+    assert not list((tmp_path / "predictions").iterdir())
+
+
+def test_one_picture_that_is_not_finite_does_not_take_the_others_with_it(tmp_path):
+    def coarse(rgb):
+        log_depth = red_is_depth(rgb)
+        log_depth[rgb.mean((1, 2, 3)) > 0.9] = np.inf
+        return log_depth
+
+    paths = []
+    for name, level in (("dark", 10), ("bright", 255), ("grey", 100)):
+        paths.append(tmp_path / f"{name}.png")
+        Image.fromarray(np.full((48, 64, 3), level, np.uint8)).save(paths[-1])
+    with pytest.raises(NotFinite, match=r"bright\.png"):
+        DepthPredictor(coarse, as_it_is).predict(paths)
+    writer = depth_files.Writer(("npy",), "viridis", 10.0, None)
+    jobs = [depth_files.Job(path, tmp_path / path.stem) for path in paths]
+    bar = type("Bar", (), {"update": lambda self, count=1: None})()
+    assert depth_files.predict_all(jobs, DepthPredictor(coarse, as_it_is), writer, 8, bar) == 1
+    assert {path.name for path in tmp_path.glob("*.npy")} == {"dark_depth.npy", "grey_depth.npy"}
+
+
+def test_a_mean_over_nothing_is_no_number():
+    nothing = metrics.evaluate(np.zeros((2, 1, 55, 74), np.float32), np.zeros((2, 1, 55, 74), np.float32))
+    with pytest.raises(CheckFailed, match="no measured pixel"):
+        metrics.means(nothing)
+
+
+def test_targets_without_a_measured_pixel_end_an_evaluation(nyu, weights, run, tmp_path):
+    data = shutil.copytree(nyu, tmp_path / "NYU")
+    for path in (data / "Test").glob("*_depth.png"):
+        cv2.imwrite(str(path), np.zeros((480, 640), np.uint16))
+    assert "no measured pixel" in one_line(run("eval.py", "--test_data", data, *nets(weights), cwd=tmp_path), 1)
+
+
+@pytest.mark.parametrize("damage", ["empty", "partner"])
+def test_a_train_folder_that_eval_does_not_need_does_not_stop_it(nyu, weights, run, tmp_path, damage):
+    data = shutil.copytree(nyu, tmp_path / "NYU")
+    if damage == "empty":
+        shutil.rmtree(data / "Train")
+        (data / "Train").mkdir()
+    else:
+        next((data / "Train").glob("*/*.png")).unlink()
+    result = run("eval.py", "--test_data", data, *nets(weights), cwd=tmp_path)
+    assert result.returncode == 0 and "no mean training map:" in result.stdout, result.stderr
+    assert "CoarseNet: delta1_loss" in result.stdout
+
+
+def test_predictions_may_go_beside_their_pictures_again_and_again(weights, run, tmp_path):
+    Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(tmp_path / "photo.png")
+    for source, more in (("photo.png", []), (".", ["--overwrite"]), (".", ["--overwrite"])):
+        result = run("predict.py", "--input", source, "--output_dir", ".", "--save", "color", "side", *more, *nets(weights),
+                     cwd=tmp_path)
+        assert result.returncode == 0 and "1 predicted" in result.stdout, result.stdout + result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"photo.png", "photo_depth.png", "photo_side.png"}
+
+
+def test_an_output_that_cannot_be_written_does_not_stop_the_rest(weights, run, tmp_path):
+    for name in ("n" * 250, "m" * 245, "short"):  # with _depth.npy: too long; as long as it may be; short
+        Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    result = run("predict.py", "--input", *tmp_path.glob("*.png"), "--save", "npy", *nets(weights), cwd=tmp_path)
+    assert result.returncode == 1 and "File name too long" in result.stdout and "2 predicted" in result.stdout
+    assert len(list((tmp_path / "predictions").iterdir())) == 2
+
+
+def test_a_strip_of_pixels_is_refused_and_a_wide_picture_takes_its_own_memory(weights, run, tmp_path):
+    Image.fromarray(np.zeros((1, 65500), np.uint8)).save(tmp_path / "strip.png")
+    Image.fromarray(np.zeros((200, 9000, 3), np.uint8)).save(tmp_path / "wide.png")
+    code = f"""
+import resource, runpy, sys
+sys.path.insert(0, {str(ROOT)!r})
+sys.argv = ['predict.py', '--input', 'strip.png', 'wide.png', '--save', 'npy', *{[str(x) for x in nets(weights)]}]
+try:
+    runpy.run_path({str(ROOT / "predict.py")!r}, run_name='__main__')
+finally:
+    print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 1 and "strip.png: 1x65500 (height x width): expected a ratio of at most 50:1" in result.stdout
+    assert np.load(tmp_path / "predictions" / "wide_depth.npy").shape == (200, 9000)
+    assert int(result.stdout.split("peak ")[1]) < 2500  # MB; MindSpore and the net are 1,100
+
+
+@pytest.mark.parametrize("content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"\x00\x00\x00 ftypavif" + b"\0" * 99,
+                                     b"", b"P6 9 9 255\n" + b"\0" * 243], ids=["eps", "avif", "empty", "ppm"])
+def test_a_file_of_another_kind_is_no_picture(tmp_path, content):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    with pytest.raises(image.ImageError, match=r"a\.jpg: broken image: (not one of JPEG|the file is empty)"):
+        image.load_rgb(path)
+
+
+def test_heic_is_named_and_not_passed_over(weights, run, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "photo.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    result = run("predict.py", "--input", "in", *nets(weights), cwd=tmp_path)
+    assert result.returncode == 1 and "photo.HEIC: HEIC is not read: save it as JPEG" in result.stdout
+
+
+@pytest.mark.parametrize("name", ["tab10", "viridis", "Set1"])
+def test_a_colour_map_of_any_length_is_drawn_as_matplotlib_does(name):
+    import matplotlib
+
+    depth_m = np.linspace(0.02, 9.98, 500)[None]
+    expected = (matplotlib.colormaps[name](depth_m / 10)[..., :3] * 255).round()
+    difference = np.abs(visual.colour(depth_m, 10, name).astype(int) - expected).max(-1)
+    assert np.mean(difference > 4) < 0.05 and len(np.unique(visual.colour(depth_m, 10, name), axis=1)[0]) > 5
+
+
+def test_every_command_sees_a_larger_picture_in_the_same_way(nyu, tmp_path):
+    """960x1280: what training, evaluation and prediction give the nets is one thing."""
+    rng = np.random.default_rng(0)
+    rgb = rng.integers(0, 256, (960, 1280, 3), np.uint8)
+    folder = tmp_path / "NYU" / "Train" / "x_out"
+    folder.mkdir(parents=True)
+    (tmp_path / "NYU" / "Test").mkdir()
+    cv2.imwrite(str(folder / "1.jpg"), rgb, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    decoded = image.load_rgb(folder / "1.jpg")
+    cv2.imwrite(str(folder / "1.png"), np.full((960, 1280), 99, np.uint8))
+    Image.fromarray(decoded).save(tmp_path / "NYU" / "Test" / "1_colors.png")
+    cv2.imwrite(str(tmp_path / "NYU" / "Test" / "1_depth.png"), np.full((960, 1280), 999, np.uint16))
+    trained = data_loader.load_train_pair(data_loader.list_train(tmp_path / "NYU")[0])[0].transpose(2, 0, 1)
+    evaluated = data_loader.load_test_pair(data_loader.list_test(tmp_path / "NYU")[0])[0]
+    seen = []
+    DepthPredictor(lambda one: seen.append(one) or red_is_depth(one), as_it_is)(decoded)
+    np.testing.assert_array_equal(evaluated, seen[0][0])
+    assert np.abs(trained / 255 - evaluated).max() < 0.51 / 255
+    averaged = decoded.reshape(480, 2, 640, 2, 3).mean((1, 3))[12:468, 16:624].reshape(228, 2, 304, 2, 3).mean((1, 3))
+    assert np.abs(averaged.transpose(2, 0, 1) / 255 - evaluated).max() < 1.5 / 255
+
+
+def test_a_preprocessed_folder_of_other_pictures_is_not_mixed_in(nyu, run, tmp_path):
+    other = tmp_path / "NYU" / "Test"
+    other.mkdir(parents=True)
+    for part in ("colors", "depth"):
+        shutil.copy(nyu / "Test" / f"00000_{part}.png", other / f"77777_{part}.png")
+    assert run("preprocess.py", "--dataset_path", other, cwd=tmp_path).returncode == 0
+    assert "77777.bin: of another run" in one_line(run("preprocess.py", "--dataset_path", nyu, cwd=tmp_path))
+    (tmp_path / "preprocess_Result" / "img_data" / ".partial-0123.bin").write_bytes(b"left by a kill")
+    assert run("preprocess.py", "--dataset_path", other, cwd=tmp_path).returncode == 0
+
+
+def test_preprocess_needs_no_tqdm_on_a_terminal(nyu, tmp_path):
+    (tmp_path / "tqdm.py").write_text("raise ModuleNotFoundError(\"No module named 'tqdm'\", name='tqdm')\n")
+    pid, descriptor = pty.fork()
+    if pid == 0:
+        os.chdir(tmp_path)
+        os.execve(sys.executable, [sys.executable, str(ROOT / "preprocess.py"), "--dataset_path", str(nyu)],
+                  {**os.environ, "PYTHONPATH": str(tmp_path)})
+    screen = b""
+    try:
+        while chunk := os.read(descriptor, 4096):
+            screen += chunk
+    except OSError:
+        pass
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, screen
+    assert b"4 images in preprocess_Result" in screen
+
+
+@pytest.mark.parametrize("command", ["train", "predict", "export", "preprocess"])
+def test_a_user_s_file_that_has_the_name_of_a_probe_stays(nyu, weights, run, tmp_path, command):
+    folder = {"train": "Model/Ckpt", "predict": "out", "export": "out/MindIR", "preprocess": "out/img_data"}[command]
+    probe = tmp_path / folder / ".write-test"
+    probe.parent.mkdir(parents=True)
+    probe.write_text("mine")
+    arguments = {"train": ["train.py", "--data_url", nyu, "--coarse_net", "paper", "--stage", "coarse", "--batch_size", 8,
+                           "--max_steps", 1],
+                 "predict": ["predict.py", "--input", nyu / "Test" / "00000_colors.png", "--output_dir", "out",
+                             *nets(weights)],
+                 "export": ["export.py", "--coarse_or_fine", "fine", "--ckpt_file", weights / "fine.ckpt",
+                            "--output_dir", "out"],
+                 "preprocess": ["preprocess.py", "--dataset_path", nyu, "--output_path", "out"]}[command]
+    result = run(*arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert probe.read_text() == "mine"
+
+
+def test_files_have_the_mode_that_the_user_asks_for(nyu, run, tmp_path):
+    for mask, mode in ((0o077, 0o600), (0o022, 0o644)):
+        out = tmp_path / oct(mask)
+        command = f"umask {mask:04o} && exec {sys.executable} {ROOT}/preprocess.py --dataset_path {nyu} --output_path {out}"
+        subprocess.run(["bash", "-c", command], check=True, capture_output=True)
+        assert {path.stat().st_mode & 0o777 for path in out.rglob("*.bin")} == {mode}
+
+
+@pytest.mark.parametrize("program", ["postprocess.py", "tools/check_nyu.py"])
+def test_a_screen_that_cannot_be_written_is_no_success(nyu, run, tmp_path, program):
+    assert run("preprocess.py", "--dataset_path", nyu, cwd=tmp_path).returncode == 0
+    (tmp_path / "result_Files").mkdir()
+    for path in (tmp_path / "preprocess_Result" / "label").iterdir():
+        np.log(np.fromfile(path, np.float32)).tofile(tmp_path / "result_Files" / f"{path.stem}_0.bin")
+    arguments = [str(nyu)] if program.startswith("tools") else []
+    for target in ("/dev/full", "closed"):
+        with open("/dev/full", "w") as full:
+            redirect = full if target == "/dev/full" else subprocess.PIPE
+            process = subprocess.Popen([sys.executable, str(ROOT / program), *arguments], cwd=tmp_path, stdout=redirect,
+                                       stderr=subprocess.PIPE, text=True)
+            if process.stdout:
+                process.stdout.close()
+            errors = process.stderr.read()
+            assert process.wait() == 1, errors
+            assert "standard output could not be written" in errors and "Traceback" not in errors, errors
+
+
+def test_the_inference_benchmark_takes_relative_paths(tmp_path, monkeypatch):
+    """The C++ program runs in a folder of its own: what it is given must not depend on where."""
+    from benchmarks import inference
+
+    seen = []
+    monkeypatch.setattr(inference, "lite", lambda model, images, threads: seen.append((model, images)) or 1.0)
+    monkeypatch.setattr(inference, "onnx", lambda *_: 1.0)
+    monkeypatch.setattr(inference, "mindspore", lambda *_: 1.0)
+    monkeypatch.setattr(sys, "argv", ["inference.py", "Model", "images", "--rounds", "1"])
+    monkeypatch.chdir(tmp_path)
+    assert inference.main() == 0 and seen == [(tmp_path / "Model", tmp_path / "images")]
+
+
+@pytest.mark.parametrize(("arguments", "text"), [
+    (["train.py", "--data_url", "x", "--seed", "4294967296"], "4294967296 is not a whole number from 0 to 4294967295"),
+    (["predict.py", "--input", "x", "--fx", "0", "--fy", "1", "--cx", "1", "--cy", "1"], "0 is not a number above 0"),
+    (["predict.py", "--input", "x", "--fx", "1", "--fy", "1", "--cx", "nan", "--cy", "1"], "nan is not a finite number"),
+])
+def test_numbers_out_of_range_are_said(run, tmp_path, arguments, text):
+    result = run(*arguments, cwd=tmp_path)
+    assert result.returncode == 2 and text in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("program", ["train.py", "eval.py", "predict.py", "export.py", "tools/check_nyu.py"])
+def test_help_names_no_default_that_is_none(run, tmp_path, program):
+    text = run(program, "--help", cwd=tmp_path).stdout
+    assert "default: None" not in text and "default: False" not in text and "default:" in text.replace("\n", " ")
+
+
+def test_scripts_do_not_mind_cdpath_or_a_relative_python(nyu, run, tmp_path):
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "py").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (tmp_path / "bin" / "py").chmod(0o755)
+    result = run("scripts/run_eval.sh", nyu, cwd=tmp_path, CDPATH=str(ROOT), PYTHON="bin/py", DEVICE_TARGET="CPU")
+    assert result.returncode == 2 and "no such checkpoint" in result.stdout, result.stdout + result.stderr
+
+
+def test_the_demo_wants_a_compiler_and_cmake(tmp_path):
+    """`command -v a b` is true with one of the two: the demo's own words for each that is missing."""
+    text = (ROOT / "scripts" / "run_demo.sh").read_text()
+    check = text[text.index("missing=\n"):text.index("demo=$ROOT/demo")]
+    for present in (["cmake"], ["c++"], ["cmake", "c++"], []):
+        folder = tmp_path / "-".join(["bin", *present])
+        folder.mkdir()
+        for name in present:
+            (folder / name).symlink_to("/bin/true")
+        result = subprocess.run(["/bin/bash", "-c", check], env={"PATH": str(folder)}, capture_output=True, text=True,
+                                check=True)
+        assert ("will be left out" in result.stdout) == (len(present) < 2), present
+
+
+# The downloads
+
+
+def small_zip(path, **members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name.replace("__", "/"), content)
+    return path
+
+
+def png(value=7):
+    return cv2.imencode(".png", np.full((4, 4), value, np.uint8))[1].tobytes()
+
+
+PAIR = {"data/nyu2_train/a_out/1.jpg": b"\xff\xd8\xff\xd9", "data/nyu2_train/a_out/1.png": png(),
+        "data/nyu2_test/00000_colors.png": png(), "data/nyu2_test/00000_depth.png": png()}
+TRAIN_LIST = "data/nyu2_train/a_out/1.jpg,data/nyu2_train/a_out/1.png\r\n"
+
+
+def test_lists_of_windows_and_a_list_for_one_split_only(tmp_path):
+    for name, text in (("utf16", TRAIN_LIST.encode("utf-16")), ("backslashes", TRAIN_LIST.replace("/", "\\").encode()),
+                       ("plain", TRAIN_LIST.encode())):
+        path = small_zip(tmp_path / f"{name}.zip", **PAIR, **{"data/nyu2_train.csv": text})
+        items = prepare_nyu.hu_items(path, link=False)
+        assert len(items) == 4, name  # Test has no list: all of it
+        folder = tmp_path / name / "data"
+        for member, content in (PAIR | {"data/nyu2_train.csv": text}).items():
+            target = folder.parent / member
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+        assert len(prepare_nyu.hu_items(folder.parent, link=False)) == 4, name
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    (b"\x80\x81\xff", "not a text in UTF-8 or UTF-16"), (b"nothing,here\n", "names no NYU file"),
+    (b"0" * (33 << 20), "a list of 34,603,008 bytes: refused"),
+])
+def test_lists_that_cannot_be_right_are_named(run, tmp_path, text, message):
+    path = small_zip(tmp_path / "a.zip", **PAIR, **{"data/nyu2_train.csv": text})
+    line = one_line(run("tools/prepare_nyu.py", "out", "--hu", path, cwd=tmp_path))
+    assert "nyu2_train.csv" in line and message in line and not (tmp_path / "out").exists()
+
+
+def test_damaged_zips_are_named(run, tmp_path):
+    whole = small_zip(tmp_path / "a.zip", **PAIR).read_bytes()
+    (tmp_path / "half.zip").write_bytes(whole[:len(whole) // 2])
+    line = one_line(run("tools/prepare_nyu.py", "out", "--hu", "half.zip", cwd=tmp_path))
+    assert "half.zip: not a whole zip: download it again" in line
+    method = bytearray(whole)
+    central = method.index(b"PK\x01\x02")
+    method[central + 10] = 99  # a method of compression that nobody has
+    (tmp_path / "method.zip").write_bytes(method)
+    assert "method.zip: data/nyu2_" in one_line(run("tools/prepare_nyu.py", "out", "--hu", "method.zip", cwd=tmp_path))
+
+
+def test_a_cut_file_of_the_labelled_set_is_made_again(tmp_path):
+    target = prepare_nyu.PurePosixPath("Test/00000_colors.png")
+    item = prepare_nyu.Item(target, 999, False, lambda path: path.write_bytes(png()))
+    prepare_nyu.make([item], tmp_path)
+    assert item.is_done(tmp_path)
+    os.truncate(tmp_path / target, 20)
+    prepare_nyu.make([item], tmp_path)
+    assert (tmp_path / target).read_bytes() == png()
+
+
+# tools/check_nyu.py
+
+
+def spread(folder):
+    path = folder / "Test" / "00001_depth.png"
+    Image.fromarray((np.asarray(Image.open(path)) // 40).astype(np.uint16) * 257).save(path)
+
+
+def leaked_as_jpeg(folder):
+    Image.open(folder / "Test" / "00001_colors.png").save(folder / "Train" / "sample_0001_out" / "2.jpg", quality=70)
+
+
+def doubled(folder):
+    shutil.copy(folder / "Train" / "sample_0001_out" / "1.jpg", folder / "Train" / "sample_0001_out" / "1.jpeg")
+
+
+def half_empty(folder):
+    path = folder / "Train" / "sample_0001_out" / "2.jpg"
+    content = path.read_bytes()
+    path.write_bytes(content[:len(content) // 2] + b"\xff\xd9")
+
+
+@pytest.mark.parametrize(("damage", "split", "kind", "text"), [
+    (spread, "Test", "unit", "00001_depth.png: every pixel is a multiple of 257"),
+    (leaked_as_jpeg, "Test", "duplicate", "00001_colors.png is the picture"),
+    (doubled, "Train", "two files", "1.jpg and"), (half_empty, "Train", "broken file", "rows are of one colour"),
+])
+def test_what_a_check_must_find(nyu, tmp_path, damage, split, kind, text):
+    folder = shutil.copytree(nyu, tmp_path / "NYU")
+    damage(folder)
+    (found,) = check_nyu.check(folder, 2)[split].problems
+    assert found[0] == kind and text in found[1]
+
+
+def test_two_files_of_one_name_are_no_training_set(nyu, run, tmp_path):
+    folder = shutil.copytree(nyu, tmp_path / "NYU")
+    doubled(folder)
+    assert "two files of one name" in one_line(run("train.py", "--data_url", folder, "--batch_size", 2, cwd=tmp_path))
+
+
+def test_bad_samples_are_counted_over_all_ranks(nyu):
+    """Each rank is under the limit, both together are not."""
+    from src import training
+    from src.stopping import SIGNALS
+
+    pace = training._Pace(None, None, type("Data", (), {"schedule": data_loader.Schedule(8, 2, 0)})(), None, None)
+    pace.log = type("Log", (), {"add_step": lambda *_: None})()
+    pace.bar = type("Bar", (), {"update": lambda self: None})()
+    pace.stage = type("Stage", (), {"name": "coarse"})()
+    votes = [0] * len(SIGNALS)
+    pace.waiting = lambda: training.StepResult(2, 1.0, 1.0, True, [*votes, 2.0])
+    with pytest.raises(training.TrainingError, match="2 of 8 samples are bad on all ranks together"):
+        pace.settle()
+
+
+def test_a_manifest_or_a_log_of_another_kind_is_named(nyu, run, tmp_path):
+    for content in ('{"names": 3, "geometry": {}, "shards": []}', '{"names": [1], "geometry": {}, "shards": [{"files": 1}]}', "[]"):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        (tmp_path / "set" / "manifest.json").write_text(content)
+        assert "not a manifest" in one_line(run("train.py", "--data_url", "set", cwd=tmp_path))
+    arguments = ["--data_url", nyu, "--coarse_net", "paper", "--stage", "coarse", "--batch_size", 8]
+    assert run("train.py", *arguments, "--max_steps", 1, cwd=tmp_path).returncode == 0
+    (tmp_path / "Model" / "Log" / "coarse.csv").write_text("a,b\n1,2\n")
+    line = one_line(run("train.py", *arguments, "--max_steps", 2, "--resume", cwd=tmp_path))
+    assert "coarse.csv: not a training log" in line
+
+
+def test_metrics_json_is_json(nyu, weights, run, tmp_path):
+    result = run("eval.py", "--test_data", nyu, "--output_dir", "report", *nets(weights), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    json.loads((tmp_path / "report" / "metrics.json").read_text(), parse_constant=refuse)
+
+
+def test_checkpoints_of_a_name_too_long_for_a_partial_one_are_saved(tmp_path):
+    path = tmp_path / ("c" * 250 + ".ckpt")
+    checkpoint.save(path, {"a": np.ones(3, np.float32)}, {})
+    assert checkpoint.load(path).arrays["a"].sum() == 3
+    with pytest.raises(UserError):
+        checkpoint.load(Path("absent"))

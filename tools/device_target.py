@@ -1,0 +1,21 @@
+"""Print the device that `auto` means here, Ascend or CPU; where it is the CPU, say so on standard error."""
+
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from src import cli
+
+
+def main():
+    from src import device
+
+    logging.getLogger().handlers[0].setStream(sys.stderr)
+    sys.stdout.write(device.auto() + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
