@@ -35,6 +35,7 @@ echo "$workers workers, $local_workers here from rank $first_rank, on $DEVICE_TA
 # hand_on SIGNAL: to the workers, which finish their step, save and exit. (msrun starts each in a session of its own.)
 hand_on() {
     local pid
+    stopped=$((128 + $(kill -l "$1")))
     for pid in $(pgrep -P "$msrun_pid"); do
         grep -qz '^MS_ROLE=MS_WORKER' "/proc/$pid/environ" 2>/dev/null && kill -s "$1" "$pid"
     done
@@ -65,7 +66,7 @@ fi
 # msrun starts the "python" that is first on PATH, and obeys Ctrl-C by killing: it gets a session of its own.
 PATH=$(dirname -- "$(command -v "$PYTHON")"):$PATH setsid msrun "${where[@]}" \
     "$ROOT/train.py" --data_url "$dataset" --device_target "$DEVICE_TARGET" "$@" >"$logs/msrun.log" 2>&1 &
-msrun_pid=$!
+msrun_pid=$! stopped=
 end_scheduler &
 tail --pid="$$" -n +1 --silent -F -- "$logs/device0/train.log" 2>/dev/null &
 screen=$!
@@ -78,6 +79,8 @@ if [[ $code -ne 0 ]]; then
     worker=$(sed -n 's/.*Worker process [0-9]* exit with exception. Error code: \(-\?[0-9]*\).*/\1/p' \
         "$logs/msrun.log" | head -n 1)
     [[ -z $worker ]] || code=$((worker < 0 ? 128 - worker : worker))
+    # MindSpore's collectives make SIGTERM of SIGINT: what counts is what was asked for.
+    [[ -z $stopped || $code -le 128 ]] || code=$stopped
     {
         for log in "$logs"/device*/train.log; do
             echo "--- the last lines of $log"

@@ -100,7 +100,7 @@ class _Screen(logging.StreamHandler):
         if self.error is None:
             super().emit(record)
 
-    def handleError(self, record):  # noqa: N802 (logging's name)
+    def handleError(self, record):
         if isinstance(error := sys.exc_info()[1], OSError):
             self.error = error
         else:

@@ -206,7 +206,7 @@ def _groups(jobs, size):
         try:
             loaded = image.load_rgb(job.source)
             pixels += loaded.size // 3
-        except image.ImageError as error:
+        except image.ImageError:
             if job.source.suffix.lower() in HEIF:
                 error = image.ImageError(f"{job.source}: HEIC is not read: save it as JPEG or PNG first")
             loaded = error

@@ -215,7 +215,8 @@ def report(scores, checkpoints, versions):
 def write_report(folder, scores, checkpoints, versions):
     """metrics.json and per_image.csv into `folder`."""
     folder = Path(folder)
-    write_text(folder / "metrics.json", json.dumps(report(scores, checkpoints, versions), indent=2, allow_nan=False) + "\n")
+    text = json.dumps(report(scores, checkpoints, versions), indent=2, allow_nan=False)
+    write_text(folder / "metrics.json", text + "\n")
     with replacing(folder / "per_image.csv") as file:
         writer = csv.writer(file)
         writer.writerow(["net", "image", *metrics.METRICS])

@@ -55,8 +55,8 @@ def replacing(path, mode="w", durable=True):
 
 @contextlib.contextmanager
 def discarded_at_exit(partial):
-    """While entered, `partial` (a file or a folder) is removed when the process is told to stop; it is removed at the end, too, unless it
-    has got another name by then."""
+    """While entered, `partial` (a file or a folder) is removed when the process is told to stop; at the end it is
+    removed, too, unless it has got another name by then."""
     with _exiting:
         _open_partials.add(partial)
     try:

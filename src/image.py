@@ -110,7 +110,7 @@ def _load_depth_pixels(path, bits, trap):
     pixels = None
     if image.format == "PNG":
         with _naming(path):
-            Image.open(io.BytesIO(content), formats=("PNG",)).verify()  # the checksums: libpng would print what is wrong
+            Image.open(io.BytesIO(content), formats=("PNG",)).verify()  # checksums: libpng would print what is wrong
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.ndim != 2:  # of another format, with a transparent colour, or damaged: Pillow says how
         with _naming(path):

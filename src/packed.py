@@ -88,7 +88,8 @@ def _write_shard(path, source, indices, pool, bar):
 
 def _row(index, rgb, depth_m):
     rgb, depth_m = rgb.tobytes(), depth_m.tobytes()
-    return {"index": index, "rgb": rgb, "depth_m": depth_m, "rgb_crc": zlib.crc32(rgb), "depth_m_crc": zlib.crc32(depth_m)}
+    return {"index": index, "rgb": rgb, "depth_m": depth_m,
+            "rgb_crc": zlib.crc32(rgb), "depth_m_crc": zlib.crc32(depth_m)}
 
 
 def _reason(error):
@@ -183,7 +184,8 @@ class PackedPairs:
         ds.config.set_prefetch_size(_PREFETCHED_BATCHES)
         shards = [str(self.folder / file["name"]) for file in self._files if file["name"].endswith(".mindrecord")]
         try:
-            rows = ds.MindDataset(shards, ["index", *(f"{name}_crc" for name in columns), *columns], min(workers, ds.config.get_num_parallel_workers()),
+            rows = ds.MindDataset(shards, ["index", *(f"{name}_crc" for name in columns), *columns],
+                                  min(workers, ds.config.get_num_parallel_workers()),
                                   sampler=ds.SubsetSampler([int(index) for index in indices])).batch(batch_size)
             for start, (stored, *arrays) in zip(range(0, len(indices), batch_size), rows.create_tuple_iterator(
                     num_epochs=1, output_numpy=True), strict=True):

@@ -129,6 +129,12 @@ def _view(picture, place):
     return image.network_rgb(picture[_pixels(top, height), _pixels(left, width)])
 
 
+def _reach(start, length, pixels):
+    """The pixels of an axis to which a window gives its depth: its own, and what a single window leaves outside."""
+    beyond = MOST_OUTSIDE / 2 * length + 1
+    return slice(max(int(start - beyond), 0), min(int(np.ceil(start + length + beyond)), pixels))
+
+
 class _Blend:
     """The depth of a picture (H, W) from those of its windows, each added in its own place."""
 
@@ -138,7 +144,7 @@ class _Blend:
     def add(self, place, depth_m):
         """Lay metres (55, 74) over a window; the nearer to its border, the less they count."""
         top, left, height, width = place
-        rows, columns = (slice(max(int(start), 0), min(int(np.ceil(start + length)), pixels))
+        rows, columns = (_reach(start, length, pixels)
                          for start, length, pixels in zip((top, left), (height, width), self.total.shape, strict=True))
         down, across = np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop)
         weight = np.outer(_inside(down, top, height), _inside(across, left, width)).astype(np.float32)
@@ -152,8 +158,9 @@ class _Blend:
 
 
 def _interpolation(pixels, start, length, seen, axis):
-    """Bilinear weights (len(pixels), cells) with half-pixel centres: from the cells along one axis of a window, of which the
-    nets see `seen` of 480 or 640 pixels, to the pixels of the picture. Beyond the outermost cells these are continued.
+    """Bilinear weights (len(pixels), cells) with half-pixel centres: from the cells along one axis of a window, of which
+    the nets see `seen` of 480 or 640 pixels, to these pixels of the picture. Beyond the outermost cells these are
+    continued.
     """
     cells, scale = image.DEPTH_SIZE[axis], length / image.FULL_SIZE[axis]
     first, last = start + seen[0] * scale, start + seen[1] * scale

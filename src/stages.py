@@ -108,8 +108,8 @@ class _Start:
         if not any(saved.values()):
             expected = self.folder.state(self.stages[0], "<step>")
             found = f"{', '.join(path.name for path in earlier)}, which are weights" if earlier else "no run"
-            raise TrainingError(f"{expected}: --resume finds no state to go on from (found: {found}): leave --resume out "
-                                "to begin" + (", with --pre_trained to begin from weights" if earlier else ""))
+            raise TrainingError(f"{expected}: --resume finds no state to go on from (found: {found}): leave --resume "
+                                "out to begin" + (", with --pre_trained to begin from weights" if earlier else ""))
         return saved
 
     def _write_options(self):
@@ -126,7 +126,7 @@ class _Start:
             logger.info("resuming from %s", saved.path)
 
     def begin(self, log, path, write):
-        """Write the first state in place of the earlier run. A kill leaves the earlier run as it was, or the new one."""
+        """Write the first state in place of the earlier run. A kill leaves the one run whole, or the other."""
         committed = path.with_name(_COMMITTED + path.name)
         write(committed)  # from here on the new run counts
         for stage in self.stages:

@@ -400,7 +400,8 @@ class _Pace:
         *signals, bad = result.votes
         samples = self.data.schedule.samples
         if bad > MOST_BAD * samples:
-            raise TrainingError(f"{bad:.0f} of {samples} samples are bad on all ranks together, more than {MOST_BAD:.0%}")
+            raise TrainingError(f"{bad:.0f} of {samples} samples are bad on all ranks together, more than "
+                                f"{MOST_BAD:.0%}")
         return next((number for number, votes in zip(SIGNALS, signals, strict=True) if votes), 0)
 
 
@@ -523,8 +524,8 @@ def check_same_options(stage, saved, allow_changed_data=False):
     before = saved.info.get("options", {})
     if DATA in before and before[DATA] != stage.options[DATA]:
         if not allow_changed_data:
-            raise TrainingError(f"{saved.path}: files of the training data have another size or time than when this run "
-                                "began: --allow_changed_data if they were only copied, else begin anew")
+            raise TrainingError(f"{saved.path}: files of the training data have another size or time than when this "
+                                "run began: --allow_changed_data if they were only copied, else begin anew")
         stage.options[DATA] = before[DATA]
     changed = [f"{name} was {before.get(name)!r}, now {value!r}"
                for name, value in stage.options.items() if before.get(name) != value]

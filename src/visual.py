@@ -122,7 +122,7 @@ def panels(rows):
 
 
 def _panel_row(figure, axes, title, rgb, target_m, predictions_m):
-    measured_m = target_m[target_m > 0] if (target_m > 0).any() else list(predictions_m.values())[0]
+    measured_m = target_m[target_m > 0] if (target_m > 0).any() else next(iter(predictions_m.values()))
     low, high = measured_m.min(), measured_m.max()
     target_m = np.where(target_m > 0, target_m, np.nan)
     axes[0].imshow(cv2.resize(image.crop(rgb), (304, 228), interpolation=cv2.INTER_AREA))

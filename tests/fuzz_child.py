@@ -1,8 +1,8 @@
 """Runs the repo's programs on what test_fuzz.py makes: one fork a run, so that a crash is an exit code.
 
 Reads lines of JSON {"target", "arguments", "cwd", "megabytes"} and answers each with {"code", "output", "errors"}. A
-program is its file below the repo; the other targets are the functions at the end. MindSpore starts no thread before the
-fork, for nothing here runs a net.
+program is its file below the repo; the other targets are the functions at the end. MindSpore starts no thread before
+the fork, for nothing here runs a net.
 """
 
 import json
@@ -16,11 +16,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import cv2
-import numpy as np
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
 
-from src import checkpoint, cli, depth_files, image
-from src.predict import DepthPredictor
+from src import checkpoint, cli, depth_files, image  # noqa: E402
+from src.predict import DepthPredictor  # noqa: E402
 
 SECONDS = 60
 

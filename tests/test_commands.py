@@ -135,7 +135,7 @@ def test_mistakes_of_the_user_of_train_get_one_line(nyu, run, tmp_path):
         (["--data_url", "photos"], "no Train folder in it (found: nothing)"),
         (["--data_url", nyu, "--val_data", nyu / "Train"], "no Test folder in it (found: sample_0001_out"),
         (["--data_url", nyu, "--batch_size", 9], "8 training pairs do not fill a batch of 9"),
-        (["--data_url", nyu, "--train_url", "file"], "file/Ckpt: cannot write there"),
+        (["--data_url", nyu, "--batch_size", 2, "--train_url", "file"], "file: cannot write there"),
         (["--data_url", nyu, "--device_target", "Ascend"], "--device_target Ascend: MindSpore"),
         (["--data_url", nyu, "--batch_size", 2, "--stage", "fine"], "FinalCoarseNet.ckpt: no such checkpoint"),
     ]:

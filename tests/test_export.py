@@ -9,7 +9,7 @@ from mindspore import nn
 from mindspore.train import mind_ir_pb2
 
 from src import checkpoint, exporting
-from src.errors import CheckFailed
+from src.errors import CheckFailed, UserError
 from src.net import FineNet, PaperCoarseNet
 from tests.test_commands import one_line
 
@@ -98,10 +98,22 @@ def _moved(net):
     return other
 
 
-def test_without_a_format_off_ascend_it_says_why_there_is_no_air(exported, run):
-    result = run("export.py", "--coarse_or_fine", "fine", cwd=exported.parent)
-    assert result.returncode == 0
-    assert "no AIR: MindSpore writes it on Ascend only" in result.stdout
+def test_only_mindir_is_written_unless_asked(exported, run, tmp_path):
+    """AIR is deprecated, and MindSpore 2.10 writes none on newer chips."""
+    result = run("export.py", "--coarse_or_fine", "fine", "--output_dir", tmp_path, cwd=exported.parent)
+    assert result.returncode == 0, result.stderr
+    assert [path.name for path in tmp_path.rglob("Final*")] == ["FinalFineNet.mindir"]
+
+
+def test_an_air_that_mindspore_did_not_write_is_named(tmp_path, monkeypatch):
+    """On Ascend 910B ms.export returns without a file; the level that writes one was asked for."""
+    asked = []
+    monkeypatch.setattr(exporting.ms, "get_context", lambda name: "Ascend")
+    monkeypatch.setattr(exporting.ms, "set_context", lambda **options: asked.append(options))
+    monkeypatch.setattr(exporting.ms, "export", lambda *_, **__: None)
+    with pytest.raises(UserError, match=r"FinalFineNet\.air: MindSpore has written nothing"):
+        exporting.export(FineNet(), "AIR", tmp_path)
+    assert asked == [{"jit_config": {"jit_level": "O2"}}] and not list((tmp_path / "AIR").iterdir())
 
 
 def test_mistakes_get_one_line(exported, run, tmp_path):

@@ -28,16 +28,18 @@ EXAMPLES = int(os.environ.get("DEPTHNET_FUZZ", "60"))
 MEGABYTES = 1500  # beyond what the interpreter maps: a picture of 64 million pixels, several times
 
 # Each example is a folder's worth of work, and the same ones come in every run.
-bounded = settings(max_examples=EXAMPLES, derandomize=True, deadline=None, database=None,
-                   suppress_health_check=list(HealthCheck))
+bounded = settings(
+    max_examples=EXAMPLES, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
 slow = settings(bounded, max_examples=max(6, EXAMPLES // 10))
 
 
 def mutations(*seeds):
     """One of the contents, with a few bytes changed, cut out, doubled or put in; or cut off; or quite other bytes."""
     place = st.floats(0, 1, exclude_max=True)
-    edit = st.tuples(place, st.sampled_from(["flip", "set", "cut", "double", "insert"]), st.integers(0, 255),
-                     st.integers(1, 64))
+    edit = st.tuples(
+        place, st.sampled_from(["flip", "set", "cut", "double", "insert"]), st.integers(0, 255), st.integers(1, 64)
+    )
 
     def apply(content, edits, end):
         content = bytearray(content)
@@ -46,16 +48,16 @@ def mutations(*seeds):
             if kind == "flip" and content:
                 content[at] ^= value or 1
             elif kind == "set":
-                content[at:at + length] = bytes([value]) * min(length, len(content) - at)
+                content[at : at + length] = bytes([value]) * min(length, len(content) - at)
             elif kind == "cut":
-                del content[at:at + length]
+                del content[at : at + length]
             elif kind == "double":
-                content[at:at] = content[at:at + length]
+                content[at:at] = content[at : at + length]
             else:
                 content[at:at] = bytes([value]) * length
-        return bytes(content[:max(1, int(end * len(content)))] if end < 0.5 else content)
+        return bytes(content[: max(1, int(end * len(content)))] if end < 0.5 else content)
 
-    mutated = st.builds(apply, st.sampled_from(seeds), st.lists(edit, max_size=6), st.floats(0, 2))
+    mutated = st.builds(apply, st.sampled_from(seeds), st.lists(edit, max_size=3), st.floats(0, 4))
     return st.one_of(mutated, mutated, mutated, st.binary(max_size=300))
 
 
@@ -63,8 +65,9 @@ class Child:
     """The process of fuzz_child.py."""
 
     def __init__(self):
-        self.process = subprocess.Popen([sys.executable, ROOT / "tests" / "fuzz_child.py"], stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [sys.executable, ROOT / "tests" / "fuzz_child.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         self.counts = {}
 
     def run(self, target, *arguments, cwd, megabytes=MEGABYTES):
@@ -83,7 +86,7 @@ def child():
     yield running
     running.process.stdin.close()
     running.process.wait()
-    print("\nexit codes a target:", running.counts)
+    sys.stdout.write(f"\nexit codes a target: {running.counts}\n")
 
 
 def judge(answer, names=()):
@@ -124,12 +127,27 @@ def encoded(mode, file_format, **options):
 EXIF = Image.Exif()
 EXIF[0x0112] = 6
 PICTURES = [
-    encoded("RGB", "JPEG", exif=EXIF), encoded("L", "JPEG"), encoded("CMYK", "JPEG"), encoded("RGB", "JPEG", progressive=True),
-    *(encoded(mode, "PNG") for mode in ("1", "L", "P", "LA", "RGB", "RGBA", "I;16")), encoded("RGB", "PNG", exif=EXIF),
-    encoded("RGB", "WEBP"), encoded("RGBA", "WEBP", lossless=True),
-    *(encoded(mode, "TIFF", compression=how) for mode, how in (("RGB", "tiff_lzw"), ("L", "raw"), ("1", "group4"),
-                                                               ("CMYK", "tiff_adobe_deflate"), ("RGB", "jpeg"), ("I;16", "raw"))),
-    *(encoded(mode, "BMP") for mode in ("1", "L", "P", "RGB")), encoded("P", "GIF"),
+    encoded("RGB", "JPEG", exif=EXIF),
+    encoded("L", "JPEG"),
+    encoded("CMYK", "JPEG"),
+    encoded("RGB", "JPEG", progressive=True),
+    *(encoded(mode, "PNG") for mode in ("1", "L", "P", "LA", "RGB", "RGBA", "I;16")),
+    encoded("RGB", "PNG", exif=EXIF),
+    encoded("RGB", "WEBP"),
+    encoded("RGBA", "WEBP", lossless=True),
+    *(
+        encoded(mode, "TIFF", compression=how)
+        for mode, how in (
+            ("RGB", "tiff_lzw"),
+            ("L", "raw"),
+            ("1", "group4"),
+            ("CMYK", "tiff_adobe_deflate"),
+            ("RGB", "jpeg"),
+            ("I;16", "raw"),
+        )
+    ),
+    *(encoded(mode, "BMP") for mode in ("1", "L", "P", "RGB")),
+    encoded("P", "GIF"),
 ]
 
 
@@ -191,10 +209,18 @@ def test_checkpoints(child, tmp_path):
 
 
 RANK_TABLE = json.dumps(table(2, 2), indent=1).encode()
-json_values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-                           lambda inner: st.lists(inner, max_size=3)
-                           | st.dictionaries(st.sampled_from(["server_list", "device", "rank_id", "device_id", "device_ip",
-                                                              "server_id", "x"]), inner, max_size=4), max_leaves=12)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["server_list", "device", "rank_id", "device_id", "device_ip", "server_id", "x"]),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
 
 
 @bounded
@@ -229,8 +255,12 @@ def test_zips(child, tmp_path_factory, content):
 
 
 @bounded
-@given(text=st.one_of(mutations(b"data/nyu2_train/a_out/1.jpg,data/nyu2_train/a_out/1.png\n" * 3), st.text(max_size=80).map(
-    lambda text: text.encode("utf-16"))))
+@given(
+    text=st.one_of(
+        mutations(b"data/nyu2_train/a_out/1.jpg,data/nyu2_train/a_out/1.png\n" * 3),
+        st.text(max_size=80).map(lambda text: text.encode("utf-16")),
+    )
+)
 def test_lists(child, tmp_path_factory, text):
     folder = fresh(tmp_path_factory.getbasetemp() / "lists")
     with zipfile.ZipFile(io.BytesIO(hu_zip(False))) as archive:
@@ -266,13 +296,19 @@ def test_packed_sets(nyu, tmp_path):
     def one(name, data):
         content = data.draw(mutations(seeds[name]))
         if name != "manifest.json" and data.draw(st.booleans()):  # of the size that the manifest says
-            content = content[:len(seeds[name])].ljust(len(seeds[name]), b"\0")
+            content = content[: len(seeds[name])].ljust(len(seeds[name]), b"\0")
         folder = tmp_path / "set"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(tmp_path / "whole", folder)
         (folder / name).write_bytes(content)
-        result = subprocess.run([sys.executable, "-c", READ_PACKED, str(folder)], cwd=ROOT, capture_output=True, text=True,
-                                check=False, timeout=300)
+        result = subprocess.run(
+            [sys.executable, "-c", READ_PACKED, str(folder)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
         errors = "\n".join(line for line in result.stderr.splitlines() if not line.startswith(("[WARNING]", "[ERROR]")))
         judge({"code": result.returncode, "output": result.stdout, "errors": errors}, [str(folder)])
 
@@ -288,7 +324,9 @@ def test_the_c_program(infer, tiny, tmp_path):  # noqa: F811 (fixtures)
     not_finite[0, 0, 0] = np.nan
 
     @slow
-    @given(content=mutations(good.tobytes(), not_finite.tobytes()), name=st.sampled_from(["a.bin", "b c$.bin", ".x.bin"]))
+    @given(
+        content=mutations(good.tobytes(), not_finite.tobytes()), name=st.sampled_from(["a.bin", "b c$.bin", ".x.bin"])
+    )
     def one(content, name):
         folder = fresh(tmp_path / "run")
         (folder / "in").mkdir()
@@ -299,5 +337,23 @@ def test_the_c_program(infer, tiny, tmp_path):  # noqa: F811 (fixtures)
         assert "Sanitizer" not in result.stderr and "runtime error" not in result.stderr
         assert (folder / "result_Files" / "good_0.bin").stat().st_size == 4 * 4070
         assert {path.split("/")[0] for path in files(folder)} == {"in", "result_Files", "time_Result"}
+
+    one()
+
+
+@pytest.mark.skipif(bool(MISSING), reason=f"missing: {', '.join(MISSING)}")
+def test_mindir_files(infer, tiny, tmp_path):  # noqa: F811 (fixtures)
+    """Damaged models: refused by name, or run."""
+    _, (coarse, fine) = tiny
+    (tmp_path / "in").mkdir()
+    np.random.default_rng(0).random((1, 3, 228, 304), np.float32).tofile(tmp_path / "in" / "a.bin")
+
+    @slow
+    @given(content=mutations(coarse.read_bytes()))
+    def one(content):
+        (tmp_path / "damaged.mindir").write_bytes(content)
+        result = infer(tmp_path / "damaged.mindir", fine, tmp_path / "in", tmp_path)
+        assert result.returncode in (0, 1, 2), result.stderr[-3000:]
+        assert result.returncode != 2 or "damaged.mindir" in result.stderr
 
     one()

@@ -58,8 +58,9 @@ def video(path, frames, size=(160, 120)):
 def tiny_disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True,
-                      check=False).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, check=False
+    ).returncode:
         pytest.skip("mounting a tmpfs is not permitted here")
     yield folder
     subprocess.run(["umount", folder], check=True)
@@ -67,7 +68,9 @@ def tiny_disk(tmp_path):
 
 def test_a_video_on_a_full_disk_is_no_success(weights, run, tiny_disk, tmp_path):
     path = video(tmp_path / "clip.avi", 60, (640, 480))
-    result = run("predict.py", "--input", path, "--output_dir", tiny_disk, "--save", "side", *nets(weights), cwd=tmp_path)
+    result = run(
+        "predict.py", "--input", path, "--output_dir", tiny_disk, "--save", "side", *nets(weights), cwd=tmp_path
+    )
     assert result.returncode == 1 and "clip" in result.stdout and "0 predicted" in result.stdout, result.stdout
     assert "1 of 1 failed" in result.stderr and not list(tiny_disk.iterdir())
 
@@ -76,15 +79,24 @@ def test_pictures_on_a_full_disk_fail_by_name_and_the_rest_is_tried(weights, run
     rng = np.random.default_rng(0)
     for name in "abc":
         Image.fromarray(rng.integers(0, 256, (480, 640, 3), np.uint8)).save(tmp_path / f"{name}.png")
-    result = run("predict.py", "--input", *tmp_path.glob("?.png"), "--output_dir", tiny_disk, "--save", "npy", *nets(weights),
-                 cwd=tmp_path)
+    result = run(
+        "predict.py",
+        "--input",
+        *tmp_path.glob("?.png"),
+        "--output_dir",
+        tiny_disk,
+        "--save",
+        "npy",
+        *nets(weights),
+        cwd=tmp_path,
+    )
     assert result.returncode == 1 and result.stdout.count("No space left on device") == 3, result.stdout
     assert not list(tiny_disk.iterdir())
 
 
 def test_a_video_that_was_cut_off_is_said(weights, run, tmp_path):
     whole = video(tmp_path / "whole.avi", 10, (320, 240)).read_bytes()
-    (tmp_path / "cut.avi").write_bytes(whole[:int(len(whole) * 0.6)])
+    (tmp_path / "cut.avi").write_bytes(whole[: int(len(whole) * 0.6)])
     result = run("predict.py", "--input", "cut.avi", "--save", "color", *nets(weights), cwd=tmp_path)
     assert result.returncode == 1, result.stdout
     assert "cut.avi: cut off: " in result.stdout and " of its 10 frames could be read" in result.stdout
@@ -117,21 +129,48 @@ def test_names_that_are_not_utf_8_go_through_predict(weights, run, tmp_path):
     Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(tmp_path / "p.png")
     (tmp_path / "p.png").rename(folder / f"{ODD}.png")
     (folder / f"{ODD} broken.jpg").write_bytes(b"no picture")
-    result = run("predict.py", "--input", folder, "--output_dir", tmp_path / "out", "--save", "side", "npy", *nets(weights),
-                 cwd=tmp_path)
+    result = run(
+        "predict.py",
+        "--input",
+        folder,
+        "--output_dir",
+        tmp_path / "out",
+        "--save",
+        "side",
+        "npy",
+        *nets(weights),
+        cwd=tmp_path,
+    )
     assert result.returncode == 1 and "a$_$ \\xff\\xfe café broken.jpg: broken image" in result.stdout, result.stderr
     made = {os.fsencode(path.name) for path in (tmp_path / "out").iterdir()}
     stem = os.fsencode(ODD)
     assert made == {stem + b"_avi_side.mp4", stem + b"_avi_frames", stem + b"_png_side.png", stem + b"_png_depth.npy"}
 
 
-def test_names_that_are_not_utf_8_or_look_like_mathematics_go_through_training_and_evaluation(nyu, weights, run, tmp_path):
+def test_names_that_are_not_utf_8_or_look_like_mathematics_go_through_training_and_evaluation(
+    nyu, weights, run, tmp_path
+):
     data = shutil.copytree(nyu, tmp_path / ODD)
     for path in list((data / "Test").glob("00001_*")):
         path.rename(path.with_name(path.name.replace("00001", ODD)))
     (data / "Train" / "sample_0001_out").rename(data / "Train" / f"{ODD}_out")
-    result = run("train.py", "--data_url", data, "--val_data", data, "--stage", "coarse", "--coarse_net", "paper",
-                 "--batch_size", 8, "--epochs_coarse", 1, "--tensorboard", cwd=tmp_path)
+    result = run(
+        "train.py",
+        "--data_url",
+        data,
+        "--val_data",
+        data,
+        "--stage",
+        "coarse",
+        "--coarse_net",
+        "paper",
+        "--batch_size",
+        8,
+        "--epochs_coarse",
+        1,
+        "--tensorboard",
+        cwd=tmp_path,
+    )
     assert result.returncode == 0 and "warning" not in result.stdout, result.stdout + result.stderr
     result = run("eval.py", "--test_data", data, "--output_dir", "report", *nets(weights), cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -197,8 +236,19 @@ def test_a_train_folder_that_eval_does_not_need_does_not_stop_it(nyu, weights, r
 def test_predictions_may_go_beside_their_pictures_again_and_again(weights, run, tmp_path):
     Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(tmp_path / "photo.png")
     for source, more in (("photo.png", []), (".", ["--overwrite"]), (".", ["--overwrite"])):
-        result = run("predict.py", "--input", source, "--output_dir", ".", "--save", "color", "side", *more, *nets(weights),
-                     cwd=tmp_path)
+        result = run(
+            "predict.py",
+            "--input",
+            source,
+            "--output_dir",
+            ".",
+            "--save",
+            "color",
+            "side",
+            *more,
+            *nets(weights),
+            cwd=tmp_path,
+        )
         assert result.returncode == 0 and "1 predicted" in result.stdout, result.stdout + result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"photo.png", "photo_depth.png", "photo_side.png"}
 
@@ -224,13 +274,24 @@ finally:
     print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode == 1 and "strip.png: 1x65500 (height x width): expected a ratio of at most 50:1" in result.stdout
+    assert (
+        result.returncode == 1
+        and "strip.png: 1x65500 (height x width): expected a ratio of at most 50:1" in result.stdout
+    )
     assert np.load(tmp_path / "predictions" / "wide_depth.npy").shape == (200, 9000)
     assert int(result.stdout.split("peak ")[1]) < 2500  # MB; MindSpore and the net are 1,100
 
 
-@pytest.mark.parametrize("content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"\x00\x00\x00 ftypavif" + b"\0" * 99,
-                                     b"", b"P6 9 9 255\n" + b"\0" * 243], ids=["eps", "avif", "empty", "ppm"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        b"\x00\x00\x00 ftypavif" + b"\0" * 99,
+        b"",
+        b"P6 9 9 255\n" + b"\0" * 243,
+    ],
+    ids=["eps", "avif", "empty", "ppm"],
+)
 def test_a_file_of_another_kind_is_no_picture(tmp_path, content):
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
@@ -293,8 +354,11 @@ def test_preprocess_needs_no_tqdm_on_a_terminal(nyu, tmp_path):
     pid, descriptor = pty.fork()
     if pid == 0:
         os.chdir(tmp_path)
-        os.execve(sys.executable, [sys.executable, str(ROOT / "preprocess.py"), "--dataset_path", str(nyu)],
-                  {**os.environ, "PYTHONPATH": str(tmp_path)})
+        os.execve(
+            sys.executable,
+            [sys.executable, str(ROOT / "preprocess.py"), "--dataset_path", str(nyu)],
+            {**os.environ, "PYTHONPATH": str(tmp_path)},
+        )
     screen = b""
     try:
         while chunk := os.read(descriptor, 4096):
@@ -311,13 +375,32 @@ def test_a_user_s_file_that_has_the_name_of_a_probe_stays(nyu, weights, run, tmp
     probe = tmp_path / folder / ".write-test"
     probe.parent.mkdir(parents=True)
     probe.write_text("mine")
-    arguments = {"train": ["train.py", "--data_url", nyu, "--coarse_net", "paper", "--stage", "coarse", "--batch_size", 8,
-                           "--max_steps", 1],
-                 "predict": ["predict.py", "--input", nyu / "Test" / "00000_colors.png", "--output_dir", "out",
-                             *nets(weights)],
-                 "export": ["export.py", "--coarse_or_fine", "fine", "--ckpt_file", weights / "fine.ckpt",
-                            "--output_dir", "out"],
-                 "preprocess": ["preprocess.py", "--dataset_path", nyu, "--output_path", "out"]}[command]
+    arguments = {
+        "train": [
+            "train.py",
+            "--data_url",
+            nyu,
+            "--coarse_net",
+            "paper",
+            "--stage",
+            "coarse",
+            "--batch_size",
+            8,
+            "--max_steps",
+            1,
+        ],
+        "predict": ["predict.py", "--input", nyu / "Test" / "00000_colors.png", "--output_dir", "out", *nets(weights)],
+        "export": [
+            "export.py",
+            "--coarse_or_fine",
+            "fine",
+            "--ckpt_file",
+            weights / "fine.ckpt",
+            "--output_dir",
+            "out",
+        ],
+        "preprocess": ["preprocess.py", "--dataset_path", nyu, "--output_path", "out"],
+    }[command]
     result = run(*arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert probe.read_text() == "mine"
@@ -326,7 +409,9 @@ def test_a_user_s_file_that_has_the_name_of_a_probe_stays(nyu, weights, run, tmp
 def test_files_have_the_mode_that_the_user_asks_for(nyu, run, tmp_path):
     for mask, mode in ((0o077, 0o600), (0o022, 0o644)):
         out = tmp_path / oct(mask)
-        command = f"umask {mask:04o} && exec {sys.executable} {ROOT}/preprocess.py --dataset_path {nyu} --output_path {out}"
+        command = (
+            f"umask {mask:04o} && exec {sys.executable} {ROOT}/preprocess.py --dataset_path {nyu} --output_path {out}"
+        )
         subprocess.run(["bash", "-c", command], check=True, capture_output=True)
         assert {path.stat().st_mode & 0o777 for path in out.rglob("*.bin")} == {mode}
 
@@ -341,8 +426,13 @@ def test_a_screen_that_cannot_be_written_is_no_success(nyu, run, tmp_path, progr
     for target in ("/dev/full", "closed"):
         with open("/dev/full", "w") as full:
             redirect = full if target == "/dev/full" else subprocess.PIPE
-            process = subprocess.Popen([sys.executable, str(ROOT / program), *arguments], cwd=tmp_path, stdout=redirect,
-                                       stderr=subprocess.PIPE, text=True)
+            process = subprocess.Popen(
+                [sys.executable, str(ROOT / program), *arguments],
+                cwd=tmp_path,
+                stdout=redirect,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
             if process.stdout:
                 process.stdout.close()
             errors = process.stderr.read()
@@ -363,11 +453,23 @@ def test_the_inference_benchmark_takes_relative_paths(tmp_path, monkeypatch):
     assert inference.main() == 0 and seen == [(tmp_path / "Model", tmp_path / "images")]
 
 
-@pytest.mark.parametrize(("arguments", "text"), [
-    (["train.py", "--data_url", "x", "--seed", "4294967296"], "4294967296 is not a whole number from 0 to 4294967295"),
-    (["predict.py", "--input", "x", "--fx", "0", "--fy", "1", "--cx", "1", "--cy", "1"], "0 is not a number above 0"),
-    (["predict.py", "--input", "x", "--fx", "1", "--fy", "1", "--cx", "nan", "--cy", "1"], "nan is not a finite number"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (
+            ["train.py", "--data_url", "x", "--seed", "4294967296"],
+            "4294967296 is not a whole number from 0 to 4294967295",
+        ),
+        (
+            ["predict.py", "--input", "x", "--fx", "0", "--fy", "1", "--cx", "1", "--cy", "1"],
+            "0 is not a number above 0",
+        ),
+        (
+            ["predict.py", "--input", "x", "--fx", "1", "--fy", "1", "--cx", "nan", "--cy", "1"],
+            "nan is not a finite number",
+        ),
+    ],
+)
 def test_numbers_out_of_range_are_said(run, tmp_path, arguments, text):
     result = run(*arguments, cwd=tmp_path)
     assert result.returncode == 2 and text in result.stderr and "Traceback" not in result.stderr
@@ -391,14 +493,15 @@ def test_scripts_do_not_mind_cdpath_or_a_relative_python(nyu, run, tmp_path):
 def test_the_demo_wants_a_compiler_and_cmake(tmp_path):
     """`command -v a b` is true with one of the two: the demo's own words for each that is missing."""
     text = (ROOT / "scripts" / "run_demo.sh").read_text()
-    check = text[text.index("missing=\n"):text.index("demo=$ROOT/demo")]
+    check = text[text.index("missing=\n") : text.index("demo=$ROOT/demo")]
     for present in (["cmake"], ["c++"], ["cmake", "c++"], []):
         folder = tmp_path / "-".join(["bin", *present])
         folder.mkdir()
         for name in present:
             (folder / name).symlink_to("/bin/true")
-        result = subprocess.run(["/bin/bash", "-c", check], env={"PATH": str(folder)}, capture_output=True, text=True,
-                                check=True)
+        result = subprocess.run(
+            ["/bin/bash", "-c", check], env={"PATH": str(folder)}, capture_output=True, text=True, check=True
+        )
         assert ("will be left out" in result.stdout) == (len(present) < 2), present
 
 
@@ -416,14 +519,21 @@ def png(value=7):
     return cv2.imencode(".png", np.full((4, 4), value, np.uint8))[1].tobytes()
 
 
-PAIR = {"data/nyu2_train/a_out/1.jpg": b"\xff\xd8\xff\xd9", "data/nyu2_train/a_out/1.png": png(),
-        "data/nyu2_test/00000_colors.png": png(), "data/nyu2_test/00000_depth.png": png()}
+PAIR = {
+    "data/nyu2_train/a_out/1.jpg": b"\xff\xd8\xff\xd9",
+    "data/nyu2_train/a_out/1.png": png(),
+    "data/nyu2_test/00000_colors.png": png(),
+    "data/nyu2_test/00000_depth.png": png(),
+}
 TRAIN_LIST = "data/nyu2_train/a_out/1.jpg,data/nyu2_train/a_out/1.png\r\n"
 
 
 def test_lists_of_windows_and_a_list_for_one_split_only(tmp_path):
-    for name, text in (("utf16", TRAIN_LIST.encode("utf-16")), ("backslashes", TRAIN_LIST.replace("/", "\\").encode()),
-                       ("plain", TRAIN_LIST.encode())):
+    for name, text in (
+        ("utf16", TRAIN_LIST.encode("utf-16")),
+        ("backslashes", TRAIN_LIST.replace("/", "\\").encode()),
+        ("plain", TRAIN_LIST.encode()),
+    ):
         path = small_zip(tmp_path / f"{name}.zip", **PAIR, **{"data/nyu2_train.csv": text})
         items = prepare_nyu.hu_items(path, link=False)
         assert len(items) == 4, name  # Test has no list: all of it
@@ -435,10 +545,14 @@ def test_lists_of_windows_and_a_list_for_one_split_only(tmp_path):
         assert len(prepare_nyu.hu_items(folder.parent, link=False)) == 4, name
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    (b"\x80\x81\xff", "not a text in UTF-8 or UTF-16"), (b"nothing,here\n", "names no NYU file"),
-    (b"0" * (33 << 20), "a list of 34,603,008 bytes: refused"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"\x80\x81\xff", "not a text in UTF-8 or UTF-16"),
+        (b"nothing,here\n", "names no NYU file"),
+        (b"0" * (33 << 20), "a list of 34,603,008 bytes: refused"),
+    ],
+)
 def test_lists_that_cannot_be_right_are_named(run, tmp_path, text, message):
     path = small_zip(tmp_path / "a.zip", **PAIR, **{"data/nyu2_train.csv": text})
     line = one_line(run("tools/prepare_nyu.py", "out", "--hu", path, cwd=tmp_path))
@@ -447,7 +561,7 @@ def test_lists_that_cannot_be_right_are_named(run, tmp_path, text, message):
 
 def test_damaged_zips_are_named(run, tmp_path):
     whole = small_zip(tmp_path / "a.zip", **PAIR).read_bytes()
-    (tmp_path / "half.zip").write_bytes(whole[:len(whole) // 2])
+    (tmp_path / "half.zip").write_bytes(whole[: len(whole) // 2])
     line = one_line(run("tools/prepare_nyu.py", "out", "--hu", "half.zip", cwd=tmp_path))
     assert "half.zip: not a whole zip: download it again" in line
     method = bytearray(whole)
@@ -486,14 +600,18 @@ def doubled(folder):
 def half_empty(folder):
     path = folder / "Train" / "sample_0001_out" / "2.jpg"
     content = path.read_bytes()
-    path.write_bytes(content[:len(content) // 2] + b"\xff\xd9")
+    path.write_bytes(content[: len(content) // 2] + b"\xff\xd9")
 
 
-@pytest.mark.parametrize(("damage", "split", "kind", "text"), [
-    (spread, "Test", "unit", "00001_depth.png: every pixel is a multiple of 257"),
-    (leaked_as_jpeg, "Test", "duplicate", "00001_colors.png is the picture"),
-    (doubled, "Train", "two files", "1.jpg and"), (half_empty, "Train", "broken file", "rows are of one colour"),
-])
+@pytest.mark.parametrize(
+    ("damage", "split", "kind", "text"),
+    [
+        (spread, "Test", "unit", "00001_depth.png: every pixel is a multiple of 257"),
+        (leaked_as_jpeg, "Test", "duplicate", "00001_colors.png is the picture"),
+        (doubled, "Train", "two files", "1.jpg and"),
+        (half_empty, "Train", "broken file", "rows are of one colour"),
+    ],
+)
 def test_what_a_check_must_find(nyu, tmp_path, damage, split, kind, text):
     folder = shutil.copytree(nyu, tmp_path / "NYU")
     damage(folder)
@@ -523,7 +641,11 @@ def test_bad_samples_are_counted_over_all_ranks(nyu):
 
 
 def test_a_manifest_or_a_log_of_another_kind_is_named(nyu, run, tmp_path):
-    for content in ('{"names": 3, "geometry": {}, "shards": []}', '{"names": [1], "geometry": {}, "shards": [{"files": 1}]}', "[]"):
+    for content in (
+        '{"names": 3, "geometry": {}, "shards": []}',
+        '{"names": [1], "geometry": {}, "shards": [{"files": 1}]}',
+        "[]",
+    ):
         (tmp_path / "set").mkdir(exist_ok=True)
         (tmp_path / "set" / "manifest.json").write_text(content)
         assert "not a manifest" in one_line(run("train.py", "--data_url", "set", cwd=tmp_path))

@@ -16,8 +16,12 @@ from tests.conftest import ROOT
 from tests.test_distributed import table, write
 
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-               "DEVICE_TARGET": "CPU", "PYTHON": sys.executable}
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    "DEVICE_TARGET": "CPU",
+    "PYTHON": sys.executable,
+}
 
 
 class Terminal:
@@ -72,8 +76,22 @@ def leftovers(folder):
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_standalone_training_saves_and_says_how_to_go_on(nyu, tmp_path, number, code):
-    command = ["/bin/bash", ROOT / "scripts/run_standalone_train_ascend.sh", nyu, "0", "--stage", "coarse", "--coarse_net",
-               "paper", "--batch_size", "1", "--save_checkpoint_steps", "1", "--epochs_coarse", "50"]
+    command = [
+        "/bin/bash",
+        ROOT / "scripts/run_standalone_train_ascend.sh",
+        nyu,
+        "0",
+        "--stage",
+        "coarse",
+        "--coarse_net",
+        "paper",
+        "--batch_size",
+        "1",
+        "--save_checkpoint_steps",
+        "1",
+        "--epochs_coarse",
+        "50",
+    ]
     terminal = Terminal(command, tmp_path)
     wait_for(lambda: (tmp_path / "Model/Ckpt/CoarseNet_2.ckpt").exists())
     interrupt(terminal, number)
@@ -83,8 +101,15 @@ def test_standalone_training_saves_and_says_how_to_go_on(nyu, tmp_path, number, 
         assert b"the state is saved; to go on: bash " in terminal.screen
     assert not leftovers(tmp_path)
     resume = (tmp_path / "train.log").read_text().split("to go on: ")[1].splitlines()[0]
-    result = subprocess.run(f"{resume} --max_steps 1", shell=True, cwd=tmp_path, env=ENVIRONMENT, capture_output=True,
-                            text=True, check=False)
+    result = subprocess.run(
+        f"{resume} --max_steps 1",
+        shell=True,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 0 and "resuming from" in result.stdout, result.stdout + result.stderr
     assert (tmp_path / "train.log").read_text().count("device: CPU") == 2  # the log goes on, too
 
@@ -97,8 +122,12 @@ def test_an_evaluation_ends_at_once(nyu, trained, tmp_path, number, code):
         for part in ("colors", "depth"):
             (data / f"{copy:05d}_{part}.png").symlink_to(nyu / "Test" / f"0000{copy % 4}_{part}.png")
     checkpoints = [trained / f"Model/Ckpt/Final{net}Net.ckpt" for net in ("Coarse", "Fine")]
-    terminal = Terminal(["/bin/bash", ROOT / "scripts/run_eval.sh", data, *checkpoints, "--output_dir", "report"], tmp_path)
-    wait_for(lambda: "device: CPU" in (tmp_path / "eval.log").read_text() if (tmp_path / "eval.log").exists() else False)
+    terminal = Terminal(
+        ["/bin/bash", ROOT / "scripts/run_eval.sh", data, *checkpoints, "--output_dir", "report"], tmp_path
+    )
+    wait_for(
+        lambda: "device: CPU" in (tmp_path / "eval.log").read_text() if (tmp_path / "eval.log").exists() else False
+    )
     time.sleep(2)
     interrupt(terminal, number)
     assert terminal.exit_code() == code
@@ -114,8 +143,22 @@ def test_a_prediction_leaves_nothing_partial(trained, tmp_path, number, code):
         writer.write(np.zeros((480, 640, 3), np.uint8))
     writer.release()
     checkpoints = [trained / f"Model/Ckpt/Final{net}Net.ckpt" for net in ("Coarse", "Fine")]
-    terminal = Terminal([sys.executable, ROOT / "predict.py", "--input", path, "--save", "side", "npy", "--coarse_ckpt_model",
-                         checkpoints[0], "--fine_ckpt_model", checkpoints[1]], tmp_path)
+    terminal = Terminal(
+        [
+            sys.executable,
+            ROOT / "predict.py",
+            "--input",
+            path,
+            "--save",
+            "side",
+            "npy",
+            "--coarse_ckpt_model",
+            checkpoints[0],
+            "--fine_ckpt_model",
+            checkpoints[1],
+        ],
+        tmp_path,
+    )
     wait_for(lambda: len(list(tmp_path.glob("predictions/.partial-*/*.npy"))) > 1)
     interrupt(terminal, number)
     assert terminal.exit_code() == code
@@ -125,9 +168,25 @@ def test_a_prediction_leaves_nothing_partial(trained, tmp_path, number, code):
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_two_workers_stop_together(nyu, tmp_path, number, code):
     ranks = write(tmp_path / "table.json", table(2))
-    terminal = Terminal(["/bin/bash", ROOT / "scripts/run_distributed_train_ascend.sh", nyu, ranks, "--stage", "coarse",
-                         "--coarse_net", "paper", "--batch_size", "1", "--save_checkpoint_steps", "1", "--epochs_coarse",
-                         "50"], tmp_path)
+    terminal = Terminal(
+        [
+            "/bin/bash",
+            ROOT / "scripts/run_distributed_train_ascend.sh",
+            nyu,
+            ranks,
+            "--stage",
+            "coarse",
+            "--coarse_net",
+            "paper",
+            "--batch_size",
+            "1",
+            "--save_checkpoint_steps",
+            "1",
+            "--epochs_coarse",
+            "50",
+        ],
+        tmp_path,
+    )
     wait_for(lambda: (tmp_path / "Model/Ckpt/CoarseNet_2_rank0.ckpt").exists())
     interrupt(terminal, number)
     assert terminal.exit_code() == code
@@ -138,9 +197,27 @@ def test_two_workers_stop_together(nyu, tmp_path, number, code):
 
 
 def test_nohup_keeps_a_training_alive(nyu, tmp_path):
-    terminal = Terminal(["/usr/bin/env", "nohup", "bash", ROOT / "scripts/run_standalone_train_ascend.sh", nyu, "0",
-                         "--stage", "coarse", "--coarse_net", "paper", "--batch_size", "1", "--max_steps", "6",
-                         "--save_checkpoint_steps", "1"], tmp_path)
+    terminal = Terminal(
+        [
+            "/usr/bin/env",
+            "nohup",
+            "bash",
+            ROOT / "scripts/run_standalone_train_ascend.sh",
+            nyu,
+            "0",
+            "--stage",
+            "coarse",
+            "--coarse_net",
+            "paper",
+            "--batch_size",
+            "1",
+            "--max_steps",
+            "6",
+            "--save_checkpoint_steps",
+            "1",
+        ],
+        tmp_path,
+    )
     wait_for(lambda: (tmp_path / "Model/Ckpt/CoarseNet_1.ckpt").exists())
     terminal.close()
     assert terminal.exit_code() == 0

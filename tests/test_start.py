@@ -25,8 +25,11 @@ NET = ["--stage", "coarse", "--coarse_net", "paper", "--batch_size", 4]
 
 def tree(folder):
     """Every file with its content, but for the lock."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name != ".lock"}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +47,15 @@ def again(earlier, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--pre_trained", "absent.ckpt"], "absent.ckpt: no such checkpoint"),
-    (["--pre_trained", "Model/Ckpt/FinalCoarseNet.ckpt"], "is of the run that --overwrite replaces"),
-    (["--batch_size", 9], "8 training pairs do not fill a batch of 9"),
-    (["--val_data", "absent"], "absent: no such folder"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pre_trained", "absent.ckpt"], "absent.ckpt: no such checkpoint"),
+        (["--pre_trained", "Model/Ckpt/FinalCoarseNet.ckpt"], "is of the run that --overwrite replaces"),
+        (["--batch_size", 9], "8 training pairs do not fill a batch of 9"),
+        (["--val_data", "absent"], "absent: no such folder"),
+    ],
+)
 def test_an_overwrite_that_cannot_begin_leaves_the_old_run_as_it_was(again, nyu, run, arguments, message):
     before = tree(again)
     line = one_line(run("train.py", "--data_url", nyu, *NET, "--overwrite", *arguments, cwd=again))
@@ -79,8 +85,20 @@ def test_an_overwrite_that_dies_in_its_first_steps_leaves_the_old_run_as_it_was(
 
 
 def test_an_overwrite_replaces_the_run_at_its_first_state(again, nyu, run):
-    result = run("train.py", "--data_url", nyu, *NET, "--overwrite", "--max_steps", 3, "--save_checkpoint_steps", 3,
-                 "--seed", 5, cwd=again)
+    result = run(
+        "train.py",
+        "--data_url",
+        nyu,
+        *NET,
+        "--overwrite",
+        "--max_steps",
+        3,
+        "--save_checkpoint_steps",
+        3,
+        "--seed",
+        5,
+        cwd=again,
+    )
     assert result.returncode == 0, result.stderr
     names = {path.name for path in (again / "Model" / "Ckpt").iterdir()}
     assert names == {"CoarseNet_2.ckpt", "CoarseNet_3.ckpt", "FinalCoarseNet.ckpt"}  # an epoch's end, and step 3
@@ -97,8 +115,11 @@ def test_a_kill_between_the_new_state_and_the_end_of_the_old_run_is_mended(again
     shutil.copy(again / "other" / "Ckpt" / "CoarseNet_1.ckpt", checkpoints / ".next-CoarseNet_1.ckpt")
     result = run("train.py", *arguments, "--max_steps", 2, "--resume", cwd=again)
     assert result.returncode == 0 and "CoarseNet_1.ckpt" in result.stdout.split("resuming from ")[1], result.stderr
-    assert {path.name for path in checkpoints.iterdir()} == {"CoarseNet_1.ckpt", "CoarseNet_2.ckpt",
-                                                             "FinalCoarseNet.ckpt"}
+    assert {path.name for path in checkpoints.iterdir()} == {
+        "CoarseNet_1.ckpt",
+        "CoarseNet_2.ckpt",
+        "FinalCoarseNet.ckpt",
+    }
 
 
 def test_a_resume_without_a_state_says_what_it_found(again, nyu, run):
@@ -122,25 +143,65 @@ def test_two_trainings_do_not_share_a_folder(again, nyu, run):
         file.flush()
         line = one_line(run("train.py", "--data_url", nyu, *NET, "--resume", cwd=again))
     assert f"another training writes there (process {os.getpid()})" in line
-    process = subprocess.Popen([sys.executable, ROOT / "train.py", "--data_url", nyu, *map(str, NET), "--train_url", "two",
-                                "--save_checkpoint_steps", "1"], cwd=again, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            ROOT / "train.py",
+            "--data_url",
+            nyu,
+            *map(str, NET),
+            "--train_url",
+            "two",
+            "--save_checkpoint_steps",
+            "1",
+        ],
+        cwd=again,
+        stdout=subprocess.DEVNULL,
+    )
     while not (again / "two" / "Ckpt" / "CoarseNet_1.ckpt").exists():
         assert process.poll() is None
         time.sleep(0.02)
-    assert f"process {process.pid}" in one_line(run("train.py", "--data_url", nyu, *NET, "--train_url", "two",
-                                                    "--overwrite", cwd=again))
+    assert f"process {process.pid}" in one_line(
+        run("train.py", "--data_url", nyu, *NET, "--train_url", "two", "--overwrite", cwd=again)
+    )
     process.send_signal(signal.SIGKILL)  # the lock goes with the process
     process.wait()
-    result = run("train.py", "--data_url", nyu, *NET, "--train_url", "two", "--resume", "--max_steps", 2,
-                 "--save_checkpoint_steps", 1, cwd=again)
+    result = run(
+        "train.py",
+        "--data_url",
+        nyu,
+        *NET,
+        "--train_url",
+        "two",
+        "--resume",
+        "--max_steps",
+        2,
+        "--save_checkpoint_steps",
+        1,
+        cwd=again,
+    )
     assert result.returncode == 0, result.stderr
 
 
 def test_a_validation_that_fails_costs_a_warning_and_no_state(nyu, run, tmp_path):
     """A picture that breaks after the start: the epoch's state is there, training goes on to its end."""
     data = shutil.copytree(nyu, tmp_path / "NYU")
-    process = subprocess.Popen([sys.executable, ROOT / "train.py", "--data_url", nyu, "--val_data", data,
-                                *map(str, NET), "--epochs_coarse", "3"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            ROOT / "train.py",
+            "--data_url",
+            nyu,
+            "--val_data",
+            data,
+            *map(str, NET),
+            "--epochs_coarse",
+            "3",
+        ],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     while not (tmp_path / "Model" / "Ckpt" / "CoarseNet_2.ckpt").exists():
         assert process.poll() is None
         time.sleep(0.01)
@@ -159,14 +220,21 @@ def test_an_epoch_whose_validation_was_cut_off_is_validated_by_the_resume(nyu, r
     for name, epochs in (("whole", 2), ("cut", 1)):
         assert run("train.py", *arguments, "--epochs_coarse", epochs, "--train_url", name, cwd=tmp_path).returncode == 0
     log = tmp_path / "cut" / "Log" / "coarse.csv"
-    log.write_text("".join(line for line in log.read_text().splitlines(True) if line.split(",")[4] in ("", "mean_loss")))
+    log.write_text(
+        "".join(line for line in log.read_text().splitlines(True) if line.split(",")[4] in ("", "mean_loss"))
+    )
     result = run("train.py", *arguments, "--epochs_coarse", 2, "--train_url", "cut", "--resume", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     tables = []
     for name in ("whole", "cut"):
         with open(tmp_path / name / "Log" / "coarse.csv", newline="") as file:
-            tables.append([{key: value for key, value in row.items() if key not in ("step_seconds", "images_per_s")}
-                           for row in csv.DictReader(file) if row["mean_loss"]])
+            tables.append(
+                [
+                    {key: value for key, value in row.items() if key not in ("step_seconds", "images_per_s")}
+                    for row in csv.DictReader(file)
+                    if row["mean_loss"]
+                ]
+            )
     assert tables[0] == tables[1]
     ours, theirs = ((tmp_path / name / "Ckpt" / "CoarseNet_4.ckpt").read_bytes() for name in ("whole", "cut"))
     assert ours == theirs
@@ -223,7 +291,9 @@ def test_rank_0_alone_reads_pre_trained(nyu, run, tmp_path):
     from src.device import Device
     from train import parse_args
 
-    options = parse_args(["--data_url", str(nyu), "--coarse_net", "paper", "--pre_trained", str(tmp_path / "absent.ckpt")])
+    options = parse_args(
+        ["--data_url", str(nyu), "--coarse_net", "paper", "--pre_trained", str(tmp_path / "absent.ckpt")]
+    )
     source = data_loader.PlainPairs(nyu)
     stage = stages._stage("coarse", options, Device("CPU"), source)
     with pytest.raises(checkpoint.CheckpointError, match=r"absent\.ckpt: no such checkpoint"):

@@ -81,8 +81,8 @@ def inspect(pair, load_depth):
         return {"problem": ("no depth", f"{pair.depth}: no measured pixel")}
     if load_depth is image.load_test_depth and measured_m.max() <= 0.255:
         return {"problem": ("unit", f"{pair.depth}: 16-bit, but no pixel is over 255: 8-bit depth in a 16-bit file?")}
-    if load_depth is image.load_test_depth and not np.any(np.rint(measured_m[:4096] * 1000) % 257):
-        return {"problem": ("unit", f"{pair.depth}: every pixel is a multiple of 257: 8-bit depth spread over 16 bits?")}
+    if load_depth is image.load_test_depth and not np.any(np.rint(measured_m * 1000) % 257):
+        return {"problem": ("unit", f"{pair.depth}: every pixel is a multiple of 257: 8-bit depth spread over 16?")}
     return {
         "size": rgb.shape[:2], "low_m": float(measured_m.min()), "high_m": float(measured_m.max()),
         "unmeasured": 1 - measured_m.size / depth_m.size,

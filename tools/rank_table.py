@@ -40,7 +40,8 @@ def read(path):
         raise UserError(f"{path}: not a rank table: expected an object with a list server_list of servers") from error
     counts = {len(server.devices) for server in servers}
     if len(counts) > 1:  # msrun's rank is node_rank * local_worker_num + index
-        raise UserError(f"{path}: servers with {' and '.join(map(str, sorted(counts)))} devices: expected as many on each")
+        found = " and ".join(map(str, sorted(counts)))
+        raise UserError(f"{path}: servers with {found} devices: expected as many on each")
     ranks = sorted(rank for server in servers for rank, _ in server.devices)
     if ranks != list(range(len(ranks))) or not ranks:
         raise UserError(f"{path}: the rank_id are {ranks}, expected 0 to {max(len(ranks) - 1, 0)}, each once")
