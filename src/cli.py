@@ -121,6 +121,7 @@ def run(main):
     screen = _Screen(sys.stdout)
     screen.setFormatter(_Formatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[screen])
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its font cache
     try:
         code = main(stop) if main.__code__.co_argcount else main()
     except (UserError, OSError) as error:

@@ -158,8 +158,8 @@ class _Blend:
 
 
 def _interpolation(pixels, start, length, seen, axis):
-    """Bilinear weights (len(pixels), cells) with half-pixel centres: from the cells along one axis of a window, of which
-    the nets see `seen` of 480 or 640 pixels, to these pixels of the picture. Beyond the outermost cells these are
+    """Bilinear weights (pixels, cells) with half-pixel centres: from the cells along one axis of a window, of which the
+    nets see `seen` of 480 or 640 pixels, to these pixels of the picture. Beyond the outermost cells these are
     continued.
     """
     cells, scale = image.DEPTH_SIZE[axis], length / image.FULL_SIZE[axis]

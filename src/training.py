@@ -360,9 +360,10 @@ def train_stage(stage, trainer, data, folder, log, stop, validate=None, begin=No
             _finish_epoch(stage, trainer, data, log, save, validate)
         pace = _Pace(stage, trainer, data, log, bar)
         for arrays in data.batches(trainer.step, last_step):
+            begun = time.perf_counter()
             wait = trainer.launch(*arrays, votes=[stop.signal_number == number for number in SIGNALS] + [len(data.bad)])
-            stop_signal = pace.settle()
-            pace.waiting = wait
+            stop_signal = pace.settle(begun)
+            pace.waiting, pace.began = wait, begun
             if trainer.device.ranks == 1:
                 stop_signal = stop.signal_number
             at_end = trainer.step % steps_per_epoch == 0
@@ -371,7 +372,6 @@ def train_stage(stage, trainer, data, folder, log, stop, validate=None, begin=No
                 save.state()
             if at_end:
                 _finish_epoch(stage, trainer, data, log, save, validate)
-                pace.began = time.perf_counter()
             if stop_signal:
                 trainer.device.sum([0])  # the launcher kills all at the first exit: wait for rank 0's save
                 raise Stopped(stop_signal)
@@ -382,18 +382,19 @@ def train_stage(stage, trainer, data, folder, log, stop, validate=None, begin=No
 
 
 class _Pace:
-    """The step that has been started and not yet been looked at."""
+    """The step that has been started and not yet been looked at. It takes until the next one begins."""
 
     def __init__(self, stage, trainer, data, log, bar):
         self.stage, self.trainer, self.data, self.log, self.bar = stage, trainer, data, log, bar
-        self.waiting, self.began = None, time.perf_counter()
+        self.waiting = self.began = None
 
-    def settle(self):
-        """Log the step that is waiting, if any. Returns the signal that any of the ranks had got, 0 is none."""
+    def settle(self, ended=None):
+        """Log the step that is waiting, if any; it ended now unless told. Returns the signal that any of the ranks had
+        got, 0 is none."""
         if self.waiting is None:
             return 0
         result, self.waiting = self.waiting(), None
-        seconds, self.began = time.perf_counter() - self.began, time.perf_counter()
+        seconds = (ended or time.perf_counter()) - self.began
         _check_finite(self.stage, self.data, result)
         _log_step(self.stage, self.trainer, self.data, self.log, result, seconds)
         self.bar.update()

@@ -635,6 +635,7 @@ def test_bad_samples_are_counted_over_all_ranks(nyu):
     pace.bar = type("Bar", (), {"update": lambda self: None})()
     pace.stage = type("Stage", (), {"name": "coarse"})()
     votes = [0] * len(SIGNALS)
+    pace.began = 0.0
     pace.waiting = lambda: training.StepResult(2, 1.0, 1.0, True, [*votes, 2.0])
     with pytest.raises(training.TrainingError, match="2 of 8 samples are bad on all ranks together"):
         pace.settle()

@@ -245,3 +245,18 @@ def test_build_names_what_is_missing(tmp_path):
     assert build(PATH=str(tmp_path / "bin")) == (2, "build.sh: error: cmake is missing (on Debian: apt install cmake)")
     code, message = build(PATH=os.environ["PATH"], MS_LITE_HOME=str(tmp_path / "absent"))
     assert code == 2 and "absent: no such folder" in message
+
+
+def test_what_could_not_be_written_is_not_counted_and_unknown_options_are_named(infer, tiny, tmp_path):
+    _, (coarse, fine) = tiny
+    write_images(tmp_path / "images", ["a", "b"])
+    (tmp_path / "result_Files" / "a_0.bin").mkdir(parents=True)  # in the way of a result
+    (tmp_path / "result_Files" / "a_0.bin" / "mine").touch()
+    (tmp_path / "result_Files" / ".write-test").write_text("mine")
+    result = infer(coarse, fine, tmp_path / "images", tmp_path)
+    assert result.returncode == 1 and "1 of 2 images" in result.stdout and "a_0.bin" in result.stderr
+    assert (tmp_path / "result_Files" / ".write-test").read_text() == "mine"
+    for arguments, text in ((["--treads", "2"], "unknown option"), (["--threads"], "expected a value"),
+                            (["--threads", "two"], "--threads two: expected a whole number")):
+        result = infer(coarse, fine, tmp_path / "images", tmp_path, *arguments)
+        assert result.returncode == 2 and text in result.stderr, result.stderr

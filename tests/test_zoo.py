@@ -110,7 +110,7 @@ def test_after_a_distributed_run_the_commands_find_its_weights_and_say_so(clone)
 def test_a_chip_that_mindspore_cannot_use_is_not_passed_over():
     assert choose("auto", lambda target: target == "Ascend") == "Ascend"
     assert choose("auto", lambda target: target == "CPU") == "CPU"
-    with pytest.raises(DeviceError, match=r"/dev/davinci0 is there, but MindSpore .* set_env\.sh"):
+    with pytest.raises(DeviceError, match=r"/dev/davinci0 is there, but MindSpore .*set_env\.sh"):
         choose("auto", lambda target: target == "CPU", ["/dev/davinci0"])
     assert choose("CPU", lambda target: target == "CPU", ["/dev/davinci0"]) == "CPU"
 
@@ -150,5 +150,5 @@ def test_an_old_compiler_is_named(tmp_path):
 def test_scripts_are_free_of_what_bash_4_2_lacks():
     """MindSpore's supported systems have bash 4.2: wait -n, ${x@Q}, and empty arrays under set -u are later."""
     for path in (ROOT / "scripts").glob("*.sh"):
-        text = path.read_text()
+        text = "\n".join(line.split("#")[0] for line in path.read_text().splitlines())
         assert "wait -n" not in text and "@Q}" not in text and "declare -g -n" not in text, path
