@@ -206,10 +206,10 @@ def _groups(jobs, size):
         try:
             loaded = image.load_rgb(job.source)
             pixels += loaded.size // 3
-        except image.ImageError:
-            if job.source.suffix.lower() in HEIF:
-                error = image.ImageError(f"{job.source}: HEIC is not read: save it as JPEG or PNG first")
+        except image.ImageError as error:
             loaded = error
+            if job.source.suffix.lower() in HEIF:
+                loaded = image.ImageError(f"{job.source}: HEIC is not read: save it as JPEG or PNG first")
         group.append((job, loaded))
         if len(group) == size or pixels >= PIXELS_AT_ONCE:
             yield group

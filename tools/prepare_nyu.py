@@ -11,6 +11,7 @@ Can be stopped at any time: the same command goes on. Ends with the check of too
 import argparse
 import contextlib
 import csv
+import errno
 import io
 import re
 import shutil
@@ -161,9 +162,9 @@ def _naming(path, what=""):
         yield
     except DataError:
         raise
-    except OSError:
-        raise
     except Exception as error:  # zipfile raises a different type for every kind of damage
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that is a seek to where the zip says
+            raise
         raise DataError(f"{path}: {what}{error or 'damaged'}") from error
 
 
