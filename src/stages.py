@@ -51,7 +51,8 @@ def train(options, device, stop):
     validate = partial(_validate, test_pairs, options.batch_size, workers, device) if test_pairs else None
     schedule = Schedule(len(source.names), options.batch_size, options.seed, device.rank, device.ranks)
     names = ("coarse", "fine") if options.stage == "all" else (options.stage,)
-    stages = [_stage(name, options, device, source) for name in names]
+    digests = {"pairs": names_digest(source.names), DATA: source.data_digest()}  # two stats a pair: once for both
+    stages = [_stage(name, options, device, digests) for name in names]
     trainer = _trainer(stages[0], options, folder, device)
     with folder.locked() if device.is_first else contextlib.nullcontext():
         start = _Start(stages, folder, options) if device.is_first else None
@@ -155,12 +156,12 @@ def _board(stage, step, folder, test_pairs):
     return board
 
 
-def _stage(name, options, device, source):
+def _stage(name, options, device, digests):
     learning_rate = getattr(options, f"learning_rate_{name}") * (device.ranks if options.scale_lr else 1)
     decisive = {
         "batch_size": options.batch_size, "ranks": device.ranks, "learning_rate": learning_rate,
         "loss": options.loss, "amp_level": amp_level(options.amp_level, device.target), "seed": options.seed,
-        "pairs": names_digest(source.names), DATA: source.data_digest(),
+        **digests,
         "coarse_net": options.coarse_net, "mean_depth_start": options.mean_depth_start,
     }
     return Stage(name, getattr(options, f"epochs_{name}"), options.save_checkpoint_steps,

@@ -481,8 +481,11 @@ class _Saver:
         def write(path):
             checkpoint.save(path, self.trainer.state(), {**self.info(), "epoch_sums": self.log.sums})
 
-        begin, self.begin = self.begin or (lambda path, write: write(path)), None
-        begin(path, write)
+        if self.begin:
+            self.begin(path, write)
+            self.begin = None
+        else:
+            write(path)
         for _, old in self.folder.states(self.stage)[:-self.stage.keep_checkpoint_max]:
             old.unlink()
 

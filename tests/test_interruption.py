@@ -23,6 +23,9 @@ ENVIRONMENT = {
     "PYTHON": sys.executable,
 }
 
+# A quick net, and a state to wait for after each step.
+STATE_A_STEP = ["--stage", "coarse", "--coarse_net", "paper", "--batch_size", "1", "--save_checkpoint_steps", "1"]
+
 
 class Terminal:
     """A command in a session of its own on a pseudo-terminal, as an interactive shell starts it."""
@@ -81,14 +84,7 @@ def test_standalone_training_saves_and_says_how_to_go_on(nyu, tmp_path, number, 
         ROOT / "scripts/run_standalone_train_ascend.sh",
         nyu,
         "0",
-        "--stage",
-        "coarse",
-        "--coarse_net",
-        "paper",
-        "--batch_size",
-        "1",
-        "--save_checkpoint_steps",
-        "1",
+        *STATE_A_STEP,
         "--epochs_coarse",
         "50",
     ]
@@ -174,14 +170,7 @@ def test_two_workers_stop_together(nyu, tmp_path, number, code):
             ROOT / "scripts/run_distributed_train_ascend.sh",
             nyu,
             ranks,
-            "--stage",
-            "coarse",
-            "--coarse_net",
-            "paper",
-            "--batch_size",
-            "1",
-            "--save_checkpoint_steps",
-            "1",
+            *STATE_A_STEP,
             "--epochs_coarse",
             "50",
         ],
@@ -205,16 +194,9 @@ def test_nohup_keeps_a_training_alive(nyu, tmp_path):
             ROOT / "scripts/run_standalone_train_ascend.sh",
             nyu,
             "0",
-            "--stage",
-            "coarse",
-            "--coarse_net",
-            "paper",
-            "--batch_size",
-            "1",
+            *STATE_A_STEP,
             "--max_steps",
             "6",
-            "--save_checkpoint_steps",
-            "1",
         ],
         tmp_path,
     )

@@ -295,7 +295,7 @@ def test_rank_0_alone_reads_pre_trained(nyu, run, tmp_path):
         ["--data_url", str(nyu), "--coarse_net", "paper", "--pre_trained", str(tmp_path / "absent.ckpt")]
     )
     source = data_loader.PlainPairs(nyu)
-    stage = stages._stage("coarse", options, Device("CPU"), source)
+    stage = stages._stage("coarse", options, Device("CPU"), {"data": source.data_digest()})
     with pytest.raises(checkpoint.CheckpointError, match=r"absent\.ckpt: no such checkpoint"):
         stages._trainer(stage, options, None, Device("CPU", 0, 2))
     assert stages._trainer(stage, options, None, Device("CPU", 1, 2)).step == 0
