@@ -30,6 +30,22 @@ def parse_args(arguments=None):
         help="O0 is fp32, any other fp16 compute with loss scaling; auto: O2 on Ascend, else O0")
     add("--seed", type=cli.seed, default=0)
     add("--num_parallel_workers", type=cli.positive_int, help="decoding threads (default: one a processor, at most 8)")
+    add("--dropout", type=cli.share, metavar="RATE", help="of PaperCoarseNet's units (default: 0.5, the paper's)")
+    add("--augmentation", choices=("reference", "paper"), default="reference",
+        help="reference: flip, brightness, sharpness; paper: scale, rotation, translation, colours, flip")
+    add("--lr_schedule", choices=("constant", "cosine"), default="constant", help="cosine falls to 0 at the last step")
+    add("--warmup_steps", type=cli.non_negative_int, default=0, help="in which the learning rate grows to its value")
+    add("--dense_lr_scale", type=cli.positive_float, default=1.0,
+        help="the dense layers' learning rate as a share of the others'")
+    add("--weight_decay", type=cli.non_negative_float, default=0.0, help="decoupled, as in AdamW")
+    add("--clip_norm", type=cli.non_negative_float, default=0.0, help="the largest norm of all gradients; 0 is any")
+    add("--ema", type=cli.share, default=0.0,
+        help="validate and keep averaged weights, of which this share stays at each step (0.999, say)")
+    add("--start", choices=("random", "lsuv", "closed_form"), default="random",
+        help="CoarseNet's first weights: random, scaled to unit variance layer by layer, or designed and solved "
+        "(--coarse_net paper)")
+    add("--fine_start", choices=("random", "coarse"), default="random",
+        help="FineNet's first weights: random, or such that it predicts what CoarseNet does")
     add("--mean_depth_start", action="store_true",
         help="start CoarseNet at the mean log-depth map of the training pairs instead of at 1 m")
     add("--bad_samples", choices=("stop", "skip"), default="stop",
@@ -51,8 +67,11 @@ def parse_args(arguments=None):
     add("--allow_changed_data", action="store_true",
         help="resume although sizes or times of the training files have changed: they were only copied")
     options = parser.parse_args(arguments)
-    if options.mean_depth_start and options.pre_trained:
-        parser.error("--mean_depth_start and --pre_trained are two starts: expected one of them")
+    if options.pre_trained and options.stage != "fine" and (options.mean_depth_start or options.start != "random"):
+        parser.error(f"--pre_trained and {'--mean_depth_start' if options.mean_depth_start else '--start'} are two "
+                     "starts: expected one of them")
+    if options.start == "closed_form" and (options.coarse_net != "paper" or options.mean_depth_start):
+        parser.error("--start closed_form sets all weights of --coarse_net paper, and of no other net")
     return options
 
 

@@ -27,7 +27,7 @@ _DTYPES = {name: np.dtype(name.lower()) for name in (
 _TYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 # What optimizers leave in a checkpoint beside the net's own parameters.
-_OPTIMIZER_PREFIXES = ("moment1.", "moment2.", "moments.", "accum.")
+_OPTIMIZER_PREFIXES = ("ema.", "moment1.", "moment2.", "moments.", "accum.")
 _OPTIMIZER_NAMES = ("global_step", "learning_rate", "beta1_power", "beta2_power", "momentum", "scale_value", "counter",
                     "scale_sense", "current_iterator_step", "last_overflow_iterator_step", "epoch_num", "step_num")
 

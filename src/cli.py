@@ -68,6 +68,22 @@ def positive_float(text):
     return value
 
 
+def non_negative_float(text):
+    """An argparse type: a finite number from 0."""
+    value = finite_float(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0")
+    return value
+
+
+def share(text):
+    """An argparse type: a number from 0 to below 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to below 1")
+    return value
+
+
 def default_checkpoint(net):
     """MODEL/Ckpt/Final<net>.ckpt, or what a distributed run has left in its place, which is said."""
     alone = MODEL / "Ckpt" / f"Final{net}.ckpt"

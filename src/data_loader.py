@@ -26,7 +26,10 @@ from src.metrics import DEPTH_RANGE_M
 BRIGHTNESS = (0.8, 1.0)
 SHARPNESS = (0.8, 1.2)
 
-KEPT_TARGETS = 60_000  # of 16 KB: all of NYU's, in under 1 GB
+# The paper's augmentation (section 3.4).
+PAPER_SCALE, PAPER_ROTATION_DEGREES, PAPER_COLOUR = (1.0, 1.5), 5.0, (0.8, 1.2)
+
+KEPT_BYTES = 1_000_000_000  # of decoded depth: all of NYU's targets, of 16 KB each
 MOST_BAD = 0.01  # of the samples; with more, the data and not a file is broken
 
 _SAMPLES_A_CALL = 4  # a call of the thread pool costs as much as a third of an augmentation
@@ -238,8 +241,8 @@ def _permutation(seed, epoch, samples):
 class PlainPairs:
     """The training pairs of a NYU folder as files: decoded, cropped and resized whenever they are asked for.
 
-    A depth map is decoded once: its target of 55x74 is kept, 16 KB, at most KEPT_TARGETS of them. That is almost half
-    of the work in every epoch but the first.
+    A depth map is decoded once: what becomes of it is kept, up to KEPT_BYTES of them. That is almost half of the work
+    in every epoch but the first.
 
     Raises DataError when the folder cannot be used.
     """
@@ -249,7 +252,7 @@ class PlainPairs:
     def __init__(self, folder):
         self.pairs = list_train(folder)
         self.names = [pair.name for pair in self.pairs]
-        self._targets = {}
+        self._kept, self._kept_bytes = {}, 0
 
     def file(self, index):
         """What to call sample `index` in a message."""
@@ -263,27 +266,31 @@ class PlainPairs:
 
         return names_digest([f"{facts(pair.rgb)} {facts(pair.depth)}" for pair in self.pairs])
 
-    def load(self, index):
-        """uint8 RGB (228, 304, 3) and metres (55, 74) of one sample. Raises image.ImageError."""
-        pair, depth_m = self.pairs[index], self._targets.get(index)
-        if depth_m is not None:
-            return image.network_pixels(image.load_rgb(pair.rgb)), depth_m
-        rgb, depth_m = load_train_pair(pair)
-        if len(self._targets) < KEPT_TARGETS:
-            self._targets[index] = depth_m
-        return rgb, depth_m
+    def load(self, index, whole=False):
+        """One sample: what the nets see, uint8 RGB (228, 304, 3) and metres (55, 74); or the `whole` picture at half
+        size, uint8 RGB (240, 320, 3) and depth pixels (240, 320). Raises image.ImageError."""
+        pair, kept = self.pairs[index], self._kept.get((index, whole))
+        if kept is not None:
+            rgb = image.load_rgb(pair.rgb)
+        else:
+            rgb, pixels = decode_train_pair(pair)
+            kept = image.half_depth(pixels) if whole else train_target(pixels)
+            if self._kept_bytes < KEPT_BYTES:
+                self._kept[index, whole] = kept
+                self._kept_bytes += kept.nbytes
+        return (image.half_pixels if whole else image.network_pixels)(rgb), kept
 
-    def read(self, schedule, first_step, last_step, workers):
+    def read(self, schedule, first_step, last_step, workers, whole=False):
         """Yield (epoch, sample indices, function that loads one of them) of each step."""
         for step in range(first_step, last_step):
-            yield *schedule.batch(step), self.load
+            yield *schedule.batch(step), functools.partial(self.load, whole=whole)
 
     def depth_maps(self, indices, workers, skip_bad=False):
         """Yield the depth (55, 74) in metres of some samples; one that cannot be read raises image.ImageError, or with
         `skip_bad` is all unmeasured."""
         def depth_map(index):
             try:
-                return _train_target(image.load_train_depth_pixels(self.pairs[index].depth))
+                return train_target(image.load_train_depth_pixels(self.pairs[index].depth))
             except image.ImageError:
                 if not skip_bad:
                     raise
@@ -291,6 +298,20 @@ class PlainPairs:
 
         with ThreadPoolExecutor(workers) as pool:
             yield from pool.map(depth_map, indices)
+
+    def samples(self, indices, workers, skip_bad=False):
+        """Yield (index, RGB, depth in metres) of some samples, as `load` has them; one that cannot be read raises
+        image.ImageError, or with `skip_bad` is left out."""
+        def sample(index):
+            try:
+                return index, *self.load(index)
+            except image.ImageError:
+                if not skip_bad:
+                    raise
+                return None
+
+        with ThreadPoolExecutor(workers) as pool:
+            yield from filter(None, pool.map(sample, indices))
 
 
 class TrainingData:
@@ -301,10 +322,13 @@ class TrainingData:
         schedule: which samples make which batch.
         workers: threads. OpenCV and Pillow let go of the interpreter lock while they work.
         dropout_units, dropout_rate: what the net wants as a third array, (N, units) of 0 and 1; 0 is none.
+        augmentation: a key of AUGMENTATIONS.
         skip_bad: replace a sample that cannot be read by the next of the same shard that can, instead of stopping.
     """
 
-    def __init__(self, source, schedule, workers=2, dropout_units=0, dropout_rate=0.0, skip_bad=False):
+    def __init__(self, source, schedule, workers=2, dropout_units=0, dropout_rate=0.0, augmentation="reference",
+                 skip_bad=False):
+        self.augment = AUGMENTATIONS[augmentation]
         self.source, self.schedule, self.workers = source, schedule, workers
         self.dropout_units, self.dropout_rate = dropout_units, dropout_rate
         self.skip_bad, self.bad, self._lock = skip_bad, set(), threading.Lock()
@@ -325,7 +349,8 @@ class TrainingData:
         return [self.source.file(index) for index in self.schedule.batch(step)[1]]
 
     def _work(self, first_step, last_step):
-        for epoch, indices, load in self.source.read(self.schedule, first_step, last_step, self.workers):
+        for epoch, indices, load in self.source.read(self.schedule, first_step, last_step, self.workers,
+                                                     whole=self.augment is augment_as_paper):
             arrays = [np.empty((len(indices), 3, *image.RGB_SIZE), np.uint8),
                       np.empty((len(indices), 1, *image.DEPTH_SIZE), np.float32)]
             if self.dropout_units:
@@ -336,9 +361,9 @@ class TrainingData:
 
     def _fill(self, arrays, epoch, indices, load):
         for index, rgb_out, depth_out, *kept_out in zip(indices, *arrays, strict=True):
-            index, rgb, depth_m = self._load(load, epoch, int(index))
+            index, rgb, depth = self._load(load, epoch, int(index))
             rng = counter_rng(self.schedule.seed, epoch, index)
-            augment(rgb, depth_m, rng, rgb_out, depth_out)
+            self.augment(rgb, depth, rng, rgb_out, depth_out)
             for kept in kept_out:
                 kept[:] = rng.random(self.dropout_units) >= self.dropout_rate
 
@@ -375,14 +400,20 @@ def keep_freed_memory():
         mallopt(_M_TRIM_THRESHOLD, 256 << 20)
 
 
+def decode_train_pair(pair):
+    """uint8 RGB (H, W, 3) and depth pixels (H, W) of a training pair. Raises image.ImageError."""
+    rgb, pixels = image.load_rgb(pair.rgb), image.load_train_depth_pixels(pair.depth)
+    image.check_pair(rgb, pixels, pair.rgb, pair.depth)
+    return rgb, pixels
+
+
 def load_train_pair(pair):
     """Decoded, cropped and resized: uint8 (228, 304, 3) and float32 metres (55, 74). Raises image.ImageError."""
-    rgb, depth = image.load_rgb(pair.rgb), image.load_train_depth_pixels(pair.depth)
-    image.check_pair(rgb, depth, pair.rgb, pair.depth)
-    return image.network_pixels(rgb), _train_target(depth)
+    rgb, pixels = decode_train_pair(pair)
+    return image.network_pixels(rgb), train_target(pixels)
 
 
-def _train_target(pixels):
+def train_target(pixels):
     """uint8 (H, W) -> metres (55, 74). The unit is changed last, on the small map: the resize is linear."""
     return image.network_depth(pixels)[0] * image.TRAIN_DEPTH_SCALE
 
@@ -404,6 +435,41 @@ def augment(rgb, depth_m, rng, rgb_out, depth_out):
         rgb, depth_m = cv2.flip(rgb, 1), depth_m[:, ::-1]
     cv2.split(rgb, list(rgb_out))
     depth_out[0] = depth_m
+
+
+def augment_as_paper(rgb, pixels, rng, rgb_out, depth_out):
+    """The paper's augmentation (section 3.4): the scale grows by 1 to 1.5 and the depth is divided by it, rotation
+    within 5 degrees, a translation as far as the picture reaches, each colour times 0.8 to 1.2, a flip.
+
+    The whole picture at half size, uint8 (240, 320, 3), and its depth pixels (240, 320) -> uint8 (3, 228, 304) and
+    float32 metres (1, 55, 74), bilinear over the measured pixels. What turns in from outside is the picture's mirror
+    image, without depth.
+    """
+    flip, scale = rng.random() < 0.5, rng.uniform(*PAPER_SCALE)
+    angle = np.deg2rad(rng.uniform(-PAPER_ROTATION_DEGREES, PAPER_ROTATION_DEGREES))
+    place, colour = rng.uniform(-1, 1, 2), rng.uniform(*PAPER_COLOUR, 3)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / scale
+    full, seen = np.array(image.HALF_SIZE[::-1]), np.array(image.RGB_SIZE[::-1])  # as (x, y)
+    room = np.maximum(full - np.abs(turn) @ seen, 0)
+    centre = full / 2 + place * room / 2
+    turn = turn @ np.diag([-1 if flip else 1, 1])
+
+    def cut(array, size, border):
+        """The window on a grid of `size` (height, width) cells, half-pixel centres."""
+        cells = np.array(size[::-1])
+        matrix = turn @ np.diag(seen / cells)
+        offset = centre - 0.5 - matrix @ (cells - 1) / 2
+        return cv2.warpAffine(array, np.column_stack([matrix, offset]), size[::-1],
+                              flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=border)
+
+    rgb = cut(rgb, image.RGB_SIZE, cv2.BORDER_REFLECT_101)
+    cv2.split(cv2.multiply(rgb, (*colour, 0)), list(rgb_out))
+    depth = np.dstack([pixels, pixels > 0]).astype(np.float32)
+    total, weight = np.moveaxis(cut(depth, image.DEPTH_SIZE, cv2.BORDER_CONSTANT), 2, 0)
+    depth_out[0] = np.where(weight >= 0.5, total / np.maximum(weight, 0.5), 0) * (image.TRAIN_DEPTH_SCALE / scale)
+
+
+AUGMENTATIONS = {"reference": augment, "paper": augment_as_paper}
 
 
 def mean_log_depth(depth_maps):

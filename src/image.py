@@ -18,6 +18,8 @@ FULL_SIZE = (480, 640)
 CROP_ROWS = (12, 468)
 CROP_COLUMNS = (16, 624)
 RGB_SIZE = (228, 304)
+HALF_SIZE = (240, 320)
+HALF_ROWS, HALF_COLUMNS = slice(6, 234), slice(8, 312)  # the crop at half size: RGB_SIZE exactly
 DEPTH_SIZE = (55, 74)
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 4 * MAX_PIXELS
@@ -178,15 +180,20 @@ def resize_depth(depth_m, size):
     return np.where(weight >= 0.5, weighted_sum / np.maximum(weight, np.float32(0.5)), np.float32(0))
 
 
+def _full(rgb):
+    """uint8 (H, W, 3) of about 4:3 -> (480, 640, 3). Pixels are averaged where they are too many."""
+    if rgb.shape[:2] == FULL_SIZE:
+        return rgb
+    fewer = rgb.shape[0] > FULL_SIZE[0]
+    return cv2.resize(rgb, FULL_SIZE[::-1], interpolation=cv2.INTER_AREA if fewer else cv2.INTER_LINEAR)
+
+
 def view(rgb):
     """uint8 (H, W, 3) of about 4:3 -> what the nets see of it at 480x640: uint8 (456, 608, 3).
 
-    The one way of every picture to the nets. Pixels are averaged where they are too many; 480x640 stays as it is.
+    The one way of every picture to the nets.
     """
-    if rgb.shape[:2] != FULL_SIZE:
-        fewer = rgb.shape[0] > FULL_SIZE[0]
-        rgb = cv2.resize(rgb, FULL_SIZE[::-1], interpolation=cv2.INTER_AREA if fewer else cv2.INTER_LINEAR)
-    return crop(rgb)
+    return crop(_full(rgb))
 
 
 def network_rgb(rgb):
@@ -198,6 +205,16 @@ def network_rgb(rgb):
 def network_pixels(rgb):
     """The same, rounded: uint8 (228, 304, 3), what is kept and augmented while training."""
     return resize(view(rgb), RGB_SIZE)
+
+
+def half_pixels(rgb):
+    """The whole picture at half of 480x640: uint8 (240, 320, 3), with `network_pixels` in its middle, bit for bit."""
+    return resize(_full(rgb), HALF_SIZE)
+
+
+def half_depth(pixels):
+    """The whole of a training depth map at half of 480x640, in its own encoding: uint8 (240, 320), 0 = not measured."""
+    return np.rint(resize_depth(pixels, HALF_SIZE)).astype(np.uint8)
 
 
 def network_depth(depth_m):

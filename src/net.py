@@ -110,15 +110,19 @@ class PaperCoarseNet(nn.Cell):
 
     def construct(self, rgb, kept_units=None):
         """(N, 3, 228, 304) RGB, and while training (N, 4096) of 0 and 1 -> (N, 1, 55, 74) log depth."""
+        x = self.relu(self.fc6(self.features(rgb)))
+        if kept_units is not None:
+            x = x * kept_units / (1 - self.dropout_rate)
+        return self.fc7(x).reshape((-1, *DEPTH_SHAPE))
+
+    def features(self, rgb):
+        """(N, 3, 228, 304) RGB -> (N, 12288): what the convolutions see."""
         x = self.pool(self.relu(self.conv1(rgb)))
         x = self.pool(self.relu(self.conv2(x)))
         x = self.relu(self.conv3(x))
         x = self.relu(self.conv4(x))
         x = self.relu(self.conv5(x))
-        x = self.relu(self.fc6(x.reshape((-1, 256 * 6 * 8))))
-        if kept_units is not None:
-            x = x * kept_units / (1 - self.dropout_rate)
-        return self.fc7(x).reshape((-1, *DEPTH_SHAPE))
+        return x.reshape((-1, 256 * 6 * 8))
 
     def start_at(self, log_depth):
         """Have training start near this map, (1, 55, 74): the last bias."""
@@ -136,6 +140,16 @@ class FineNet(nn.Cell):
         self.relu = nn.ReLU()
         self.pool = nn.MaxPool2d(2, 2)
         self.concat = ops.Concat(1)
+
+    def start_as_identity(self):
+        """Have training start at the coarse input as it is: two channels of conv2 carry what is above and what is below
+        0 past the ReLU, conv3 puts them together, and the other channels do not count yet."""
+        conv2, conv3 = self.conv2.weight.asnumpy().copy(), np.zeros(self.conv3.weight.shape, np.float32)
+        for channel, sign in enumerate((1, -1)):
+            conv2[channel] = 0
+            conv2[channel, 63, 2, 2] = conv3[0, channel, 2, 2] = sign
+        self.conv2.weight.set_data(ms.Tensor(conv2))
+        self.conv3.weight.set_data(ms.Tensor(conv3))
 
     def construct(self, rgb, coarse_log_depth):
         """(N, 3, 228, 304) RGB and (N, 1, 55, 74) coarse log depth -> (N, 1, 55, 74) log depth."""

@@ -15,7 +15,7 @@ import numpy as np
 from mindspore.mindrecord import FileWriter
 
 from src import cli, image
-from src.data_loader import DataError, PlainPairs, keep_freed_memory
+from src.data_loader import DataError, PlainPairs, decode_train_pair, keep_freed_memory, train_target
 from src.files import writable_folder, write_text
 
 MANIFEST = "manifest.json"
@@ -23,17 +23,19 @@ PAIRS_A_SHARD = 4096  # about 1 GB
 
 # What a packed sample depends on. Raise the version when src/image.py changes what it makes of a file.
 GEOMETRY = {
-    "version": 2,
+    "version": 3,
     "full_size": list(image.FULL_SIZE), "crop_rows": list(image.CROP_ROWS), "crop_columns": list(image.CROP_COLUMNS),
     "interpolation": "bilinear over measured pixels, half-pixel centres",
     "depth_scale": float(image.TRAIN_DEPTH_SCALE),
-    "rgb": ["uint8", *image.RGB_SIZE, 3], "depth_m": ["float32", *image.DEPTH_SIZE],
+    "rgb": ["uint8", *image.HALF_SIZE, 3], "depth_m": ["float32", *image.DEPTH_SIZE],
+    "pixels": ["uint8", *image.HALF_SIZE],
 }
-_SCHEMA = {"index": {"type": "int32"}, "rgb": {"type": "bytes"}, "depth_m": {"type": "bytes"},
-           "rgb_crc": {"type": "int64"}, "depth_m_crc": {"type": "int64"}}
+_COLUMNS = ("rgb", "depth_m", "pixels")
+_SCHEMA = {"index": {"type": "int32"}, **{name: {"type": "bytes"} for name in _COLUMNS},
+           **{f"{name}_crc": {"type": "int64"} for name in _COLUMNS}}
 
-# A row is 224 KB and a page holds the rows of one write: 18 rows waste the least.
-_PAGE_BYTES, _ROWS_A_WRITE = 4 << 20, 18
+# A row is 316 KB and a page holds the rows of one write: 13 rows waste the least.
+_PAGE_BYTES, _ROWS_A_WRITE = 4 << 20, 13
 _PREFETCHED_BATCHES = 4
 
 
@@ -74,9 +76,10 @@ def _write_shard(path, source, indices, pool, bar):
     writer.add_schema(_SCHEMA, "NYU Depth V2 training pairs")
     for start in range(indices.start, indices.stop, _ROWS_A_WRITE):
         part = range(start, min(start + _ROWS_A_WRITE, indices.stop))
+        pairs = source.pairs[part.start:part.stop]
         try:
-            writer.write_raw_data([_row(index, *sample)
-                                   for index, sample in zip(part, pool.map(source.load, part), strict=True)])
+            writer.write_raw_data([_row(index, sample)
+                                   for index, sample in zip(part, pool.map(_sample, pairs), strict=True)])
         except RuntimeError as error:
             raise DataError(f"{path}: cannot be written: {_reason(error)}") from error
         bar.update(len(part))
@@ -86,10 +89,15 @@ def _write_shard(path, source, indices, pool, bar):
         raise DataError(f"{path}: cannot be written: {_reason(error)}") from error
 
 
-def _row(index, rgb, depth_m):
-    rgb, depth_m = rgb.tobytes(), depth_m.tobytes()
-    return {"index": index, "rgb": rgb, "depth_m": depth_m,
-            "rgb_crc": zlib.crc32(rgb), "depth_m_crc": zlib.crc32(depth_m)}
+def _sample(pair):
+    """The whole picture, the target and the whole depth map: what both augmentations start from."""
+    rgb, pixels = decode_train_pair(pair)
+    return image.half_pixels(rgb), train_target(pixels), image.half_depth(pixels)
+
+
+def _row(index, sample):
+    columns = {name: array.tobytes() for name, array in zip(_COLUMNS, sample, strict=True)}
+    return {"index": index, **columns, **{f"{name}_crc": zlib.crc32(column) for name, column in columns.items()}}
 
 
 def _reason(error):
@@ -104,6 +112,12 @@ def _fingerprint(path):
         while block := file.read(1 << 20):
             digest.update(block)
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _shaped(name, rows):
+    """The samples of one column, as GEOMETRY describes them."""
+    dtype, *shape = GEOMETRY[name]
+    return rows.view(dtype).reshape(-1, *shape)
 
 
 def open_training(folder):
@@ -139,7 +153,7 @@ class PackedPairs:
             different = [key for key in GEOMETRY if geometry.get(key) != GEOMETRY[key]]
             raise DataError(f"{self.folder}: packed with another geometry ({', '.join(different)}): pack it again "
                             "with this version")
-        self._checked = {"rgb": set(), "depth_m": set()}
+        self._checked = {name: set() for name in _COLUMNS}
         for file in self._files:
             path = self.folder / file["name"]
             if not path.is_file() or path.stat().st_size != file["bytes"]:
@@ -160,24 +174,30 @@ class PackedPairs:
         """What to call sample `index` in a message."""
         return f"{self.folder}: {self.names[index]}"
 
-    def read(self, schedule, first_step, last_step, workers):
-        """Yield (epoch, sample indices, function that returns one of them) of each step."""
-        step = first_step
+    def read(self, schedule, first_step, last_step, workers, whole=False):
+        """Yield (epoch, sample indices, function that returns one of them, as PlainPairs.load does) of each step."""
+        step, depth = first_step, "pixels" if whole else "depth_m"
+        rows, columns = (slice(None), slice(None)) if whole else (image.HALF_ROWS, image.HALF_COLUMNS)
         while step < last_step:
             epoch, place = divmod(step, schedule.steps_per_epoch)
             steps = min(last_step - step, schedule.steps_per_epoch - place)
             indices = schedule.shard(epoch)[place * schedule.batch_size:(place + steps) * schedule.batch_size]
-            for batch, rgb, depth_m in self._rows(indices, schedule.batch_size, workers, ["rgb", "depth_m"]):
-                samples = dict(zip(batch.tolist(), zip(
-                    rgb.view(np.uint8).reshape(-1, *image.RGB_SIZE, 3),
-                    depth_m.view(np.float32).reshape(-1, *image.DEPTH_SIZE), strict=True), strict=True))
+            for batch, *arrays in self._rows(indices, schedule.batch_size, workers, ["rgb", depth]):
+                rgb, depths = (_shaped(name, array) for name, array in zip(("rgb", depth), arrays, strict=True))
+                samples = dict(zip(batch.tolist(), zip(rgb[:, rows, columns], depths, strict=True), strict=True))
                 yield epoch, batch, samples.__getitem__
             step += steps
 
     def depth_maps(self, indices, workers, skip_bad=False):  # packing has left nothing bad to skip
         """Yield the depth (55, 74) in metres of some samples."""
         for _, depth_m in self._rows(indices, 64, workers, ["depth_m"]):
-            yield from depth_m.view(np.float32).reshape(-1, *image.DEPTH_SIZE)
+            yield from _shaped("depth_m", depth_m)
+
+    def samples(self, indices, workers, skip_bad=False):
+        """Yield (index, RGB, depth in metres) of some samples, as PlainPairs.load has them."""
+        for batch, rgb, depth_m in self._rows(indices, 64, workers, ["rgb", "depth_m"]):
+            yield from zip(batch.tolist(), _shaped("rgb", rgb)[:, image.HALF_ROWS, image.HALF_COLUMNS],
+                           _shaped("depth_m", depth_m), strict=True)
 
     def _rows(self, indices, batch_size, workers, columns):
         """Yield (indices, *columns) of batch after batch, in the order that is asked for."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 
-from src import checkpoint, cli, evaluation
+from src import checkpoint, cli, closed_form, evaluation
 from src.data_loader import Schedule, TrainingData, names_digest, readable_test_pairs
 from src.device import amp_level
 from src.errors import CheckFailed, UserError
@@ -17,6 +17,7 @@ from src.files import remove_partial, writable_folder, write_text
 from src.metrics import METRICS
 from src.net import COARSE_NETS, FineNet
 from src.packed import open_training
+from src.recipe import Recipe
 from src.training import (
     DATA,
     Folder,
@@ -53,19 +54,23 @@ def train(options, device, stop):
     names = ("coarse", "fine") if options.stage == "all" else (options.stage,)
     digests = {"pairs": names_digest(source.names), DATA: source.data_digest()}  # two stats a pair: once for both
     stages = [_stage(name, options, device, digests) for name in names]
-    trainer = _trainer(stages[0], options, folder, device)
+    if options.lr_schedule == "cosine":
+        for stage in stages:
+            stage.options["steps"] = stage.last_step(schedule.steps_per_epoch)
+    trainer = _trainer(stages[0], options, folder, device, stages[0].last_step(schedule.steps_per_epoch))
     with folder.locked() if device.is_first else contextlib.nullcontext():
         start = _Start(stages, folder, options) if device.is_first else None
         for stage in stages:
-            trainer = trainer or _trainer(stage, options, folder, device)
+            trainer = trainer or _trainer(stage, options, folder, device, stage.last_step(schedule.steps_per_epoch))
             data = TrainingData(source, schedule, workers, getattr(trainer.net, "dropout_units", 0),
-                                getattr(trainer.net, "dropout_rate", 0), skip_bad=options.bad_samples == "skip")
+                                getattr(trainer.net, "dropout_rate", 0), options.augmentation,
+                                skip_bad=options.bad_samples == "skip")
             log = StageLog(folder.log_file(f"{stage.name}.csv") if device.is_first else None,
                            held=bool(start and start.replaced))
             if device.is_first:
                 start.restore(stage, trainer, log)
-                if stage.name == "coarse" and options.mean_depth_start and trainer.step == 0:
-                    trainer.net.start_at(evaluation.mean_training_depth(source, workers, options.bad_samples == "skip"))
+                if trainer.step == 0:
+                    _set_start(stage.name, trainer.net, data, options)
                 log.board = _board(stage, trainer.step, folder, test_pairs) if options.tensorboard else None
             trainer.synchronise()
             logger.info("%s net: %d pairs, %d epochs of %d steps of %d, starting at step %d", stage.name,
@@ -74,6 +79,42 @@ def train(options, device, stop):
                 train_stage(stage, trainer, data, folder, log, stop, validate,
                             partial(start.begin, log) if log.held else None)
             trainer = None
+
+
+def _set_start(stage_name, net, data, options):
+    """Give the net the first weights that the options ask for."""
+    if stage_name == "fine":
+        if options.fine_start == "coarse":
+            net.start_as_identity()
+    elif options.start == "closed_form":
+        closed_form.solve(net, data)
+    elif options.start == "lsuv":
+        unit_variance(net, data)
+    if options.mean_depth_start and stage_name == "coarse":
+        net.start_at(evaluation.mean_training_depth(data.source, data.workers, data.skip_bad))
+
+
+def unit_variance(net, data):
+    """Scale each layer so that its outputs for the first batch have the variance 1 (Mishkin and Matas, "All you need is
+    a good init", 2016); CoarseNet's conv5 at the first of its three times."""
+    rgb, deviations = ms.Tensor(next(data.batches(0, 1))[0].astype(np.float32) / 255), {}
+
+    def look(name, _cell, _inputs, output):
+        deviations.setdefault(name, float(output.std()))
+
+    layers = {name: cell for name, cell in net.cells_and_names() if hasattr(cell, "weight")}
+    hooks = [cell.register_forward_hook(partial(look, name)) for name, cell in layers.items()]
+    mode = ms.get_context("mode")
+    ms.set_context(mode=ms.PYNATIVE_MODE)  # a graph calls no hooks
+    try:
+        for name, cell in layers.items():
+            deviations.clear()
+            net(rgb)
+            cell.weight.set_data(ms.Tensor(cell.weight.asnumpy() / deviations[name]))
+    finally:
+        ms.set_context(mode=mode)
+        for hook in hooks:
+            hook.remove()
 
 
 class _Start:
@@ -163,17 +204,29 @@ def _stage(name, options, device, digests):
         "loss": options.loss, "amp_level": amp_level(options.amp_level, device.target), "seed": options.seed,
         **digests,
         "coarse_net": options.coarse_net, "mean_depth_start": options.mean_depth_start,
+        **_recipe(options).changes(),
     }
+    # What is not the reference's; older states have no entry for it.
+    decisive |= {name: value for name, value in (("augmentation", options.augmentation), ("start", options.start),
+                                                 ("fine_start", options.fine_start), ("dropout", options.dropout))
+                 if value not in ("reference", "random", None)}
     return Stage(name, getattr(options, f"epochs_{name}"), options.save_checkpoint_steps,
                  options.keep_checkpoint_max, options.max_steps, decisive)
 
 
-def _trainer(stage, options, folder, device):
+def _recipe(options):
+    return Recipe(options.lr_schedule, options.warmup_steps, options.dense_lr_scale, options.weight_decay,
+                  options.clip_norm, options.ema)
+
+
+def _trainer(stage, options, folder, device, last_step):
     ms.set_seed(options.seed)
     build = partial(Trainer, loss=options.loss, learning_rate=stage.options["learning_rate"],
-                    amp_level=stage.options["amp_level"], device=device)
+                    amp_level=stage.options["amp_level"], device=device, recipe=_recipe(options), last_step=last_step)
     if stage.name == "coarse":
         net = COARSE_NETS[options.coarse_net]()
+        if options.dropout is not None:
+            net.dropout_rate = options.dropout
         if options.pre_trained and device.is_first:  # the other ranks get rank 0's weights
             checkpoint.assign(net, checkpoint.load(options.pre_trained))
         return build(net)

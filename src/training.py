@@ -21,6 +21,7 @@ from src.device import Device
 from src.errors import CheckFailed, UserError
 from src.files import replacing, writable_folder
 from src.loss import LOSSES
+from src.recipe import Average, Decay, Recipe, adam
 from src.stopping import SIGNALS, Stopped
 
 LOG_INTERVAL = 10
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 DATA = "data"  # of a stage's options: the digest of the training files' sizes and times
 
-_ALONE = Device("CPU")
+_ALONE, _REFERENCE = Device("CPU"), Recipe()
 
 
 class TrainingError(UserError):
@@ -46,9 +47,10 @@ class TrainStep(nn.Cell):
     loss, the overflows, and the `votes`.
     """
 
-    def __init__(self, net, loss, optimizer, scaler=None, ranks=1):
+    def __init__(self, net, loss, optimizer, scaler=None, ranks=1, decay=None, clip_norm=0.0):
         super().__init__(auto_prefix=False)
         self.net, self.loss, self.optimizer, self.scaler, self.ranks = net, loss, optimizer, scaler, ranks
+        self.decay, self.clip_norm = decay, clip_norm
         self.average = nn.DistributedGradReducer(optimizer.parameters, mean=True, degree=ranks) if ranks > 1 else None
         self.sum = ops.AllReduce() if ranks > 1 else None
         self.concat = ops.Concat()
@@ -75,13 +77,20 @@ class TrainStep(nn.Cell):
         if self.ranks > 1:
             shared = self.sum(shared)
         if self.scaler is None:
-            self.optimizer(gradients)
+            self.update(gradients)
         else:
             finite = shared[1] < 0.5
             if finite:
-                self.optimizer(gradients)
+                self.update(gradients)
             self.scaler.adjust(finite)
         return self.concat((loss, shared))
+
+    def update(self, gradients):
+        if self.clip_norm:
+            gradients = ops.clip_by_global_norm(gradients, self.clip_norm)
+        if self.decay is not None:
+            self.decay(self.optimizer.global_step)
+        self.optimizer(gradients)
 
 
 class StepResult(NamedTuple):
@@ -185,18 +194,23 @@ class Trainer:
         loss: a key of src.loss.LOSSES.
         amp_level: "O0" is float32; any other is float16 compute with dynamic loss scaling.
         device: the Device of this process; its ranks average their gradients.
+        recipe: the Recipe, for `last_step` steps.
     """
 
-    def __init__(self, net, loss, learning_rate, *, amp_level="O0", device=_ALONE, inputs=lambda *tensors: tensors):
+    def __init__(self, net, loss, learning_rate, *, amp_level="O0", device=_ALONE, inputs=lambda *tensors: tensors,
+                 recipe=_REFERENCE, last_step=0):
         self.net, self.device, self.inputs, self.step = net, device, inputs, 0
         self.parameters = {parameter.name: parameter for parameter in net.get_parameters()}
-        self.optimizer = nn.Adam(net.trainable_params(), learning_rate)
+        self.optimizer = adam(net, learning_rate, recipe, last_step)
+        self.average = Average(net, recipe.ema) if recipe.ema else None
         self.scaler = None
         compute = in_precision(net, amp_level)
         if amp_level != "O0":
             self.scaler = amp.DynamicLossScaler(LOSS_SCALE, LOSS_SCALE_FACTOR, LOSS_SCALE_WINDOW)
         self.compute = compute
-        self.train_step = TrainStep(compute, LOSSES[loss](), self.optimizer, self.scaler, device.ranks)
+        decay = Decay(net, learning_rate, recipe, last_step) if recipe.weight_decay else None
+        self.train_step = TrainStep(compute, LOSSES[loss](), self.optimizer, self.scaler, device.ranks, decay,
+                                    recipe.clip_norm)
 
     def launch(self, rgb, depth_m, *rest, votes=()):
         """Start a step on one batch of arrays, RGB as uint8; `votes` are a few numbers to be summed over the ranks.
@@ -206,6 +220,8 @@ class Trainer:
         inputs = self.inputs(_unit_range(ms.Tensor(rgb)), *map(ms.Tensor, rest))
         result = self.train_step(ms.Tensor([0, *votes], ms.float32), ms.Tensor(depth_m), *inputs)
         self.step += 1
+        if self.average is not None:
+            self.average.update(self.step)
         step, ranks = self.step, self.device.ranks
 
         def wait():
@@ -223,9 +239,32 @@ class Trainer:
         """Log depth (N, 1, 55, 74) of RGB (N, 3, 228, 304), as the net is now."""
         return self.compute(*self.inputs(ms.Tensor(rgb))).asnumpy()
 
+    def weights(self):
+        """The Parameters that are worth keeping, by the net's names: the averaged ones, where there are any."""
+        if self.average is None:
+            return self.parameters
+        return dict(zip((parameter.name for parameter in self.average.own), self.average.averages, strict=True))
+
+    @contextlib.contextmanager
+    def averaged(self):
+        """The net has the weights that are worth keeping while entered."""
+        if self.average is None:
+            yield
+            return
+        own = {name: parameter.asnumpy().copy() for name, parameter in self.parameters.items()}
+        try:
+            for name, kept in self.weights().items():
+                self.parameters[name].set_data(ms.Tensor(kept.asnumpy()))
+            yield
+        finally:
+            for name, array in own.items():
+                self.parameters[name].set_data(ms.Tensor(array))
+
     def state(self):
         """Every Parameter that a resume needs, by name."""
         state = {**self.parameters, **{parameter.name: parameter for parameter in self.optimizer.get_parameters()}}
+        if self.average is not None:
+            state |= {parameter.name: parameter for parameter in self.average.averages}
         if self.scaler is not None:
             state |= {"scale_value": self.scaler.scale_value, "counter": self.scaler.counter}
         return state
@@ -440,7 +479,7 @@ def _only_warned(what):
 def _finish_epoch(stage, trainer, data, log, save, validate):
     epoch, scored = trainer.step // data.schedule.steps_per_epoch, {}
     if validate:
-        with _only_warned(f"validation of epoch {epoch}"):
+        with _only_warned(f"validation of epoch {epoch}"), trainer.averaged():
             scored = validate(trainer.predict)
     mean_loss, overflows, seconds = log.end_epoch()
     images_per_s = data.schedule.batch_size * data.schedule.ranks / seconds if seconds else None
@@ -456,7 +495,7 @@ def _finish_epoch(stage, trainer, data, log, save, validate):
         with _only_warned("curves"):
             draw_curves(save.folder)
     if log.board:
-        with _only_warned("panels"):
+        with _only_warned("panels"), trainer.averaged():
             log.board.add_panels(trainer.step, trainer.predict)
     if scored:
         with _only_warned("best weights"):
@@ -502,7 +541,7 @@ class _Saver:
     def _weights(self, path, extra):
         if not self.trainer.device.is_first:
             return
-        checkpoint.save(path, self.trainer.parameters, {**self.info(), **extra})
+        checkpoint.save(path, self.trainer.weights(), {**self.info(), **extra})
         logger.info("saved %s", path)
 
 
@@ -531,7 +570,7 @@ def check_same_options(stage, saved, allow_changed_data=False):
             raise TrainingError(f"{saved.path}: files of the training data have another size or time than when this "
                                 "run began: --allow_changed_data if they were only copied, else begin anew")
         stage.options[DATA] = before[DATA]
-    changed = [f"{name} was {before.get(name)!r}, now {value!r}"
-               for name, value in stage.options.items() if before.get(name) != value]
+    changed = [f"{name} was {before.get(name)!r}, now {stage.options.get(name)!r}"
+               for name in {**stage.options, **before} if before.get(name) != stage.options.get(name)]
     if changed:
         raise TrainingError(f"{saved.path}: --resume with other options would change the result: " + "; ".join(changed))

@@ -257,7 +257,7 @@ def test_a_depth_map_is_decoded_once_as_far_as_targets_are_kept(nyu, tmp_path, m
     expected = list(TrainingData(PlainPairs(nyu), schedule).batches(2, 4))
     data = TrainingData(PlainPairs(folder), schedule)
     list(data.batches(0, 2))
-    monkeypatch.setattr(data_loader, "KEPT_TARGETS", 7)
+    monkeypatch.setattr(data_loader, "KEPT_BYTES", 7 * 55 * 74 * 4)
     forgetful = TrainingData(PlainPairs(folder), schedule, workers=1)
     list(forgetful.batches(0, 2))
     for path in (folder / "Train").glob("*/*.png"):

@@ -21,19 +21,25 @@ def made(nyu, tmp_path_factory):
     return out
 
 
+@pytest.mark.parametrize("augmentation", ["reference", "paper"])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_both_forms_give_the_same_batches(nyu, made, rank):
+def test_both_forms_give_the_same_batches(nyu, made, rank, augmentation):
     plain, fast = packed.open_training(nyu), packed.open_training(made)
     assert (plain.form, fast.form) == ("plain", "packed") and plain.names == fast.names
     schedule = Schedule(8, 2, seed=4, rank=rank, ranks=2)
-    ours, theirs = (list(TrainingData(source, schedule, 2, dropout_units=5).batches(1, 7)) for source in (fast, plain))
+    ours, theirs = (list(TrainingData(source, schedule, 2, 5, augmentation=augmentation).batches(1, 7))
+                    for source in (fast, plain))
     assert len(ours) == len(theirs) == 6
+    batches = theirs
     for batch, expected in zip(ours, theirs, strict=True):
         for array, wanted in zip(batch, expected, strict=True):
             np.testing.assert_array_equal(array, wanted)
     np.testing.assert_array_equal(list(fast.depth_maps(range(8), 1)), list(plain.depth_maps(range(8), 1)))
-    later = list(TrainingData(fast, schedule, 1, dropout_units=5).batches(4, 7))  # a resume inside an epoch
-    np.testing.assert_array_equal(later[0][0], theirs[3][0])
+    for ours, theirs in zip(fast.samples([5, 2], 1), plain.samples([5, 2], 1), strict=True):
+        for array, wanted in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(array, wanted)
+    later = list(TrainingData(fast, schedule, 1, 5, augmentation=augmentation).batches(4, 7))  # a resume in an epoch
+    np.testing.assert_array_equal(later[0][0], batches[3][0])
 
 
 def test_a_packed_set_may_be_moved_and_verified(made, tmp_path):

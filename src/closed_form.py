@@ -1,0 +1,284 @@
+"""First weights that see already: a PaperCoarseNet whose convolutions are designed and whose dense layers are solved.
+
+The convolutions compute, with nothing but what ReLU and pooling can do, what is known to tell depth in a picture
+(Saxena, Sun and Ng, 2009; Torralba and Oliva, 2002): how much of each scale and direction there is in each of 6x8
+places, absolutely and as a share of the neighbourhood (as in Dalal and Triggs, 2005), and colours. fc6 takes random
+features of them (Rahimi and Recht, 2007), fc7 is their ridge regression to log depth.
+"""
+
+import logging
+
+import mindspore as ms
+import numpy as np
+
+from src import cli
+from src.data_loader import counter_rng, evenly, mean_log_depth
+from src.errors import UserError
+from src.metrics import DEPTH_RANGE_M
+from src.net import DEPTH_CELLS
+
+MOST_PAIRS = 4000  # evenly spaced; each is two rows of 12,288 features
+COMPONENTS = 1500  # leading principal components that the random features are taken of
+RIDGES = (1e3, 3e3, 1e4, 3e4)
+VALIDATION_SHARE = 5  # every fifth scene chooses among them
+_SCALES, _DIRECTIONS = (1.0, 2.0), 16  # of the derivatives of a Gaussian in conv1, sigma in pixels
+_LUMA = np.array([0.299, 0.587, 0.114])
+_OPPONENTS = {"red-green": np.array([1, -1, 0]), "blue-yellow": np.array([-0.5, -0.5, 1])}
+_STEP = 1.0  # by which one ramp is later than its twin: their difference is a ramp between 0 and 1
+
+logger = logging.getLogger(__name__)
+
+
+def solve(net, data):
+    """Set all weights of a PaperCoarseNet from the samples of `data` (a TrainingData) and their mirror images.
+
+    Raises UserError when it has no two scenes to validate with.
+    """
+    source, rng = data.source, counter_rng(data.schedule.seed, 0)
+    indices = list(evenly(range(len(source.names)), MOST_PAIRS))
+    _design(net, rng, np.stack([rgb for _, rgb, _ in _samples(data, evenly(indices, 64))]).transpose(0, 3, 1, 2))
+    used, rows, log_depth = _rows(net, data, indices)
+    scenes = [source.names[index].split("/")[0] for index in used]
+    held_out = np.isin(scenes, sorted(set(scenes))[::VALIDATION_SHARE])
+    if held_out.all():
+        raise UserError(f"--start closed_form: {len(set(scenes))} scene of training pairs: expected two or more")
+    units, weight6, bias6 = _random_features(rows, net.dropout_units, rng)
+    ridge, scores = _validated_ridge(units, log_depth, held_out)
+    weight7, bias7 = _ridge_regression(units, log_depth, ridge)
+    for parameter, value in ((net.fc6.weight, weight6), (net.fc6.bias, bias6),
+                             (net.fc7.weight, weight7), (net.fc7.bias, bias7)):
+        parameter.set_data(ms.Tensor(np.ascontiguousarray(value), ms.float32))
+    logger.info("closed form: %d pairs and their mirror images; rmse of log depth on every fifth scene: %s",
+                len(used) // 2, ", ".join(f"{score:.4f} (ridge {one:g})" for one, score in scores.items()))
+
+
+# --- the convolutions
+
+_GRID = np.stack(np.meshgrid(np.arange(11) - 5.0, np.arange(11) - 5.0))
+_TENT = np.outer([1, 2, 3, 2, 1], [1, 2, 3, 2, 1]) / 81  # 5x5
+_MEAN = np.full((3, 3), 1 / 9)
+_CENTRE = np.pad([[1.0]], 1)
+
+
+def _gauss(sigma):
+    return np.exp(-(_GRID**2).sum(0) / 2 / sigma**2)
+
+
+def _unit(kernel):
+    """Scaled so that an edge of height 1 gives 1 at most."""
+    return kernel / (np.abs(kernel).sum() / 2)
+
+
+def _derivative(sigma, angle):
+    return _unit((np.cos(angle) * _GRID[0] + np.sin(angle) * _GRID[1]) * _gauss(sigma))
+
+
+def _blob(sigma):
+    laplacian = ((_GRID**2).sum(0) / 2 / sigma**2 - 1) * _gauss(sigma)
+    return _unit(laplacian - laplacian.mean())
+
+
+class _Filters:
+    """The designed filters of one convolution, by name; each is a sum of kernels on channels of the layer below."""
+
+    def __init__(self, conv, below=None):
+        self.conv, self.below, self.names = conv, below, {}
+        self.weight, self.bias = np.zeros(conv.weight.shape), np.zeros(len(conv.bias))
+
+    def add(self, name, parts, bias=0.0):
+        """`parts`: (channel below by name, kernel) pairs; for conv1 (colour weights (3,), kernel) pairs."""
+        number = self.names[name] = len(self.names)
+        for channel, kernel in parts:
+            if self.below is None:
+                self.weight[number] += np.multiply.outer(channel, kernel)
+            else:
+                self.weight[number, self.below.names[channel]] += kernel
+        self.bias[number] = bias
+
+    def apply(self, rng, forward):
+        """Set the layer's weights: the designed filters, and random ones (He et al., 2015) of the same spread behind
+        them. `forward` gives the layer's output (N, C, H, W) for some pictures."""
+        count, shape = len(self.names), self.weight.shape
+        rest = rng.normal(0, np.sqrt(2 / np.prod(shape[1:])), (shape[0] - count, *shape[1:]))
+        self.weight[count:] = rest - rest.mean((1, 2, 3), keepdims=True)
+        self._set()
+        spread = forward().std((0, 2, 3))
+        self.weight[count:] *= (np.median(spread[:count]) / np.maximum(spread[count:], 1e-6))[:, None, None, None]
+        self._set()
+
+    def _set(self):
+        self.conv.weight.set_data(ms.Tensor(self.weight, ms.float32))
+        self.conv.bias.set_data(ms.Tensor(self.bias, ms.float32))
+
+
+def _design(net, rng, rgb):
+    """Set the convolutions; `rgb` uint8 (N, 3, 228, 304) sets the spread of the random filters."""
+    x = ms.Tensor(rgb.astype(np.float32) / 255)
+    below = None
+    for name, design in (("conv1", _conv1), ("conv2", _conv2), ("conv3", _conv3), ("conv4", _conv4), ("conv5", _conv5)):
+        conv = getattr(net, name)
+        below = _Filters(conv, below)
+        design(below)
+        below.apply(rng, lambda conv=conv, x=x: conv(x).asnumpy())
+        x = net.relu(conv(x))
+        if name in ("conv1", "conv2"):
+            x = net.pool(x)
+
+
+def _angles(count):
+    return [(number, 2 * np.pi * number / count) for number in range(count)]
+
+
+def _conv1(filters):
+    """Edges in 16 directions with sign, blobs, colours, edges between colours."""
+    for sigma in _SCALES:
+        for direction, angle in _angles(_DIRECTIONS):
+            filters.add(("edge", sigma, direction), [(_LUMA, _derivative(sigma, angle))], -0.004)
+        for sign in (1, -1):
+            filters.add(("blob", sigma, sign), [(_LUMA, sign * _blob(sigma))])
+    mean = _gauss(2.0) / _gauss(2.0).sum()
+    for channel, colour in enumerate(np.eye(3)):
+        filters.add(("colour", channel), [(colour, mean)])
+        filters.add(("dark", channel), [(colour, -mean)], 1.0)
+    for name, colour in _OPPONENTS.items():
+        for direction, angle in _angles(8):
+            filters.add((name, direction), [(colour, _derivative(2.0, angle))], -0.01)
+        for sign in (1, -1):
+            filters.add((name, "hue", sign), [(colour, sign * mean)])
+
+
+def _both_signs(sigma, orientation):
+    return [("edge", sigma, orientation), ("edge", sigma, orientation + _DIRECTIONS // 2)]
+
+
+def _conv2(filters):
+    """Local means; and for each orientation how far it exceeds the mean of all: ramps whose difference saturates."""
+    half = _DIRECTIONS // 2
+    for sigma in _SCALES:
+        energy = [(("edge", sigma, direction), _TENT / half) for direction, _ in _angles(_DIRECTIONS)]
+        for orientation in range(half):
+            for share in (1.2, 2.0):
+                for late in (0, 1):
+                    filters.add(("more", sigma, orientation, share, late),
+                                [(name, 25 * _TENT) for name in _both_signs(sigma, orientation)]
+                                + [(name, -25 * share * kernel) for name, kernel in energy], -0.25 - late * _STEP)
+        for direction, _ in _angles(_DIRECTIONS):
+            filters.add(("edge", sigma, direction), [(("edge", sigma, direction), _TENT)])
+        for threshold in (0.0, 0.03, 0.08, 0.16):
+            filters.add(("energy", sigma, threshold), energy, -threshold)
+        for sign in (1, -1):
+            filters.add(("blob", sigma, sign), [(("blob", sigma, sign), _TENT)])
+    for channel in range(3):
+        filters.add(("colour", channel), [(("colour", channel), _TENT)])
+        filters.add(("dark", channel), [(("dark", channel), _TENT)])
+        for threshold in (0.25, 0.5, 0.75):
+            filters.add(("bright", channel, threshold), [(("colour", channel), _TENT)], -threshold)
+    for name in _OPPONENTS:
+        for orientation in range(4):
+            filters.add((name, orientation), [((name, orientation), _TENT), ((name, orientation + 4), _TENT)])
+        for sign in (1, -1):
+            filters.add((name, "hue", sign), [((name, "hue", sign), _TENT)])
+
+
+def _conv3(filters):
+    """The ramps' differences; means of the rest."""
+    for name in filters.below.names:
+        if name[0] != "more":
+            filters.add(name, [(name, _MEAN)])
+        elif name[-1] == 0:
+            filters.add(name[:-1], [(name, _MEAN), ((*name[:-1], 1), -_MEAN)])
+
+
+def _conv4(filters):
+    """What is there, and each orientation's share of the energy in the wider neighbourhood: ramps again."""
+    for name in filters.below.names:
+        filters.add(name, [(name, _CENTRE)])
+    for sigma in _SCALES:
+        for orientation in range(_DIRECTIONS // 2):
+            for share in (0.5, 1.0, 1.5, 2.2):
+                for late in (0, 1):
+                    filters.add(("share", sigma, orientation, share, late),
+                                [(name, 70 * _CENTRE) for name in _both_signs(sigma, orientation)]
+                                + [(("energy", sigma, 0.0), -70 * share * _MEAN)], -0.14 - late * _STEP)
+
+
+def _conv5(filters):
+    """Means on 6x8 places; of the colours also in the quarters of each."""
+    for name in filters.below.names:
+        if name[0] != "share":
+            filters.add(name, [(name, _MEAN)])
+        elif name[-1] == 0:
+            filters.add(name[:-1], [(name, _MEAN), ((*name[:-1], 1), -_MEAN)])
+    for channel in range(3):
+        for row, column in np.ndindex(2, 2):
+            corner = np.zeros((3, 3))
+            corner[2 * row, 2 * column] = 1
+            filters.add(("quarter", channel, row, column), [(("colour", channel), corner)])
+
+
+# --- the dense layers
+
+
+def _samples(data, indices):
+    yield from data.source.samples(indices, data.workers, data.skip_bad)
+
+
+def _rows(net, data, indices):
+    """Of the samples, each followed by its mirror image: index (N,), features (N, 12288), log depth (N, 4070)."""
+    used, features, depth_maps, batch = [], [], [], []
+
+    def finish_batch():
+        if batch:
+            pictures = np.stack(batch).transpose(0, 3, 1, 2).astype(np.float32) / 255
+            features.append(net.features(ms.Tensor(pictures)).asnumpy())
+            bar.update(len(batch))
+            batch.clear()
+
+    with cli.progress(2 * len(indices), "closed form", "picture") as bar:
+        for index, rgb, depth_m in _samples(data, indices):
+            used += [index, index]
+            batch += [rgb, rgb[:, ::-1]]
+            depth_maps += [depth_m, depth_m[:, ::-1]]
+            if len(batch) == 32:
+                finish_batch()
+        finish_batch()
+    mean = mean_log_depth(depth_maps)[0]
+    log_depth = [np.where(depth_m > 0, np.log(np.clip(depth_m, *DEPTH_RANGE_M)), mean) for depth_m in depth_maps]
+    return used, np.concatenate(features), np.reshape(log_depth, (-1, DEPTH_CELLS)).astype(np.float32)
+
+
+def _random_features(rows, count, rng):
+    """ReLU features (N, count) of random directions among the rows' leading principal components, and the weight
+    (count, 12288) and bias (count,) that make them of the rows: every standardisation is folded in."""
+    offset, scale = rows.mean(0), rows.std(0)
+    scale += 0.01 * scale.mean()
+    rows -= offset
+    rows /= scale
+    values, vectors = np.linalg.eigh(rows @ rows.T)
+    values, vectors = values[-COMPONENTS:], vectors[:, -COMPONENTS:]
+    positive = values > 1e-6 * values[-1]
+    components = rows.T @ (vectors[:, positive] / np.sqrt(values[positive]))
+    weight = components @ rng.normal(size=(components.shape[1], count)).astype(np.float32)
+    weight /= (rows @ weight).std(0)
+    bias = rng.normal(0, 0.5, count).astype(np.float32)
+    units = np.maximum(rows @ weight + bias, 0)
+    weight /= scale[:, None]
+    return units, weight.T, bias - offset @ weight
+
+
+def _ridge_regression(units, log_depth, ridge):
+    """The weight (4070, count) and bias (4070,) of the ridge regression on the standardised units."""
+    offset, scale, mean = units.mean(0), units.std(0) + 1e-6, log_depth.mean(0)
+    standard = (units - offset) / scale
+    weight = np.linalg.solve(standard.T @ standard + ridge * np.eye(len(scale)), standard.T @ (log_depth - mean))
+    weight /= scale[:, None]
+    return weight.T, mean - offset @ weight
+
+
+def _validated_ridge(units, log_depth, held_out):
+    """The ridge with the least error on the held-out rows when fitted on the others, and all errors by ridge."""
+    scores = {}
+    for ridge in RIDGES:
+        weight, bias = _ridge_regression(units[~held_out], log_depth[~held_out], ridge)
+        scores[ridge] = float(np.sqrt(np.mean((units[held_out] @ weight.T + bias - log_depth[held_out])**2)))
+    return min(scores, key=scores.get), scores

@@ -1,0 +1,111 @@
+"""How the weights of a stage move: rates, decay, clipping, averaging. By default as the reference's: Adam, one rate."""
+
+import math
+from dataclasses import dataclass, fields
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn, ops
+from mindspore.nn.learning_rate_schedule import LearningRateSchedule
+
+AVERAGE_INTERVAL = 8  # steps from one update of the averaged weights to the next
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What may differ from Adam at a constant rate.
+
+    Args:
+        schedule: "constant", or "cosine": from the rate to 0 at the stage's last step (Loshchilov and Hutter, 2017).
+        warmup_steps: steps in which the rate grows to its value.
+        dense_lr_scale: of the dense layers' rate to the others'; one step moves an output of theirs by up to the rate
+            times the sum of thousands of inputs.
+        weight_decay: decoupled, as in AdamW (Loshchilov and Hutter, 2019), of all weights but the biases; a layer that
+            starts as the identity decays towards it.
+        clip_norm: the largest norm of all gradients together; 0 is any.
+        ema: how much of the averaged weights stays at a step; 0 is no averaging.
+    """
+
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    dense_lr_scale: float = 1.0
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+    ema: float = 0.0
+
+    def changes(self):
+        """The settings that are not the reference's, by name."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
+
+    def is_constant(self):
+        """Whether every weight moves at one rate from the first step to the last."""
+        return self.schedule == "constant" and not self.warmup_steps and self.dense_lr_scale == 1
+
+
+class Rate(LearningRateSchedule):
+    """The learning rate as a function of the step: warm-up, then constant or half a cosine."""
+
+    def __init__(self, learning_rate, recipe, last_step):
+        super().__init__()
+        self.learning_rate, self.cosine = learning_rate, recipe.schedule == "cosine"
+        self.warmup_steps, self.last_step = max(recipe.warmup_steps, 1), max(last_step, 1)
+
+    def construct(self, global_step):
+        step = global_step.astype(ms.float32)
+        rate = self.learning_rate * ops.minimum((step + 1) / self.warmup_steps, 1)
+        if self.cosine:
+            rate = rate * (0.5 + 0.5 * ops.cos(math.pi * ops.minimum(step / self.last_step, 1)))
+        return rate
+
+
+def adam(net, learning_rate, recipe, last_step):
+    """The optimizer of a stage."""
+    if recipe.is_constant():
+        return nn.Adam(net.trainable_params(), learning_rate)
+    groups = {scale: [] for scale in (1.0, recipe.dense_lr_scale)}
+    for parameter in net.trainable_params():
+        groups[recipe.dense_lr_scale if parameter.name.startswith("fc") else 1.0].append(parameter)
+    return nn.Adam([{"params": parameters, "lr": Rate(learning_rate * scale, recipe, last_step)}
+                    for scale, parameters in groups.items() if parameters])
+
+
+class Decay(nn.Cell):
+    """Takes a share of every weight away; that of fc13, the identity at its start, of its difference from that."""
+
+    def __init__(self, net, learning_rate, recipe, last_step):
+        super().__init__(auto_prefix=False)
+        weights = [parameter for parameter in net.trainable_params() if parameter.ndim > 1]
+        self.weights = ms.ParameterTuple(weights)
+        self.rates = [Rate(learning_rate * (recipe.dense_lr_scale if weight.name.startswith("fc") else 1.0), recipe,
+                           last_step) for weight in weights]
+        self.towards = [ms.Tensor(np.eye(len(weight), dtype=np.float32)) if weight.name == "fc13.weight" else 0.0
+                        for weight in weights]
+        self.amount = recipe.weight_decay
+
+    def construct(self, global_step):
+        for weight, rate, towards in zip(self.weights, self.rates, self.towards):  # noqa: B905 (no strict in a graph)
+            ops.assign_sub(weight, self.amount * rate(global_step) * (weight - towards))
+        return True
+
+
+class Average(nn.Cell):
+    """A copy of a net's weights that follows them slowly (Polyak and Juditsky, 1992)."""
+
+    def __init__(self, net, decay):
+        super().__init__(auto_prefix=False)
+        self.decay = decay
+        self.own = ms.ParameterTuple(net.trainable_params())
+        self.averages = self.own.clone(prefix="ema", init="same")
+
+    def update(self, step):
+        """Take in the weights after step `step` (from 1); the younger the average, the more they count."""
+        if step == 1:
+            self(ms.Tensor(1.0, ms.float32))
+        elif step % AVERAGE_INTERVAL == 0:
+            self(ms.Tensor(1 - min(self.decay, (1 + step) / (10 + step)) ** AVERAGE_INTERVAL, ms.float32))
+
+    @ms.jit
+    def construct(self, share):
+        for average, own in zip(self.averages, self.own):  # noqa: B905
+            ops.assign_add(average, share * (own - average))
+        return share

@@ -1,0 +1,239 @@
+"""Rates, decay, clipping and averaging against PyTorch and closed forms; the starts of the nets."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import mindspore as ms
+import numpy as np
+import pytest
+import torch
+from mindspore import nn
+from torch.nn import functional as F
+
+from src import closed_form, data_loader, stages
+from src.data_loader import PlainPairs, Schedule, TrainingData
+from src.net import CoarseNet, FineNet, PaperCoarseNet
+from src.recipe import AVERAGE_INTERVAL, Recipe
+from src.training import Trainer
+from tests.conftest import ROOT
+from tests.test_commands import one_line
+
+SIZE = 8
+
+
+class SmallNet(nn.Cell):
+    """A convolution and a dense layer that starts as the identity, as CoarseNet's does."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 1, 3, has_bias=True, weight_init="normal")
+        self.fc13 = nn.Dense(SIZE**2, SIZE**2, weight_init=ms.Tensor(np.eye(SIZE**2, dtype=np.float32)))
+
+    def construct(self, rgb):
+        return self.fc13(self.conv1(rgb).reshape((-1, SIZE**2))).reshape((-1, 1, SIZE, SIZE))
+
+
+def small_batches(count):
+    rng = np.random.default_rng(0)
+    return [(rng.integers(0, 256, (4, 3, SIZE, SIZE), dtype=np.uint8),
+             rng.uniform(0.5, 9, (4, 1, SIZE, SIZE)).astype(np.float32)) for _ in range(count)]
+
+
+def test_the_updates_are_adamw_s_with_warm_up_cosine_and_clipping():
+    ms.set_seed(0)
+    net, steps, rate, scale, decay, norm = SmallNet(), 12, 1e-2, 0.1, 0.5, 0.7
+    weights = {p.name: torch.nn.Parameter(torch.from_numpy(p.asnumpy().copy())) for p in net.get_parameters()}
+    optimizers = {name: torch.optim.AdamW([weight], 1.0, eps=1e-16,
+                                          weight_decay=decay if name == "conv1.weight" else 0)
+                  for name, weight in weights.items()}
+    trainer = Trainer(net, "scale_invariant", rate, recipe=Recipe("cosine", 4, scale, decay, norm), last_step=steps)
+    for step, (rgb, depth_m) in enumerate(small_batches(steps)):
+        trainer.run_step(rgb, depth_m)
+        x = F.conv2d(torch.from_numpy(rgb).float() / 255, weights["conv1.weight"], weights["conv1.bias"], padding=1)
+        d = torch.log(torch.from_numpy(depth_m)).flatten(1) - F.linear(
+            x.flatten(1), weights["fc13.weight"], weights["fc13.bias"])
+        ((d**2).mean(1) - 0.5 * d.mean(1)**2).mean().backward()
+        torch.nn.utils.clip_grad_norm_(weights.values(), norm)
+        now = rate * min((step + 1) / 4, 1) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+        for name, optimizer in optimizers.items():
+            optimizer.param_groups[0]["lr"] = now * (scale if name.startswith("fc") else 1)
+            if name == "fc13.weight":
+                with torch.no_grad():
+                    weights[name] -= now * scale * decay * (weights[name] - torch.eye(SIZE**2))
+            optimizer.step()
+            optimizer.zero_grad()
+    for name, weight in weights.items():
+        # Where a gradient is next to nothing, Adam makes a step of its rounding.
+        difference = np.abs(trainer.parameters[name].asnumpy() - weight.detach().numpy())
+        assert difference.mean() < 4e-6 and np.quantile(difference, 0.99) < 2e-5, name
+
+
+def test_the_averaged_weights_are_what_is_kept():
+    ms.set_seed(0)
+    trainer, expected = Trainer(SmallNet(), "composite", 1e-2, recipe=Recipe(ema=0.9)), None
+    for step, batch in enumerate(small_batches(20), 1):
+        trainer.run_step(*batch)
+        now = trainer.parameters["fc13.weight"].asnumpy().astype(np.float64)
+        if step == 1:
+            expected = now
+        elif step % AVERAGE_INTERVAL == 0:
+            stays = min(0.9, (1 + step) / (10 + step))**AVERAGE_INTERVAL
+            expected = stays * expected + (1 - stays) * now
+    own = trainer.parameters["fc13.weight"].asnumpy().copy()
+    np.testing.assert_allclose(trainer.weights()["fc13.weight"].asnumpy(), expected, atol=1e-6)
+    with trainer.averaged():
+        np.testing.assert_allclose(trainer.parameters["fc13.weight"].asnumpy(), expected, atol=1e-6)
+    np.testing.assert_array_equal(trainer.parameters["fc13.weight"].asnumpy(), own)
+    assert np.abs(own - expected).max() > 1e-3
+
+
+RECIPE = ["--stage", "coarse", "--coarse_net", "paper", "--start", "closed_form", "--augmentation", "paper",
+          "--batch_size", "1", "--max_steps", "6", "--lr_schedule", "cosine", "--warmup_steps", "2", "--ema", "0.9",
+          "--dense_lr_scale", "0.02", "--weight_decay", "0.01", "--clip_norm", "5", "--dropout", "0.1"]
+
+
+def test_a_run_with_everything_resumes_exactly_and_refuses_another_recipe(nyu, run, tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), "--data_url", str(nyu), *RECIPE, "--save_checkpoint_steps", "1"]
+    subprocess.run([*command, "--train_url", "unbroken"], cwd=tmp_path, check=True, capture_output=True)
+    process = subprocess.Popen([*command, "--train_url", "stopped"], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    while not (tmp_path / "stopped" / "Ckpt" / "CoarseNet_2.ckpt").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    assert not (tmp_path / "stopped" / "Ckpt" / "FinalCoarseNet.ckpt").exists()
+    changed = run("train.py", *command[2:], "--train_url", "stopped", "--resume", "--max_steps", 5, "--ema", 0,
+                  cwd=tmp_path)
+    assert "ema was 0.9, now None" in one_line(changed) and "steps was 6, now 5" in changed.stderr
+    subprocess.run([*command, "--train_url", "stopped", "--resume"], cwd=tmp_path, check=True, capture_output=True)
+    for name in ("CoarseNet_6.ckpt", "FinalCoarseNet.ckpt"):
+        assert (tmp_path / "stopped" / "Ckpt" / name).read_bytes() == \
+            (tmp_path / "unbroken" / "Ckpt" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(("options", "expected"), [
+    (["--start", "closed_form"], "--start closed_form sets all weights of --coarse_net paper"),
+    (["--start", "lsuv", "--pre_trained", "x.ckpt"], "--pre_trained and --start are two starts"),
+    (["--ema", "1"], "argument --ema: 1 is not a number from 0 to below 1"),
+    (["--weight_decay", "-1"], "argument --weight_decay: -1 is not a number from 0"),
+])
+def test_options_that_do_not_fit_are_refused(nyu, run, tmp_path, options, expected):
+    result = run("train.py", "--data_url", nyu, *options, cwd=tmp_path)
+    assert result.returncode == 2 and expected in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_paper_s_augmentation_moves_picture_and_depth_together():
+    """On a plane of depth whose grey is its depth: what the net sees and its target are the same plane, turned, and
+    zoomed as much as the depth is divided."""
+    y, x = np.mgrid[:240, :320].astype(np.float32)
+    plane = 40 + 0.4 * x + 0.3 * y
+    pixels, rgb = np.rint(plane).astype(np.uint8), np.repeat(np.rint(plane)[..., None], 3, 2).astype(np.uint8)
+    flips, scales, angles = 0, [], []
+    for sample in range(40):
+        rgb_out, depth_out = np.empty((3, 228, 304), np.uint8), np.empty((1, 55, 74), np.float32)
+        data_loader.augment_as_paper(rgb, pixels, data_loader.counter_rng(0, 0, sample), rgb_out, depth_out)
+        inner = (slice(4, 51), slice(6, 68))  # corners may have turned in from outside
+        seen = cv2.resize(rgb_out[1].astype(np.float64), (74, 55), interpolation=cv2.INTER_AREA)[inner]
+        depth = depth_out[0].astype(np.float64)[inner] * 255 / 10
+        assert (depth > 0).all()
+        colour = np.median(seen / depth)
+        np.testing.assert_allclose(seen, depth * colour, atol=1.5 * colour)
+        down, right = (np.mean(part) for part in np.gradient(depth))  # a cell is 228/55 and 304/74 half pixels
+        slope = np.array([right / (304 / 74), down / (228 / 55)])
+        flip = slope[0] < 0
+        flips += flip
+        # depth falls by the scale, and so does its slope again by the zoom
+        scales.append(math.sqrt(0.5 / np.hypot(*slope)))
+        angles.append(np.degrees(np.arctan2(slope[1], abs(slope[0])) - np.arctan2(0.3, 0.4)))
+    assert 10 < flips < 30
+    assert 1 - 0.01 < min(scales) < 1.1 and 1.4 < max(scales) < 1.51
+    assert -5.3 < min(angles) < -2 and 2 < max(angles) < 5.3
+
+
+def test_the_paper_s_augmentation_keeps_holes():
+    pixels = np.full((240, 320), 100, np.uint8)
+    pixels[:, 150:170] = 0
+    rgb_out, depth_out = np.empty((3, 228, 304), np.uint8), np.empty((1, 55, 74), np.float32)
+    for sample in range(20):
+        data_loader.augment_as_paper(np.full((240, 320, 3), 90, np.uint8), pixels,
+                                     data_loader.counter_rng(1, 0, sample), rgb_out, depth_out)
+        measured = depth_out[depth_out > 0]
+        assert np.ptp(measured) < 1e-5  # no hole has run into its neighbours
+        assert 0.02 < (depth_out == 0).mean() < 0.25
+        np.testing.assert_array_less(71, rgb_out.astype(int))
+
+
+def test_unit_variance_goes_through_every_layer(nyu):
+    ms.set_seed(0)
+    net, data = PaperCoarseNet(), TrainingData(PlainPairs(nyu), Schedule(8, 4, seed=0), dropout_units=0)
+    stages.unit_variance(net, data)
+    x = torch.from_numpy(next(data.batches(0, 1))[0]).float() / 255
+    w = {p.name: torch.from_numpy(p.asnumpy().copy()) for p in net.get_parameters()}
+    for name, settings, pool in (("conv1", {"stride": 4}, True), ("conv2", {"padding": 2}, True),
+                                 ("conv3", {"padding": 1}, False), ("conv4", {"padding": 1}, False),
+                                 ("conv5", {"stride": 2}, False)):
+        x = F.conv2d(x, w[f"{name}.weight"], w[f"{name}.bias"], **settings)
+        assert float(x.std()) == pytest.approx(1, rel=1e-3), name
+        x = F.max_pool2d(F.relu(x), 2) if pool else F.relu(x)
+    for name in ("fc6", "fc7"):
+        x = F.linear(x.flatten(1), w[f"{name}.weight"], w[f"{name}.bias"])
+        assert float(x.std()) == pytest.approx(1, rel=1e-3), name
+        x = F.relu(x)
+
+
+def test_unit_variance_takes_a_layer_that_is_used_thrice_at_its_first_time(nyu):
+    ms.set_seed(0)
+    net, data = CoarseNet(), TrainingData(PlainPairs(nyu), Schedule(8, 1, seed=0))
+    stages.unit_variance(net, data)
+    rgb = ms.Tensor(next(data.batches(0, 1))[0].astype(np.float32) / 255)
+    assert float(net(rgb).std()) == pytest.approx(1, rel=1e-3)
+    for layer in (net.conv1, net.conv2, net.conv3, net.conv4):
+        rgb = net.pool(net.relu(layer(rgb)))
+    assert float(net.conv5(rgb).std()) == pytest.approx(1, rel=1e-3)
+
+
+def test_fine_net_starts_as_its_coarse_input_and_learns_from_there(nyu):
+    ms.set_seed(0)
+    net, coarse = FineNet(), np.random.default_rng(0).normal(0, 1, (2, 1, 55, 74)).astype(np.float32)
+    net.start_as_identity()
+    rgb, depth_m = next(TrainingData(PlainPairs(nyu), Schedule(8, 2, seed=0)).batches(0, 1))
+    np.testing.assert_array_equal(net(ms.Tensor(rgb.astype(np.float32) / 255), ms.Tensor(coarse)).asnumpy(), coarse)
+    trainer = Trainer(net, "composite", 1e-3, inputs=lambda rgb: (rgb, ms.Tensor(coarse)))
+    losses = [trainer.run_step(rgb, depth_m)[0] for _ in range(20)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_closed_form_is_a_ridge_regression_on_what_the_net_sees(nyu):
+    """The two dense layers against NumPy's least squares on the net's own features; and it has learnt."""
+    ms.set_seed(0)
+    net, data = PaperCoarseNet(), TrainingData(PlainPairs(nyu), Schedule(8, 4, seed=3))
+    closed_form.solve(net, data)
+    samples = list(data.source.samples(range(8), 1))
+    rgb = np.stack([one for _, rgb, _ in samples for one in (rgb, rgb[:, ::-1])]).transpose(0, 3, 1, 2)
+    depth_m = np.stack([one for _, _, depth_m in samples for one in (depth_m, depth_m[:, ::-1])])
+    features = net.features(ms.Tensor(rgb.astype(np.float32) / 255))
+    units = np.maximum(net.fc6(features).asnumpy().astype(np.float64), 0)
+    log_depth = np.log(np.clip(depth_m, 0.1, 10)).reshape(16, -1)
+    assert (depth_m > 0).all()
+    standard = (units - units.mean(0)) / (units.std(0) + 1e-6)
+    fits = {}
+    for ridge in closed_form.RIDGES:
+        system = np.vstack([standard, math.sqrt(ridge) * np.eye(4096)])
+        right = np.vstack([log_depth - log_depth.mean(0), np.zeros((4096, 4070))])[:, ::407]
+        fits[ridge] = standard @ np.linalg.lstsq(system, right, rcond=None)[0] + log_depth.mean(0)[::407]
+    ours = net(ms.Tensor(rgb.astype(np.float32) / 255)).asnumpy().reshape(16, -1)[:, ::407]
+    assert min(np.abs(ours - fit).max() for fit in fits.values()) < 2e-3
+    assert np.square(ours - log_depth[:, ::407]).mean() < 0.9 * log_depth[:, ::407].var(0).mean()
+
+
+def test_closed_form_wants_two_scenes(nyu, run, tmp_path):
+    (tmp_path / "NYU" / "Train").mkdir(parents=True)
+    os.symlink(next((nyu / "Train").iterdir()), tmp_path / "NYU" / "Train" / "one_out")
+    result = run("train.py", "--data_url", "NYU", *RECIPE, cwd=tmp_path)
+    assert "1 scene of training pairs: expected two or more" in one_line(result)
