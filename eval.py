@@ -19,6 +19,8 @@ def parse_args(arguments=None):
     add("--batch_size", type=cli.positive_int, default=8)
     add("--protocol", choices=("depthnet", "eigen"), default="depthnet",
         help="depthnet: 55x74, depth clipped to [0.1, 10] m; eigen: the full picture on the usual crop")
+    add("--flip_average", action="store_true",
+        help="score the mean of log depth of each picture and of its mirror image")
     add("--output_dir", type=Path, help="write metrics.json, per_image.csv, panels.png and report.html there")
     return parser.parse_args(arguments)
 
@@ -33,7 +35,8 @@ def versions():
 
 
 def evaluate(options):
-    from src import checkpoint, data_loader, device, evaluation, report, stages, visual
+    from src import baselines, checkpoint, data_loader, device, evaluation, report, stages, visual
+    from src.predict import flip_averaged
 
     device.select(options.device_target, options.device_id)
     options.coarse_ckpt_model = options.coarse_ckpt_model or cli.default_checkpoint("CoarseNet")
@@ -43,10 +46,15 @@ def evaluate(options):
         writable_folder(options.output_dir)
     coarse, fine = checkpoint.load_coarse(options.coarse_ckpt_model), checkpoint.load_fine(options.fine_ckpt_model)
     predict = stages.predictors(coarse, fine)
+    if options.flip_average:
+        predict = flip_averaged(predict)
     details = {} if options.output_dir else None
-    scores = evaluation.score_with_baselines(options.test_data, pairs, predict, options.protocol, options.batch_size,
-                                             cli.default_workers(), details)
+    workers = cli.default_workers()
+    scores = evaluation.score(pairs, predict, options.protocol, options.batch_size, workers, details,
+                              baselines.Baselines(options.test_data, pairs, workers))
     logging.info("%d images, protocol %s\n%s", len(pairs), options.protocol, evaluation.table(scores))
+    logging.info("%s: fitted to the targets that they are scored against",
+                 ", ".join(name for name in baselines.SEEN if name in scores))
     if options.output_dir:
         checkpoints = {"CoarseNet": str(options.coarse_ckpt_model), "FineNet": str(options.fine_ckpt_model)}
         used = versions()

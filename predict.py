@@ -1,6 +1,7 @@
 """Predict the depth of pictures and videos, and save it in the forms that are asked for."""
 
 import argparse
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -9,24 +10,34 @@ from src.errors import CheckFailed
 from src.files import writable_folder
 
 
+def positive_float_or_auto(text):
+    """An argparse type."""
+    return text if text == "auto" else cli.positive_float(text)
+
+
 def parse_args(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     add = parser.add_argument
     add("--input", nargs="+", required=True, help="pictures, videos, folders of them, or quoted glob patterns")
     add("--output_dir", type=Path, default=Path("predictions"), help="the folders of the input are kept in it")
-    add("--coarse_ckpt_model", type=Path, help="default: Model/Ckpt/FinalCoarseNet.ckpt, or ..._rank0.ckpt")
-    add("--fine_ckpt_model", type=Path, help="default: Model/Ckpt/FinalFineNet.ckpt, or ..._rank0.ckpt")
+    add("--coarse_ckpt_model", type=Path, help="default: Model/Ckpt/FinalCoarseNet.ckpt, or else weights/ of this repo")
+    add("--fine_ckpt_model", type=Path, help="default: Model/Ckpt/FinalFineNet.ckpt, or else weights/ of this repo")
     add("--coarse_onnx", type=Path, help="with --fine_onnx: run export.py's ONNX files instead, without MindSpore")
     add("--fine_onnx", type=Path)
     add("--save", nargs="+", choices=("color", "png16", "npy", "ply", "side"), default=["color"],
         help="coloured PNG, 16-bit PNG in mm, float32 metres, point cloud, picture beside coloured depth")
     add("--colormap", default="viridis", help="a name of matplotlib's")
-    add("--max_depth", type=cli.positive_float, default=10.0, help="metres at the end of the colours")
+    add("--max_depth", type=positive_float_or_auto, default="auto",
+        help="metres at the end of the colours; auto: one range for all, a metre above what is there")
+    add("--camera", choices=("exif", "nyu"), default="exif",
+        help="whose lens a photograph is taken for: the one that its EXIF tells, if it does, or that of NYU's Kinect")
     add("--fov", type=cli.positive_float,
         help="of the point cloud: degrees that the picture is wide (default: NYU's Kinect)")
     for name in ("--fx", "--fy", "--cx", "--cy"):
         add(name, type=cli.positive_float if name[2] == "f" else cli.finite_float,
             help="of the point cloud: intrinsics in pixels, all four instead of --fov")
+    add("--flip_average", action="store_true",
+        help="average with the prediction for the mirror image: a little better, half as fast")
     add("--batch_size", type=cli.positive_int, default=8)
     add("--device_target", choices=("auto", "Ascend", "GPU", "CPU"), default="auto")
     add("--device_id", type=cli.non_negative_int, default=0)
@@ -57,12 +68,11 @@ def predictor(options):
     from src.predict import DepthPredictor
 
     if options.coarse_onnx:
-        return DepthPredictor(options.coarse_onnx, options.fine_onnx, options.batch_size)
+        return DepthPredictor(options.coarse_onnx, options.fine_onnx, options.batch_size, options.flip_average)
     from src import device
 
     device.select(options.device_target, options.device_id)
-    return DepthPredictor(options.coarse_ckpt_model or cli.default_checkpoint("CoarseNet"),
-                          options.fine_ckpt_model or cli.default_checkpoint("FineNet"), options.batch_size)
+    return DepthPredictor(options.coarse_ckpt_model, options.fine_ckpt_model, options.batch_size, options.flip_average)
 
 
 def main():
@@ -75,7 +85,13 @@ def main():
     depth_files.check_outputs(jobs, kinds, options.overwrite)
     writable_folder(options.output_dir)
     predict = predictor(options)
-    writer = depth_files.Writer(kinds, options.colormap, options.max_depth, camera(options))
+    own_camera = options.fov or options.fx
+    writer = depth_files.Writer(kinds, options.colormap, options.max_depth, camera(options),
+                                follow_exif=options.camera == "exif" and not own_camera)
+    if options.max_depth == "auto":
+        coloured = {"color", "side"} & set(kinds)
+        found = depth_files.depth_range(jobs, predict, writer) if coloured else 10.0
+        writer = dataclasses.replace(writer, max_depth=found)
     with cli.progress(len(jobs), "predicting", "file") as bar, cli.log_above_progress():
         failed = depth_files.predict_all(jobs, predict, writer, options.batch_size, bar)
     logging.info("%d predicted, in %s", len(jobs) - failed, options.output_dir)

@@ -19,8 +19,8 @@ def parse_args(arguments=None):
     add("--device_target", choices=("auto", "Ascend", "GPU", "CPU"), default="auto")
     add("--device_id", type=cli.non_negative_int, default=0)
     add("--stage", choices=("all", "coarse", "fine"), default="all", help="fine alone starts from a trained CoarseNet")
-    add("--epochs_coarse", type=cli.positive_int, default=20)
-    add("--epochs_fine", type=cli.positive_int, default=10)
+    add("--epochs_coarse", type=cli.non_negative_int, default=20, help="0 leaves its first weights as they are")
+    add("--epochs_fine", type=cli.non_negative_int, default=10)
     add("--batch_size", type=cli.positive_int, default=32, help="pairs a step on each device")
     add("--learning_rate_coarse", type=cli.positive_float, default=1e-4)
     add("--learning_rate_fine", type=cli.positive_float, default=1e-5)
@@ -43,7 +43,7 @@ def parse_args(arguments=None):
         help="validate and keep averaged weights, of which this share stays at each step (0.999, say)")
     add("--start", choices=("random", "lsuv", "closed_form"), default="random",
         help="CoarseNet's first weights: random, scaled to unit variance layer by layer, or designed and solved "
-        "(--coarse_net paper)")
+        "(--coarse_net paper; with --pre_trained its convolutions stay and the dense layers are solved)")
     add("--fine_start", choices=("random", "coarse"), default="random",
         help="FineNet's first weights: random, or such that it predicts what CoarseNet does")
     add("--mean_depth_start", action="store_true",
@@ -67,9 +67,9 @@ def parse_args(arguments=None):
     add("--allow_changed_data", action="store_true",
         help="resume although sizes or times of the training files have changed: they were only copied")
     options = parser.parse_args(arguments)
-    if options.pre_trained and options.stage != "fine" and (options.mean_depth_start or options.start != "random"):
-        parser.error(f"--pre_trained and {'--mean_depth_start' if options.mean_depth_start else '--start'} are two "
-                     "starts: expected one of them")
+    if options.pre_trained and options.stage != "fine" and (options.mean_depth_start or options.start == "lsuv"):
+        parser.error(f"--pre_trained and {'--mean_depth_start' if options.mean_depth_start else '--start lsuv'} are "
+                     "two starts: expected one of them")
     if options.start == "closed_form" and (options.coarse_net != "paper" or options.mean_depth_start):
         parser.error("--start closed_form sets all weights of --coarse_net paper, and of no other net")
     return options

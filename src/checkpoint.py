@@ -2,7 +2,8 @@
 
 A file holds parameters under their own names, and one entry more, `depthnet`: a JSON text with what the
 numbers mean (net, step, options) and the SHA-256 of the parameters. Files from elsewhere, such as those
-published for the model-zoo DepthNet, have no such entry; they load all the same.
+published for the model-zoo DepthNet, have no such entry; they load all the same. A weight may be float16, or two
+factors (tools/compress_weights.py) that are multiplied out when it is loaded.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from src.files import replacing
 from src.net import COARSE_NETS, FineNet
 
 INFO_KEY = "depthnet"
+LEFT, RIGHT = ".left", ".right"  # the names of a weight's two factors
 
 _DTYPES = {name: np.dtype(name.lower()) for name in (
     "Float16", "Float32", "Float64", "Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64")}
@@ -93,7 +95,8 @@ def load(path):
     """Read and verify a checkpoint. Raises CheckpointError when it is missing or damaged in any way."""
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint")
+        raise CheckpointError(f"{path}: no such checkpoint: train.py makes one, tools/get_weights.py fetches the "
+                              "published ones, weights/ holds those of this repo")
     try:
         arrays = _parse(path.read_bytes())
         text = arrays.pop(INFO_KEY, None)
@@ -107,7 +110,22 @@ def load(path):
         logger.info("%s: carries no checksum, taken as it is", path)
     elif expected != _hash(arrays, info):
         raise CheckpointError(f"{path}: damaged: its content does not match its checksum")
-    return Checkpoint(path, arrays, info)
+    try:
+        return Checkpoint(path, _multiplied_out(arrays), info)
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: factors that do not belong together") from error
+
+
+def _multiplied_out(arrays):
+    """The arrays with the product in place of each pair of factors."""
+    whole = {}
+    for name, array in arrays.items():
+        if name.endswith(LEFT):
+            right = arrays[name.removesuffix(LEFT) + RIGHT]
+            whole[name.removesuffix(LEFT)] = array.astype(np.float32) @ right.astype(np.float32)
+        elif not name.endswith(RIGHT):
+            whole[name] = array
+    return whole
 
 
 def _parse(content):
@@ -133,7 +151,7 @@ def _array(tensors):
 def assign(net, checkpoint):
     """Copy a checkpoint's parameters into `net`. Raises CheckpointError naming the parameters that differ."""
     own = {parameter.name: parameter for parameter in net.get_parameters()}
-    given = {name: array for name, array in checkpoint.arrays.items() if not _is_optimizer_state(name)}
+    given = weights_only(checkpoint)
     differences = [f"missing {name}" for name in own if name not in given]
     differences += [f"unexpected {name}" for name in given if name not in own]
     differences += [f"{name} is {tuple(given[name].shape)}, expected {tuple(own[name].shape)}"
@@ -145,8 +163,10 @@ def assign(net, checkpoint):
         parameter.set_data(ms.Tensor(given[name], parameter.dtype))
 
 
-def _is_optimizer_state(name):
-    return name.startswith(_OPTIMIZER_PREFIXES) or name in _OPTIMIZER_NAMES
+def weights_only(checkpoint):
+    """A checkpoint's arrays less what belongs to the optimizer."""
+    return {name: array for name, array in checkpoint.arrays.items()
+            if not name.startswith(_OPTIMIZER_PREFIXES) and name not in _OPTIMIZER_NAMES}
 
 
 def load_coarse(path):

@@ -84,6 +84,19 @@ def share(text):
     return value
 
 
+SHIPPED = {net: Path(__file__).resolve().parent.parent / "weights" / f"{net}.ckpt" for net in ("CoarseNet", "FineNet")}
+
+
+def default_or_shipped_checkpoints():
+    """The `default_checkpoint` of CoarseNet and of FineNet; where there is neither, this repo's, which is said."""
+    defaults = [default_checkpoint(net) for net in SHIPPED]
+    if any(path.exists() for path in defaults) or not all(path.exists() for path in SHIPPED.values()):
+        return defaults
+    logging.info("no %s: taking the weights of this repo, %s (NYU Depth V2, indoors)", defaults[0],
+                 SHIPPED["CoarseNet"].parent)
+    return list(SHIPPED.values())
+
+
 def default_checkpoint(net):
     """MODEL/Ckpt/Final<net>.ckpt, or what a distributed run has left in its place, which is said."""
     alone = MODEL / "Ckpt" / f"Final{net}.ckpt"

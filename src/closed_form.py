@@ -29,14 +29,16 @@ _STEP = 1.0  # by which one ramp is later than its twin: their difference is a r
 logger = logging.getLogger(__name__)
 
 
-def solve(net, data):
-    """Set all weights of a PaperCoarseNet from the samples of `data` (a TrainingData) and their mirror images.
+def solve(net, data, design=True):
+    """Set all weights of a PaperCoarseNet from the samples of `data` (a TrainingData) and their mirror images; without
+    `design` those of the dense layers, for the convolutions that it has.
 
     Raises UserError when it has no two scenes to validate with.
     """
     source, rng = data.source, counter_rng(data.schedule.seed, 0)
     indices = list(evenly(range(len(source.names)), MOST_PAIRS))
-    _design(net, rng, np.stack([rgb for _, rgb, _ in _samples(data, evenly(indices, 64))]).transpose(0, 3, 1, 2))
+    if design:
+        _design(net, rng, np.stack([rgb for _, rgb, _ in _samples(data, evenly(indices, 64))]).transpose(0, 3, 1, 2))
     used, rows, log_depth = _rows(net, data, indices)
     scenes = [source.names[index].split("/")[0] for index in used]
     held_out = np.isin(scenes, sorted(set(scenes))[::VALIDATION_SHARE])

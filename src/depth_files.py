@@ -7,16 +7,17 @@ import io
 import logging
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from src import image, visual
+from src.data_loader import evenly
 from src.errors import NotFinite, UserError
 from src.files import claim, discarded_at_exit, partial_path, replacing, utf8_path
-from src.pointcloud import write_ply
+from src.pointcloud import Intrinsics, write_ply
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 HEIF = (".heic", ".heif")  # found, so that it can be said that they are not read
@@ -27,6 +28,8 @@ FRAMES = "_frames"
 
 # Pictures wait for each other as long as they have fewer pixels than this together.
 PIXELS_AT_ONCE = 16_000_000
+# Of so many pictures, or frames of a video, the range of the colours is taken.
+SAMPLED = 16
 # How many of a video's frames may be missing at its end: containers estimate the number.
 MISSING_FRAMES = 0.02
 
@@ -140,13 +143,28 @@ class Writer:
     Args:
         kinds: of ENDINGS: coloured PNG with a scale bar, 16-bit PNG in millimetres, float32 .npy in metres, point
             cloud, picture and coloured depth side by side.
+        max_depth: metres at the end of the colours.
         camera: function of (height, width) -> Intrinsics, for the point cloud.
+        follow_exif: where a photograph tells its focal length, that is its camera; and as the nets have learnt to take
+            every picture for the Kinect's, what they predict is multiplied by the ratio of the focal lengths: an object
+            that is as large in the picture of a longer lens is that much farther away.
     """
 
     kinds: tuple
     colormap: str
     max_depth: float
     camera: object
+    follow_exif: bool = False
+
+    def of_photograph(self, path, depth_m):
+        """(the Writer for one photograph, its depth): as its EXIF tells its camera, if it does."""
+        focal_mm = image.focal_length_35mm(path) if self.follow_exif else None
+        if not focal_mm:
+            return self, depth_m
+        camera = Intrinsics.from_35mm(*depth_m.shape, focal_mm)
+        factor = camera.fx / Intrinsics.kinect(*depth_m.shape).fx
+        logger.info("%s: a lens of %g mm (35 mm equivalent): depth times %.2f", path, focal_mm, factor)
+        return replace(self, camera=lambda height, width: camera), depth_m * np.float32(factor)
 
     def save(self, paths, rgb, depth_m):
         """Write a depth map in each kind of `paths`, whole or not at all."""
@@ -187,6 +205,29 @@ def predict_all(jobs, predictor, writer, size, bar):
         failed += not _named(job, lambda job=job: predict_video(job, predictor, writer, size))
         bar.update()
     return failed
+
+
+def depth_range(jobs, predictor, writer):
+    """The end of the colours for these Jobs, one for all: whole metres, over the 98th percentile of the depth
+    of at most SAMPLED of them; of a video, of as many of its frames. 10 where none can be predicted."""
+    deepest = 0.0
+    for job in evenly(jobs, SAMPLED):
+        with contextlib.suppress(UserError, NotFinite, OSError):
+            for picture in _sampled_frames(job.source) if job.is_video else [image.load_rgb(job.source)]:
+                depth_m = predictor(picture)
+                if not job.is_video:
+                    _, depth_m = writer.of_photograph(job.source, depth_m)
+                deepest = max(deepest, float(np.percentile(depth_m, 98)))
+    return float(np.floor(deepest) + 1) if deepest else 10.0
+
+
+def _sampled_frames(path):
+    with _opened(path) as capture:
+        for number in evenly(range(int(capture.get(cv2.CAP_PROP_FRAME_COUNT))), SAMPLED):
+            capture.set(cv2.CAP_PROP_POS_FRAMES, number)
+            read, frame = capture.read()
+            if read:
+                yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
 
 def _named(job, work):
@@ -234,7 +275,8 @@ def _predict_group(group, predictor, writer):
 
     def save(job, rgb, depth_m):
         job.target.parent.mkdir(parents=True, exist_ok=True)
-        writer.save(job.outputs(writer.kinds), rgb, depth_m)
+        one, depth_m = writer.of_photograph(job.source, depth_m)
+        one.save(job.outputs(writer.kinds), rgb, depth_m)
 
     return failed + sum(not _named(job, lambda one=(job, rgb, depth_m): save(*one))
                         for (job, rgb), depth_m in zip(loaded, depths_m, strict=True))

@@ -3,7 +3,6 @@
 import csv
 import json
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,14 +10,14 @@ import numpy as np
 
 from src import image, metrics
 from src.cli import progress
-from src.data_loader import PlainPairs, evenly, keep_freed_memory, load_test_pair, mean_log_depth, test_batches
-from src.errors import CheckFailed, UserError
+from src.data_loader import keep_freed_memory, load_test_pair, test_batches
+from src.errors import UserError
 from src.files import replacing, write_text
 
 DEPTH_EDGES_M = np.arange(0, 10.5, 0.5)
 logger = logging.getLogger(__name__)
 
-BASELINE_PAIRS = 2000  # as many training depth maps, evenly spaced, make the mean-map baseline
+SCALE_COLUMN = "r(median)"
 
 
 @dataclass
@@ -30,6 +29,7 @@ class Scores:
     per_image: dict = field(default_factory=lambda: {name: [] for name in metrics.METRICS})
     squared_error: float = 0.0
     pixels: int = 0
+    medians_m: list = field(default_factory=list)  # (predicted, true) of each image with a measured pixel
 
     def add(self, names, log_depth, depth_m):
         """Score a batch: (N, 1, 55, 74) log depth against targets as `metrics.evaluate` takes them."""
@@ -41,10 +41,20 @@ class Scores:
             prediction_m, target_m = metrics.valid_pixels(one_log_depth, one_depth_m, self.protocol)
             self.squared_error += float(((prediction_m - target_m) ** 2).sum())
             self.pixels += target_m.size
+            if target_m.size:
+                self.medians_m.append((float(np.median(prediction_m)), float(np.median(target_m))))
 
     def means(self):
         """The mean over images of each metric. Raises CheckFailed when no image has a measured pixel."""
         return metrics.means(self.per_image)
+
+    def scale_correlation(self):
+        """How far the predicted median depth follows the true one over the images: Pearson's correlation; None where
+        one of them does not vary."""
+        predicted, true = np.array(self.medians_m).T
+        if min(np.ptp(predicted), np.ptp(true)) < 1e-9:
+            return None
+        return float(np.corrcoef(predicted, true)[0, 1])
 
     def pooled_rmse(self):
         """RMSE in metres over the pixels of all images at once."""
@@ -94,12 +104,13 @@ def targets(full_depth_m, protocol, pairs):
     return np.stack(full_depth_m)[:, None]
 
 
-def score(pairs, predict, protocol, batch_size, workers, details=None):
+def score(pairs, predict, protocol, batch_size, workers, details=None, baselines=None):
     """Score the test pairs: a dict of net name to Scores.
 
     Args:
         predict: function of RGB (N, 3, 228, 304) -> dict of net name to (N, 1, 55, 74) log depth.
         details: a dict to fill, net name to Details.
+        baselines: the baselines.Baselines to score beside the nets, or None.
 
     Raises errors.NotFinite naming the pictures whose prediction is not, and image.ImageError.
     """
@@ -108,8 +119,11 @@ def score(pairs, predict, protocol, batch_size, workers, details=None):
     with progress(total=len(pairs), desc="scoring", unit="image") as bar:
         for chunk, rgb, full_depth_m in test_batches(pairs, batch_size, workers):
             depth_m = targets(full_depth_m, protocol, chunk)
-            grid_m = targets(full_depth_m, "depthnet", chunk) if details is not None else None
-            for net, log_depth in predict(rgb).items():
+            grid_m = targets(full_depth_m, "depthnet", chunk)
+            log_depths = predict(rgb)
+            if baselines:
+                log_depths = {**baselines.before(rgb, grid_m), **log_depths, **baselines.after(rgb, grid_m)}
+            for net, log_depth in log_depths.items():
                 metrics.finite(log_depth, [f"{pair.rgb} ({net})" for pair in chunk])
                 scores.setdefault(net, Scores(protocol)).add([pair.name for pair in chunk], log_depth, depth_m)
                 if details is not None:
@@ -118,57 +132,12 @@ def score(pairs, predict, protocol, batch_size, workers, details=None):
     return scores
 
 
-def score_with_baselines(folder, pairs, predict, protocol, batch_size, workers, details=None):
-    """`score`, and beside the nets the constants that a net must beat: one depth, and where there is a Train
-    folder the mean log-depth map of (at most BASELINE_PAIRS) training pairs."""
-    baselines = {"constant depth": constant_log_depth(pairs, workers), "mean training map": mean_map(folder, workers)}
-    baselines = {name: log_depth for name, log_depth in baselines.items() if log_depth is not None}
-
-    def predict_all(rgb):
-        return {**{name: np.stack([log_depth] * len(rgb)) for name, log_depth in baselines.items()}, **predict(rgb)}
-
-    return score(pairs, predict_all, protocol, batch_size, workers, details)
-
-
-def constant_log_depth(pairs, workers):
-    """The best constant in log depth for `pairs` (it has seen the targets): (1, 55, 74), all one value."""
-    total, count = 0.0, 0
-    with ThreadPoolExecutor(workers) as pool:
-        for depth_m in pool.map(lambda pair: image.network_depth(image.load_test_depth(pair.depth)), pairs):
-            measured = depth_m[depth_m > 0]
-            total += float(np.log(np.clip(measured, *metrics.DEPTH_RANGE_M)).sum())
-            count += measured.size
-    if not count:
-        raise CheckFailed("no measured pixel in any target: nothing to score")
-    return np.full((1, *image.DEPTH_SIZE), total / count, np.float32)
-
-
-def mean_map(folder, workers):
-    """The mean log-depth map of the training pairs beside the test pairs, or None when there are none that can be
-    used, which is said."""
-    folder = Path(folder)
-    root = folder.parent if folder.resolve().name == "Test" and not (folder / "Test").is_dir() else folder
-    if not (root / "Train").is_dir():
-        return None
-    try:
-        return mean_training_depth(PlainPairs(root), workers)
-    except UserError as error:
-        logger.warning("no mean training map: %s", error)
-        return None
-
-
-def mean_training_depth(source, workers, skip_bad=False):
-    """The mean log-depth map over at most BASELINE_PAIRS samples of a PlainPairs or PackedPairs: (1, 55, 74)."""
-    indices = evenly(range(len(source.names)), BASELINE_PAIRS)
-    return mean_log_depth(source.depth_maps(indices, workers, skip_bad))
-
-
 def table(scores):
-    """The means of every net as a text table."""
+    """The means of every net as a text table; the last column is `Scores.scale_correlation`."""
     from tabulate import tabulate  # not on a 310 host
 
-    rows = [[net, *(one.means()[name] for name in metrics.METRICS)] for net, one in scores.items()]
-    return tabulate(rows, ["", *metrics.METRICS], floatfmt=".4f")
+    rows = [[net, *one.means().values(), one.scale_correlation()] for net, one in scores.items()]
+    return tabulate(rows, ["", *metrics.METRICS, SCALE_COLUMN], floatfmt=".4f")
 
 
 def final_lines(scores):
@@ -207,7 +176,8 @@ def report(scores, checkpoints, versions):
         "pixels": first.pixels,
         "checkpoints": checkpoints,
         "versions": versions,
-        "metrics": {net: {**one.means(), "rmse_mean_over_images": one.means()["rmse"],
+        "metrics": {net: {**one.means(), "scale_correlation": one.scale_correlation(),
+                          "rmse_mean_over_images": one.means()["rmse"],
                           "rmse_pooled_over_pixels": one.pooled_rmse()} for net, one in scores.items()},
     }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from src.errors import UserError
 
@@ -101,6 +101,17 @@ def load_rgb(path):
             high_byte = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
             return np.repeat(high_byte[..., None], 3, axis=2)
         return np.asarray(image.convert("RGB"))
+
+
+def focal_length_35mm(path):
+    """The focal length in mm that a 36x24 mm picture of the same angle would have, as the EXIF of a photograph tells
+    it; None where it does not."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            focal = float(image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm, 0))
+    except Exception:  # a picture of that kind is read, or named as broken, by load_rgb
+        return None
+    return focal if 0 < focal < 10_000 else None
 
 
 def _load_depth_pixels(path, bits, trap):

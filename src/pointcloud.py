@@ -23,6 +23,12 @@ class Intrinsics:
         return cls(focal, focal, (width - 1) / 2, (height - 1) / 2)
 
     @classmethod
+    def from_35mm(cls, height, width, focal_mm):
+        """A camera of this 35 mm equivalent focal length, which is defined by the diagonal (CIPA DCG-001)."""
+        focal = focal_mm * np.hypot(height, width) / np.hypot(36, 24)
+        return cls(focal, focal, (width - 1) / 2, (height - 1) / 2)
+
+    @classmethod
     def kinect(cls, height, width):
         """The RGB camera of NYU Depth V2's Kinect (its toolbox, camera_params.m), whose picture is 480x640. In another
         size it is the camera of the largest such picture in the middle, which is what the nets take it for."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src import image, metrics
+from src import cli, image, metrics
 from src.errors import UserError
 
 # A single window, in the middle, does for a ratio that is only so much from 4:3.
@@ -25,15 +25,18 @@ class DepthPredictor:
     Args:
         coarse, fine: the two nets: checkpoints (run by MindSpore), ONNX files as export.py writes them (run by
             onnxruntime; MindSpore is not needed), or functions: RGB (N, 3, 228, 304) in [0, 1] -> log depth
-            (N, 1, 55, 74), and (RGB, coarse log depth) -> log depth.
+            (N, 1, 55, 74), and (RGB, coarse log depth) -> log depth. By default those of Model/Ckpt, or else the
+            ones of this repo.
         batch_size: windows that go through the nets at once.
+        flip_average: take the mean of log depth of each window and of its mirror image.
 
     Raises UserError when a file cannot be used.
     """
 
-    def __init__(self, coarse="Model/Ckpt/FinalCoarseNet.ckpt", fine="Model/Ckpt/FinalFineNet.ckpt", batch_size=8):
-        self.coarse, self.fine = _net(coarse, "coarse"), _net(fine, "fine")
-        self.batch_size = batch_size
+    def __init__(self, coarse=None, fine=None, batch_size=8, flip_average=False):
+        defaults = cli.default_or_shipped_checkpoints() if coarse is None or fine is None else (None, None)
+        self.coarse, self.fine = _net(coarse or defaults[0], "coarse"), _net(fine or defaults[1], "fine")
+        self.batch_size, self.flip_average = batch_size, flip_average
 
     def __call__(self, picture):
         """Depth of one picture.
@@ -64,8 +67,12 @@ class DepthPredictor:
             part = places[start:start + self.batch_size]
             rgb = np.stack([_view(pictures[number], place) for number, place in part])
             part_names = [names[number] for number, _ in part]
-            coarse_log_depth = metrics.finite(self.coarse(rgb), part_names)  # FineNet's ReLU may swallow a NaN
-            log_depth = metrics.finite(self.fine(rgb, coarse_log_depth), part_names)
+
+            def predict(rgb, part_names=part_names):
+                coarse_log_depth = metrics.finite(self.coarse(rgb), part_names)  # FineNet's ReLU may swallow a NaN
+                return {"depth": metrics.finite(self.fine(rgb, coarse_log_depth), part_names)}
+
+            log_depth = (flip_averaged(predict) if self.flip_average else predict)(rgb)["depth"]
             for (number, place), one in zip(part, log_depth, strict=True):
                 blends[number].add(place, np.exp(one[0]).clip(*metrics.DEPTH_RANGE_M))
         return [blend.depth_m() for blend in blends]
@@ -100,6 +107,16 @@ def _onnx_net(path, kind):
         raise UserError(f"{path}: takes {', '.join(names)}, but the {kind} net takes {', '.join(expected)}: "
                         "expected what export.py writes")
     return lambda *arrays: session.run(None, dict(zip(names, arrays, strict=True)))[0]
+
+
+def flip_averaged(predict):
+    """`predict`, a function of RGB (N, 3, H, W) to log depth (N, 1, H, W) by name, as the mean over the pictures and
+    their mirror images."""
+    def both(rgb):
+        mirrored = predict(np.ascontiguousarray(rgb[..., ::-1]))
+        return {net: (log_depth + mirrored[net][..., ::-1]) / 2 for net, log_depth in predict(rgb).items()}
+
+    return both
 
 
 def check_ratio(height, width, name):

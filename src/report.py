@@ -3,7 +3,7 @@
 import base64
 import html
 
-from src import metrics, visual
+from src import baselines, evaluation, metrics, visual
 from src.files import write_text
 
 # delta1 delta2 delta3 abs_rel sq_rel rmse rmse_log si
@@ -39,12 +39,15 @@ def write(path, scores, details, panels_png, checkpoints, versions):
         checkpoints, versions: dicts of text to show.
     """
     first = next(iter(scores.values()))
-    nets = {net: details[net] for net in ("mean training map", "CoarseNet", "FineNet") if net in details}
+    nets = {net: details[net] for net in (baselines.MEAN_MAP, "CoarseNet", "FineNet") if net in details}
     parts = [
         "<h1>Depth evaluation</h1>",
         f"<p>{len(first.names)} images, {first.pixels:,} pixels; protocol <b>{first.protocol}</b>: "
         f"{html.escape(_PROTOCOLS[first.protocol])}. Means over the images.</p>",
-        _table({net: one.means() for net, one in scores.items()}),
+        _table({net: {**one.means(), evaluation.SCALE_COLUMN: one.scale_correlation()} for net, one in scores.items()}),
+        f"<p class=note>{', '.join(name for name in baselines.SEEN if name in scores)}: fitted to the targets that "
+        f"they are scored against. {evaluation.SCALE_COLUMN}: how far the predicted median depth follows the true one "
+        "over the images (Pearson).</p>",
         "<p class=note>" + html.escape("; ".join(f"{name} {value}" for name, value in
                                                  {**checkpoints, **versions}.items())) + "</p>",
         "<h2>Published</h2>",
@@ -64,9 +67,10 @@ def write(path, scores, details, panels_png, checkpoints, versions):
 
 
 def _table(rows):
-    head = "".join(f"<th>{name}</th>" for name in ("", *metrics.METRICS))
+    columns = list(next(iter(rows.values())))
+    head = "".join(f"<th>{name}</th>" for name in ("", *columns))
     body = "".join(f"<tr><td>{html.escape(label)}</td>" + "".join(
-        f"<td>{'' if values[name] is None else format(values[name], '.3f')}</td>" for name in metrics.METRICS) + "</tr>"
+        f"<td>{'' if values[name] is None else format(values[name], '.3f')}</td>" for name in columns) + "</tr>"
         for label, values in rows.items())
     return f"<table><tr>{head}</tr>{body}</table>"
 

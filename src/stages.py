@@ -9,8 +9,8 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 
-from src import checkpoint, cli, closed_form, evaluation
-from src.data_loader import Schedule, TrainingData, names_digest, readable_test_pairs
+from src import baselines, checkpoint, cli, closed_form, evaluation
+from src.data_loader import Schedule, TrainingData, evenly, mean_log_depth, names_digest, readable_test_pairs
 from src.device import amp_level
 from src.errors import CheckFailed, UserError
 from src.files import remove_partial, writable_folder, write_text
@@ -87,11 +87,12 @@ def _set_start(stage_name, net, data, options):
         if options.fine_start == "coarse":
             net.start_as_identity()
     elif options.start == "closed_form":
-        closed_form.solve(net, data)
+        closed_form.solve(net, data, design=not options.pre_trained)
     elif options.start == "lsuv":
         unit_variance(net, data)
     if options.mean_depth_start and stage_name == "coarse":
-        net.start_at(evaluation.mean_training_depth(data.source, data.workers, data.skip_bad))
+        indices = evenly(range(len(data.source.names)), baselines.MOST_PAIRS)
+        net.start_at(mean_log_depth(data.source.depth_maps(indices, data.workers, data.skip_bad)))
 
 
 def unit_variance(net, data):

@@ -19,6 +19,12 @@ ms.set_context(mode=ms.GRAPH_MODE)
 ms.set_device("CPU")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory):
+    """What programs keep in the user's cache goes elsewhere."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def nyu(tmp_path_factory):
     """A NYU folder of rendered rooms: 2 scenes of 4 training pairs, 4 test pairs. Not to be changed."""

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from plyfile import PlyData
 
-from src import image, metrics, predict
+from src import depth_files, image, metrics, predict
 from src.errors import UserError
 from src.pointcloud import Intrinsics, points
 from src.predict import DepthPredictor
@@ -255,3 +255,73 @@ def test_the_pictures_of_the_readme_are_made(nyu, trained, run, tmp_path):
     for name in ("predictions.png", "pointcloud.png"):
         picture = cv2.imread(str(tmp_path / "docs" / name))
         assert picture.shape[1] > 600 and picture.std() > 10
+
+
+def test_a_flip_average_is_the_mean_with_the_mirror_image():
+    """Of a net that sees twice as deep on the left."""
+    leans = np.log(np.linspace(2, 1, 74, dtype=np.float32))
+    rgb = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8), (0, 0), 20)
+
+    def coarse(rgb):
+        return red_is_depth(rgb) + leans
+
+    average = DepthPredictor(coarse, as_it_is, flip_average=True)
+    ours, mirrored = average(rgb), average(np.ascontiguousarray(rgb[:, ::-1]))
+    np.testing.assert_allclose(ours, mirrored[:, ::-1], rtol=1e-4)
+    alone = [DepthPredictor(coarse, as_it_is)(one) for one in (rgb, np.ascontiguousarray(rgb[:, ::-1]))]
+    assert np.abs(alone[0] - alone[1][:, ::-1]).max() > 0.5
+    seen = (slice(20, 460), slice(24, 616))
+    np.testing.assert_allclose(np.log(ours)[seen], (np.log(alone[0]) + np.log(alone[1][:, ::-1]))[seen] / 2, atol=0.1)
+
+
+def test_a_longer_lens_means_a_deeper_scene_and_another_camera(onnx, run, tmp_path):
+    """One picture, as if taken by three lenses: what fills as much of the picture of a lens twice as long is twice as
+    far away, and as wide."""
+    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8))
+    for name, focal_mm in (("short", 25), ("long", 50), ("unknown", None)):
+        exif = Image.Exif()
+        if focal_mm:
+            exif.get_ifd(0x8769)[0xA405] = focal_mm
+        pixels.save(tmp_path / f"{name}.jpg", exif=exif)
+    result = run("predict.py", "--input", tmp_path, "--coarse_onnx", onnx[0], "--fine_onnx", onnx[1], "--save", "npy",
+                 "ply", "--output_dir", "out", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    short, long, unknown = (np.load(tmp_path / "out" / f"{name}_depth.npy") for name in ("short", "long", "unknown"))
+    np.testing.assert_allclose(long, 2 * short, rtol=1e-5)
+    focal = 25 / np.hypot(36, 24) * 500  # in pixels of the picture's diagonal, 500
+    np.testing.assert_allclose(short, unknown * focal / (518.86 * 400 / 640), rtol=1e-5)
+    assert "long.jpg: a lens of 50 mm (35 mm equivalent): depth times" in result.stdout
+    wide = [np.ptp(PlyData.read(tmp_path / "out" / f"{name}.ply")["vertex"]["x"]) for name in ("short", "long")]
+    np.testing.assert_allclose(wide[1], wide[0], rtol=1e-4)
+    result = run("predict.py", "--input", tmp_path / "long.jpg", "--coarse_onnx", onnx[0], "--fine_onnx", onnx[1],
+                 "--save", "npy", "--camera", "nyu", "--output_dir", "nyu", cwd=tmp_path)
+    np.testing.assert_array_equal(np.load(tmp_path / "nyu" / "long_depth.npy"), unknown)
+
+
+def test_one_range_of_colours_covers_all_that_is_there(tmp_path):
+    writer = depth_files.Writer(("color",), "viridis", "auto", Intrinsics.kinect)
+    jobs = []
+    for number in range(40):
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(np.full((48, 64, 3), number, np.uint8)).save(path)
+        jobs.append(depth_files.Job(path, tmp_path / str(number)))
+    seen = []
+
+    def predictor(picture):
+        seen.append(picture[0, 0, 0])
+        depth_m = np.full(picture.shape[:2], 1 + picture[0, 0, 0] / 10, np.float32)
+        depth_m[0, 0] = 9.5  # a speck
+        return depth_m
+
+    assert depth_files.depth_range(jobs, predictor, writer) == 5.0  # the deepest that was looked at: 4.9 m
+    assert 10 < len(seen) <= depth_files.SAMPLED and max(seen) >= 36
+    (tmp_path / "39.png").write_bytes(b"no picture")
+    assert depth_files.depth_range(jobs[39:], predictor, writer) == 10.0
+    video = cv2.VideoWriter(str(tmp_path / "v.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 48))
+    for number in range(0, 240, 6):
+        video.write(np.full((48, 64, 3), number, np.uint8))
+    video.release()
+    seen.clear()
+    deepest = depth_files.depth_range([depth_files.Job(tmp_path / "v.mp4", tmp_path / "v")],
+                                      lambda picture: predictor(picture) / 4, writer)
+    assert 6.0 <= deepest <= 7.0 and 10 < len(seen) <= depth_files.SAMPLED  # 1/4 of 1 m + 23 m

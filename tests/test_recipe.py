@@ -118,7 +118,7 @@ def test_a_run_with_everything_resumes_exactly_and_refuses_another_recipe(nyu, r
 
 @pytest.mark.parametrize(("options", "expected"), [
     (["--start", "closed_form"], "--start closed_form sets all weights of --coarse_net paper"),
-    (["--start", "lsuv", "--pre_trained", "x.ckpt"], "--pre_trained and --start are two starts"),
+    (["--start", "lsuv", "--pre_trained", "x.ckpt"], "--pre_trained and --start lsuv are two starts"),
     (["--ema", "1"], "argument --ema: 1 is not a number from 0 to below 1"),
     (["--weight_decay", "-1"], "argument --weight_decay: -1 is not a number from 0"),
 ])

@@ -1,0 +1,89 @@
+"""Make a checkpoint small: float16, and PaperCoarseNet's dense layers as two factors each. Every command loads it like
+any other.
+
+A layer's outputs for the training pictures vary along few directions: its weight is projected on the leading ones,
+which of all weights of that rank changes those outputs least.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from src import cli
+from src.errors import UserError
+
+EPOCHS = 3  # of augmented pictures that the directions are taken of
+MOST_PAIRS = 1000
+
+
+def parse_args(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--data_url", type=Path, help="the NYU folder; for PaperCoarseNet")
+    parser.add_argument("--rank_fc6", type=cli.positive_int, default=1024)
+    parser.add_argument("--rank_fc7", type=cli.positive_int, default=256)
+    return parser.parse_args(arguments)
+
+
+def layer_outputs(net, folder):
+    """fc6's (N, 4096) before its ReLU and fc7's (N, 4070) for augmented training pictures."""
+    import mindspore as ms
+    import numpy as np
+
+    from src.data_loader import Schedule, TrainingData
+    from src.packed import open_training
+
+    source = open_training(folder)
+    data = TrainingData(source, Schedule(len(source.names), min(16, len(source.names)), seed=0), cli.default_workers(),
+                        augmentation="paper")
+    steps = EPOCHS * min(data.schedule.steps_per_epoch, -(-MOST_PAIRS // data.schedule.batch_size))
+    fc6, fc7 = [], []
+    with cli.progress(steps, "looking", "step") as bar:
+        for rgb, _ in data.batches(0, steps):
+            units = net.fc6(net.features(ms.Tensor(rgb.astype(np.float32) / 255)))
+            fc6.append(units.asnumpy())
+            fc7.append(net.fc7(net.relu(units)).asnumpy())
+            bar.update()
+    return np.concatenate(fc6), np.concatenate(fc7)
+
+
+def factors(weight, bias, outputs, rank):
+    """weight (O, I) and bias (O,) -> left (O, rank), right (rank, I) and the bias that belongs to them."""
+    import numpy as np
+
+    mean = outputs.mean(0)
+    centred = outputs - mean
+    directions = np.linalg.eigh(centred.T @ centred)[1][:, -rank:]
+    return directions, directions.T @ weight, mean + directions @ (directions.T @ (bias - mean))
+
+
+def main():
+    options = parse_args()
+    if options.output.exists():
+        raise UserError(f"{options.output}: already there")
+    import numpy as np
+
+    from src import checkpoint, device
+
+    device.select("CPU", 0)
+    saved = checkpoint.load(options.checkpoint)
+    arrays = checkpoint.weights_only(saved)
+    if "fc7.weight" in arrays:
+        if not options.data_url:
+            raise UserError(f"{options.checkpoint}: PaperCoarseNet: expected --data_url")
+        outputs = layer_outputs(checkpoint.load_coarse(options.checkpoint), options.data_url)
+        for layer, rank, one in zip(("fc6", "fc7"), (options.rank_fc6, options.rank_fc7), outputs, strict=True):
+            left, right, bias = factors(arrays.pop(f"{layer}.weight"), arrays[f"{layer}.bias"], one, rank)
+            arrays |= {f"{layer}.weight{checkpoint.LEFT}": left, f"{layer}.weight{checkpoint.RIGHT}": right,
+                       f"{layer}.bias": bias}
+    checkpoint.save(options.output, {name: array.astype(np.float16) for name, array in arrays.items()}, saved.info)
+    logging.info("%s: %.1f MB", options.output, options.output.stat().st_size / 1e6)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,90 @@
+"""Fetch the two checkpoints published for the model-zoo DepthNet: Apache 2.0, "provided only for research and education
+purposes". Every command takes them as they are.
+
+On a machine without a network, name the downloaded files: --from FILE FILE.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from src import cli
+from src.errors import UserError
+from src.files import replacing, writable_folder
+
+# mindspore-ai/hub, mshub_res/assets/mindspore/1.10.
+BASE_URL = "https://download.mindspore.cn/models/r1.10"
+PUBLISHED = {
+    "FinalCoarseNet.ckpt": ("depthnet_coarsenet_ascend_v1100_nyu_official_cv.ckpt",
+                            "6ea1a2c51f512e07f5bda19343b66713956d27a83ac8b60ebbb8ddd876a7dcfd"),
+    "FinalFineNet.ckpt": ("depthnet_finenet_ascend_v1100_nyu_official_cv.ckpt",
+                          "d3a680e4f1abf104195534720f2fcc7b547421853abf9fc0c55f7443f6797d1f"),
+}
+
+
+def parse_args(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--train_url", type=Path, default=cli.MODEL, help="the checkpoints go into its Ckpt folder (default: Model)")
+    add("--from", dest="files", type=Path, nargs="+", metavar="FILE", help="take these files instead of fetching them")
+    add("--base_url", default=BASE_URL, help="a mirror (default: %(default)s)")
+    add("--timeout", type=cli.positive_float, default=30.0, help="seconds that the server may be silent")
+    return parser.parse_args(arguments)
+
+
+def sha256(path):
+    import pooch
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    return pooch.file_hash(str(path), alg="sha256")
+
+
+def fetch(name, expected, options):
+    """The file of this name from the cache of earlier runs, or from the server. Raises UserError."""
+    import pooch
+    import requests
+
+    pooch.get_logger().setLevel(logging.WARNING)
+    url = f"{options.base_url.rstrip('/')}/{name}"
+    downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=options.timeout)
+    try:
+        return Path(pooch.retrieve(url, f"sha256:{expected}", name, pooch.os_cache("depthnet"), downloader=downloader))
+    except (requests.RequestException, OSError, ValueError) as error:  # ValueError: another checksum
+        reason = "what came has another SHA-256 than published" if isinstance(error, ValueError) and \
+            not isinstance(error, requests.RequestException) else str(error).split("(Caused by")[0]
+        raise UserError(f"{url}: {reason}; fetch it in another way and name it with --from") from error
+
+
+def main():
+    options = parse_args()
+    folder = options.train_url / "Ckpt"
+    given = {sha256(path): path for path in options.files or []}
+    known = {expected for _, expected in PUBLISHED.values()}
+    for found, path in given.items():
+        if found not in known:
+            raise UserError(f"{path}: not one of the published files: its SHA-256 is {found}, expected "
+                            + " or ".join(sorted(known)))
+    todo = {}
+    for target, (name, expected) in PUBLISHED.items():
+        path = folder / target
+        if path.exists() and sha256(path) != expected:
+            raise UserError(f"{path}: another checkpoint is there: move it away, or name another --train_url")
+        if path.exists():
+            logging.info("%s: there already", path)
+        elif not options.files or expected in given:
+            todo[path] = (name, expected)
+    for path, (name, expected) in todo.items():
+        source = given.get(expected) or fetch(name, expected, options)
+        writable_folder(folder)
+        with replacing(path, "wb") as file:
+            file.write(source.read_bytes())
+        logging.info("%s: %s, for research and education", path, name)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
