@@ -43,7 +43,8 @@ def parse_args(arguments=None):
         help="validate and keep averaged weights, of which this share stays at each step (0.999, say)")
     add("--start", choices=("random", "lsuv", "closed_form"), default="random",
         help="CoarseNet's first weights: random, scaled to unit variance layer by layer, or designed and solved "
-        "(--coarse_net paper; with --pre_trained its convolutions stay and the dense layers are solved)")
+        "(--coarse_net paper; with --pre_trained its last layer alone is solved)")
+    add("--ridge", type=cli.positive_float, help="of --start closed_form (default: chosen on every fifth scene)")
     add("--fine_start", choices=("random", "coarse"), default="random",
         help="FineNet's first weights: random, or such that it predicts what CoarseNet does")
     add("--mean_depth_start", action="store_true",

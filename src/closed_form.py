@@ -29,11 +29,15 @@ _STEP = 1.0  # by which one ramp is later than its twin: their difference is a r
 logger = logging.getLogger(__name__)
 
 
-def solve(net, data, design=True):
-    """Set all weights of a PaperCoarseNet from the samples of `data` (a TrainingData) and their mirror images; without
-    `design` those of the dense layers, for the convolutions that it has.
+def solve(net, data, design=True, ridge=None):
+    """Set the weights of a PaperCoarseNet from the samples of `data` (a TrainingData) and their mirror images.
 
-    Raises UserError when it has no two scenes to validate with.
+    Args:
+        design: set all of them; else those of fc7, for the units that the net has.
+        ridge: how strong the regression is; None is what serves every fifth scene best when it is left out. (A net that
+            was trained on these scenes wants more than that says.)
+
+    Raises UserError when there are no two scenes to validate with.
     """
     source, rng = data.source, counter_rng(data.schedule.seed, 0)
     indices = list(evenly(range(len(source.names)), MOST_PAIRS))
@@ -41,17 +45,19 @@ def solve(net, data, design=True):
         _design(net, rng, np.stack([rgb for _, rgb, _ in _samples(data, evenly(indices, 64))]).transpose(0, 3, 1, 2))
     used, rows, log_depth = _rows(net, data, indices)
     scenes = [source.names[index].split("/")[0] for index in used]
-    held_out = np.isin(scenes, sorted(set(scenes))[::VALIDATION_SHARE])
-    if held_out.all():
-        raise UserError(f"--start closed_form: {len(set(scenes))} scene of training pairs: expected two or more")
-    units, weight6, bias6 = _random_features(rows, net.dropout_units, rng)
-    ridge, scores = _validated_ridge(units, log_depth, held_out)
-    weight7, bias7 = _ridge_regression(units, log_depth, ridge)
-    for parameter, value in ((net.fc6.weight, weight6), (net.fc6.bias, bias6),
-                             (net.fc7.weight, weight7), (net.fc7.bias, bias7)):
-        parameter.set_data(ms.Tensor(np.ascontiguousarray(value), ms.float32))
-    logger.info("closed form: %d pairs and their mirror images; rmse of log depth on every fifth scene: %s",
-                len(used) // 2, ", ".join(f"{score:.4f} (ridge {one:g})" for one, score in scores.items()))
+    if design:
+        units, weight, bias = _random_features(rows, net.dropout_units, rng)
+        _set(net.fc6, weight, bias)
+    else:
+        units = np.maximum(rows @ net.fc6.weight.asnumpy().T + net.fc6.bias.asnumpy(), 0)
+    ridge = ridge or _validated_ridge(units, log_depth, scenes)
+    _set(net.fc7, *_ridge_regression(units, log_depth, ridge))
+    logger.info("closed form: %d pairs and their mirror images, ridge %g", len(used) // 2, ridge)
+
+
+def _set(layer, weight, bias):
+    layer.weight.set_data(ms.Tensor(np.ascontiguousarray(weight), ms.float32))
+    layer.bias.set_data(ms.Tensor(np.ascontiguousarray(bias), ms.float32))
 
 
 # --- the convolutions
@@ -103,14 +109,10 @@ class _Filters:
         count, shape = len(self.names), self.weight.shape
         rest = rng.normal(0, np.sqrt(2 / np.prod(shape[1:])), (shape[0] - count, *shape[1:]))
         self.weight[count:] = rest - rest.mean((1, 2, 3), keepdims=True)
-        self._set()
+        _set(self.conv, self.weight, self.bias)
         spread = forward().std((0, 2, 3))
         self.weight[count:] *= (np.median(spread[:count]) / np.maximum(spread[count:], 1e-6))[:, None, None, None]
-        self._set()
-
-    def _set(self):
-        self.conv.weight.set_data(ms.Tensor(self.weight, ms.float32))
-        self.conv.bias.set_data(ms.Tensor(self.bias, ms.float32))
+        _set(self.conv, self.weight, self.bias)
 
 
 def _design(net, rng, rgb):
@@ -277,10 +279,15 @@ def _ridge_regression(units, log_depth, ridge):
     return weight.T, mean - offset @ weight
 
 
-def _validated_ridge(units, log_depth, held_out):
-    """The ridge with the least error on the held-out rows when fitted on the others, and all errors by ridge."""
+def _validated_ridge(units, log_depth, scenes):
+    """The ridge with the least error on every fifth scene when fitted on the others. Raises UserError."""
+    held_out = np.isin(scenes, sorted(set(scenes))[::VALIDATION_SHARE])
+    if held_out.all():
+        raise UserError(f"--start closed_form: {len(set(scenes))} scene of training pairs: expected two or more, or "
+                        "--ridge")
     scores = {}
     for ridge in RIDGES:
         weight, bias = _ridge_regression(units[~held_out], log_depth[~held_out], ridge)
         scores[ridge] = float(np.sqrt(np.mean((units[held_out] @ weight.T + bias - log_depth[held_out])**2)))
-    return min(scores, key=scores.get), scores
+        logger.info("ridge %g: rmse %.4f of log depth on every fifth scene", ridge, scores[ridge])
+    return min(scores, key=scores.get)

@@ -87,7 +87,7 @@ def _set_start(stage_name, net, data, options):
         if options.fine_start == "coarse":
             net.start_as_identity()
     elif options.start == "closed_form":
-        closed_form.solve(net, data, design=not options.pre_trained)
+        closed_form.solve(net, data, design=not options.pre_trained, ridge=options.ridge)
     elif options.start == "lsuv":
         unit_variance(net, data)
     if options.mean_depth_start and stage_name == "coarse":
@@ -209,7 +209,8 @@ def _stage(name, options, device, digests):
     }
     # What is not the reference's; older states have no entry for it.
     decisive |= {name: value for name, value in (("augmentation", options.augmentation), ("start", options.start),
-                                                 ("fine_start", options.fine_start), ("dropout", options.dropout))
+                                                 ("fine_start", options.fine_start), ("dropout", options.dropout),
+                                                 ("ridge", options.ridge))
                  if value not in ("reference", "random", None)}
     return Stage(name, getattr(options, f"epochs_{name}"), options.save_checkpoint_steps,
                  options.keep_checkpoint_max, options.max_steps, decisive)

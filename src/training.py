@@ -207,6 +207,8 @@ class Trainer:
         compute = in_precision(net, amp_level)
         if amp_level != "O0":
             self.scaler = amp.DynamicLossScaler(LOSS_SCALE, LOSS_SCALE_FACTOR, LOSS_SCALE_WINDOW)
+            # On Ascend 910A an overflow stays in the chip's register until it is asked for (MindSpore 2.10, amp.py).
+            amp.all_finite([ms.Tensor([0.0], ms.float32)])
         self.compute = compute
         decay = Decay(net, learning_rate, recipe, last_step) if recipe.weight_decay else None
         self.train_step = TrainStep(compute, LOSSES[loss](), self.optimizer, self.scaler, device.ranks, decay,

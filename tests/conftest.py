@@ -1,6 +1,7 @@
 """Fixtures: a small NYU folder that the tests make themselves, and the real commands as subprocesses."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,17 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import mindspore as ms  # noqa: E402
+import numpy as np  # noqa: E402
+from mindspore import nn, ops  # noqa: E402
 
 import src  # noqa: E402, F401 (sets the environment that MindSpore reads)
+from src import exporting  # noqa: E402
 from tools import make_sample_nyu  # noqa: E402
+
+SOURCE = ROOT / "ascend310_infer"
+MISSING = [name for name in ("cmake", "c++") if not shutil.which(name)]
+MISSING += [header for header in ("gtest/gtest.h",) if not Path("/usr/include", header).exists()]
+NEEDS_CPP = pytest.mark.skipif(bool(MISSING), reason=f"missing: {', '.join(MISSING)} (see docs/inference.md)")
 
 ms.set_context(mode=ms.GRAPH_MODE)
 ms.set_device("CPU")
@@ -54,3 +63,76 @@ def trained(nyu, run, tmp_path_factory):
     assert result.returncode == 0, result.stdout + result.stderr
     folder.joinpath("stdout.txt").write_text(result.stdout)
     return folder
+
+
+@pytest.fixture(scope="session")
+def lite():
+    """The MindSpore Lite that build.sh takes: the user's, or the one it fetches."""
+    result = subprocess.run(["bash", SOURCE / "build.sh"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    given = os.environ.get("MS_LITE_HOME") or os.environ.get("LITE_HOME")
+    return given or str(SOURCE / "build" / "mindspore_lite-wheel" / "mindspore_lite")
+
+
+@pytest.fixture(scope="session")
+def sanitized(lite, tmp_path_factory):
+    """The build folder of the sanitized program and its units."""
+    build = tmp_path_factory.mktemp("build")
+    result = subprocess.run(["bash", SOURCE / "build.sh", "-DSANITIZE=ON", "-DBUILD_TESTS=ON"], capture_output=True,
+                            text=True, check=False, env={**os.environ, "BUILD_DIR": str(build), "MS_LITE_HOME": lite})
+    assert result.returncode == 0, result.stdout + result.stderr
+    return build
+
+
+@pytest.fixture(scope="session")
+def infer(sanitized):
+    def run_program(coarse, fine, data, cwd, *arguments):
+        command = [sanitized / "depthnet_infer", "--coarse_mindir", coarse, "--fine_mindir", fine, "--dataset_path",
+                   data, "--device_type", "CPU", *arguments]
+        return subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True, timeout=600,
+                              check=False, env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"})
+
+    return run_program
+
+
+@pytest.fixture(scope="session")
+def models(trained, run):
+    """CoarseNet's and FineNet's MindIR of the small training."""
+    for net in ("coarse", "fine"):
+        assert run(f"scripts/run_export_{net}_model.sh", cwd=trained).returncode == 0
+    return [trained / "Model" / "MindIR" / f"Final{name}Net.mindir" for name in ("Coarse", "Fine")]
+
+
+class TinyCoarse(nn.Cell):
+    """CoarseNet's signature on one convolution, for tests of many files."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 1, 12, 4, pad_mode="valid", has_bias=True)
+
+    def construct(self, rgb):
+        return self.conv(rgb)
+
+
+class TinyFine(TinyCoarse):
+    def __init__(self):
+        super().__init__()
+        self.blend = nn.Conv2d(2, 1, 1)
+
+    def construct(self, rgb, coarse_log_depth):
+        return self.blend(ops.concat((self.conv(rgb), coarse_log_depth), 1))
+
+
+def write_mindir(net, path, batch=1):
+    inputs = [ms.Tensor(np.zeros(shape, np.float32)) for shape in ((batch, 3, 228, 304), (batch, 1, 55, 74))]
+    ms.export(net, *inputs[:1 + isinstance(net, TinyFine)], file_name=str(path), file_format="MINDIR")
+    path.chmod(0o644)
+    path.write_bytes(exporting.to_version_1(path.read_bytes()))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    nets = TinyCoarse(), TinyFine()
+    return nets, [write_mindir(net, folder / f"{type(net).__name__}.mindir") for net in nets]

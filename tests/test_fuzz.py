@@ -20,9 +20,8 @@ from PIL import Image
 
 from src import checkpoint, packed
 from src.net import FineNet
-from tests.conftest import ROOT
+from tests.conftest import NEEDS_CPP, ROOT
 from tests.test_distributed import table
-from tests.test_inference import MISSING, infer, lite, sanitized, tiny  # noqa: F401 (fixtures)
 
 EXAMPLES = int(os.environ.get("DEPTHNET_FUZZ", "60"))
 MEGABYTES = 1500  # beyond what the interpreter maps: a picture of 64 million pixels, several times
@@ -315,8 +314,8 @@ def test_packed_sets(nyu, tmp_path):
     one()
 
 
-@pytest.mark.skipif(bool(MISSING), reason=f"missing: {', '.join(MISSING)}")
-def test_the_c_program(infer, tiny, tmp_path):  # noqa: F811 (fixtures)
+@NEEDS_CPP
+def test_the_c_program(infer, tiny, tmp_path):
     """Damaged .bin files, under AddressSanitizer and UndefinedBehaviorSanitizer."""
     _, (coarse, fine) = tiny
     good = np.random.default_rng(0).random((1, 3, 228, 304), np.float32)
@@ -341,8 +340,8 @@ def test_the_c_program(infer, tiny, tmp_path):  # noqa: F811 (fixtures)
     one()
 
 
-@pytest.mark.skipif(bool(MISSING), reason=f"missing: {', '.join(MISSING)}")
-def test_mindir_files(infer, tiny, tmp_path):  # noqa: F811 (fixtures)
+@NEEDS_CPP
+def test_mindir_files(infer, tiny, tmp_path):
     """Damaged models: refused by name, or run."""
     _, (coarse, fine) = tiny
     (tmp_path / "in").mkdir()

@@ -228,6 +228,11 @@ def test_closed_form_is_a_ridge_regression_on_what_the_net_sees(nyu):
         right = np.vstack([log_depth - log_depth.mean(0), np.zeros((4096, 4070))])[:, ::407]
         fits[ridge] = standard @ np.linalg.lstsq(system, right, rcond=None)[0] + log_depth.mean(0)[::407]
     ours = net(ms.Tensor(rgb.astype(np.float32) / 255)).asnumpy().reshape(16, -1)[:, ::407]
+    fc6 = net.fc6.weight.asnumpy().copy()
+    closed_form.solve(net, data, design=False, ridge=1e4)  # its last layer again
+    again = net(ms.Tensor(rgb.astype(np.float32) / 255)).asnumpy().reshape(16, -1)[:, ::407]
+    assert np.abs(again - fits[1e4]).max() < 2e-3
+    np.testing.assert_array_equal(net.fc6.weight.asnumpy(), fc6)
     assert min(np.abs(ours - fit).max() for fit in fits.values()) < 2e-3
     assert np.square(ours - log_depth[:, ::407]).mean() < 0.9 * log_depth[:, ::407].var(0).mean()
 

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from src.device import DeviceError, check_device_id, choose
-from tests.conftest import ROOT
+from tests.conftest import MISSING, ROOT
 from tests.test_commands import FINAL_LINE, LOG_LINE
 from tests.test_distributed import table
-from tests.test_inference import MISSING, lite  # noqa: F401 (a fixture)
 
 FEW = "--batch_size 2 --max_steps 1"
 TRAINING = f"""
