@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts. Works with bash 4.2 (CentOS 7): no "${empty[@]}" under set -u, no wait -n -p.
 
 unset CDPATH # cd would print, and go elsewhere
@@ -38,6 +39,7 @@ remember_command() {
 hand_on_and_wait() {
     local pid=$1 signal code signalled=1
     for signal in INT TERM HUP; do
+        # shellcheck disable=SC2064  # both are those of this call
         trap "signalled=1; $2 $signal" "$signal"
     done
     while [[ -n $signalled ]]; do

@@ -33,6 +33,7 @@ done
 echo "$workers workers, $local_workers here from rank $first_rank, on $DEVICE_TARGET; logs in $logs"
 
 # hand_on SIGNAL: to the workers, which finish their step, save and exit. (msrun starts each in a session of its own.)
+# shellcheck disable=SC2329  # hand_on_and_wait calls it
 hand_on() {
     local pid
     stopped=$((128 + $(kill -l "$1")))

@@ -1,5 +1,5 @@
-"""Make the pictures of the README from a NYU folder and two trained nets: predictions beside the truth, as depth maps
-and as point clouds."""
+"""Make the pictures of the documents from a NYU folder and two trained nets: predictions beside the truth, from the best
+to the worst, and the best as a point cloud."""
 
 import argparse
 import logging
@@ -12,22 +12,36 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src import cli, image
-from src.data_loader import evenly, list_test
+from src.data_loader import list_test
 from src.files import writable_folder
 
 COLUMNS = 6
 
 
-def strip(pairs, predictor):
-    """A figure with a column a pair: the picture, its true depth, the predicted depth, in one scale of metres."""
+def from_best_to_worst(pairs, predictor):
+    """(pair, abs_rel over the full picture) of all pairs, in order."""
+    errors = []
+    for pair in pairs:
+        true_m = image.load_test_depth(pair.depth)
+        measured = true_m > 0
+        errors.append(float((np.abs(predictor(pair.rgb) - true_m)[measured] / true_m[measured]).mean()))
+    return sorted(zip(pairs, errors, strict=True), key=lambda one: one[1])
+
+
+def strip(ranked, predictor):
+    """A figure with a column for each of some (pair, abs_rel): the picture, its true depth, the predicted depth; all in
+    one scale of metres."""
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(3, len(pairs), figsize=(2 * len(pairs), 4.5), layout="constrained", squeeze=False)
-    for column, pair in zip(axes.T, pairs, strict=True):
-        rgb, true_m = image.load_rgb(pair.rgb), image.load_test_depth(pair.depth)
+    figure, axes = plt.subplots(3, len(ranked), figsize=(2 * len(ranked), 4.7), layout="constrained", squeeze=False)
+    true_maps = [image.load_test_depth(pair.depth) for pair, _ in ranked]
+    deepest = np.ceil(np.percentile(np.stack(true_maps), 98))
+    for column, (pair, error), true_m in zip(axes.T, ranked, true_maps, strict=True):
+        rgb = image.load_rgb(pair.rgb)
         column[0].imshow(cv2.resize(rgb, (320, 240), interpolation=cv2.INTER_AREA))
+        column[0].set_title(f"abs_rel {error:.2f}", fontsize=9)
         for axis, depth_m in zip(column[1:], (np.where(true_m > 0, true_m, np.nan), predictor(rgb)), strict=True):
-            shown = axis.imshow(depth_m[::2, ::2], vmin=0, vmax=8, cmap="viridis")
+            shown = axis.imshow(depth_m[::2, ::2], vmin=0, vmax=deepest, cmap="turbo")
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     for axis, label in zip(axes[:, 0], ("picture", "true depth", "predicted"), strict=True):
@@ -64,8 +78,8 @@ def clouds(pair, predictor):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("data", type=Path, help="the NYU folder whose Test part is shown")
-    parser.add_argument("--coarse_ckpt_model", type=Path, default=Path("Model/Ckpt/FinalCoarseNet.ckpt"))
-    parser.add_argument("--fine_ckpt_model", type=Path, default=Path("Model/Ckpt/FinalFineNet.ckpt"))
+    parser.add_argument("--coarse_ckpt_model", type=Path, default=cli.SHIPPED["CoarseNet"])
+    parser.add_argument("--fine_ckpt_model", type=Path, default=cli.SHIPPED["FineNet"])
     parser.add_argument("--output_dir", type=Path, default=Path("docs"))
     options = parser.parse_args()
     pairs = list_test(options.data)
@@ -75,8 +89,10 @@ def main():
     device.select("CPU")
     predictor = DepthPredictor(options.coarse_ckpt_model, options.fine_ckpt_model)
     writable_folder(options.output_dir)
-    visual.save_figure(strip(evenly(pairs, COLUMNS), predictor), options.output_dir / "predictions.png")
-    visual.save_figure(clouds(pairs[0], predictor), options.output_dir / "pointcloud.png")
+    ranked = from_best_to_worst(pairs, predictor)
+    chosen = [ranked[place] for place in np.linspace(0, len(ranked) - 1, min(COLUMNS, len(ranked))).round().astype(int)]
+    visual.save_figure(strip(chosen, predictor), options.output_dir / "predictions.png")
+    visual.save_figure(clouds(ranked[0][0], predictor), options.output_dir / "pointcloud.png")
     logging.info("predictions.png and pointcloud.png in %s", options.output_dir)
     return 0
 
