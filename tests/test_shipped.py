@@ -1,0 +1,96 @@
+"""The weights of this repo: found in a fresh clone, the same figures through all runtimes, and those of their card."""
+
+import json
+import os
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src import cli, data_loader, evaluation, image, metrics
+from src.predict import DepthPredictor
+from tests.conftest import NEEDS_CPP, ROOT
+from tests.test_commands import one_line
+
+COARSE, FINE = cli.SHIPPED.values()
+TOLERANCE = 1e-4
+REAL = os.environ.get("DEPTHNET_NYU")
+FOLDERS = ["rendered", pytest.param("real", marks=pytest.mark.skipif(not REAL, reason="DEPTHNET_NYU is not set"))]
+
+
+@pytest.fixture(scope="module", params=FOLDERS)
+def scored(request, nyu, run, tmp_path_factory):
+    """(Test folder, the folder of the run, FineNet's metrics as eval.py has them)."""
+    folder, data = tmp_path_factory.mktemp("scored"), nyu if request.param == "rendered" else REAL
+    result = run("eval.py", "--test_data", data, "--coarse_ckpt_model", COARSE, "--fine_ckpt_model", FINE,
+                 "--output_dir", "report", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    for net, checkpoint in (("coarse", COARSE), ("fine", FINE)):
+        result = run("export.py", "--coarse_or_fine", net, "--ckpt_file", checkpoint, "--file_format", "MINDIR", "ONNX",
+                     cwd=folder)
+        assert result.returncode == 0, result.stderr
+    return data, folder, json.loads((folder / "report" / "metrics.json").read_text())["metrics"]["FineNet"]
+
+
+def test_onnx_gives_the_same_figures(scored):
+    data, folder, expected = scored
+    nets = DepthPredictor(*(folder / "Model" / "ONNX" / f"Final{net}Net.onnx" for net in ("Coarse", "Fine")))
+    scores = evaluation.score(data_loader.list_test(data), lambda rgb: {"net": nets.fine(rgb, nets.coarse(rgb))},
+                              "depthnet", 4, 2)["net"].means()
+    for name in metrics.METRICS:
+        assert scores[name] == pytest.approx(expected[name], abs=TOLERANCE), name
+
+
+@NEEDS_CPP
+def test_the_cpp_program_gives_the_same_figures(scored, lite, run):
+    data, folder, expected = scored
+    models = [folder / "Model" / "MindIR" / f"Final{net}Net.mindir" for net in ("Coarse", "Fine")]
+    result = run("scripts/run_infer_310.sh", *models, data, 0, cwd=folder, DEVICE_TARGET="CPU", MS_LITE_HOME=lite)
+    assert result.returncode == 0, result.stdout + result.stderr
+    line = (folder / "acc.log").read_text().strip().splitlines()[-1]
+    labels = {"delta1": "delta1_loss", "delta2": "delta2_loss", "delta3": "delta3_loss", "abs_rel": "abs_relative_loss",
+              "sq_rel": "sqr_relative_loss", "rmse": "rmse_linear_loss", "rmse_log": "rmse_log_loss"}
+    for name, label in labels.items():
+        found = float(re.search(rf"{label}: ([\d.]+)", line)[1])
+        assert found == pytest.approx(expected[name], abs=TOLERANCE), name
+
+
+@pytest.mark.skipif(not REAL, reason="DEPTHNET_NYU is not set")
+@pytest.mark.parametrize("protocol", ["depthnet", "eigen"])
+def test_the_card_s_figures_are_these(run, tmp_path, protocol):
+    result = run("eval.py", "--test_data", REAL, "--coarse_ckpt_model", COARSE, "--fine_ckpt_model", FINE, "--protocol",
+                 protocol, "--output_dir", "report", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "report" / "metrics.json").read_text())["metrics"]
+    card = (ROOT / "weights" / "README.md").read_text()
+    rows = re.findall(rf"^\| (CoarseNet|FineNet) \| {protocol} \| (.*) \|$", card, re.MULTILINE)
+    assert {net for net, _ in rows} == {"CoarseNet", "FineNet"}
+    for net, row in rows:
+        for name, figure in zip(metrics.METRICS, row.split(" | "), strict=True):
+            assert found[net][name] == pytest.approx(float(figure), abs=0.0006), (net, name)
+
+
+def test_they_are_small_and_of_the_nets_that_they_are_named_after():
+    assert COARSE.stat().st_size + FINE.stat().st_size < 50e6
+
+
+def test_a_photo_in_a_fresh_clone(nyu, run, tmp_path):
+    shutil.copy(next((nyu / "Test").glob("*_colors.png")), tmp_path / "photo.png")
+    result = run("predict.py", "--input", "photo.png", "--save", "color", "npy", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert f"no {cli.MODEL}/Ckpt/FinalCoarseNet.ckpt: taking the weights of this repo" in result.stdout
+    depth_m = np.load(tmp_path / "predictions" / "photo_depth.npy")
+    picture = image.load_rgb(tmp_path / "photo.png")
+    assert depth_m.shape == picture.shape[:2] and 0.3 < np.median(depth_m) < 10
+    np.testing.assert_allclose(DepthPredictor(COARSE, FINE)(picture), depth_m, rtol=1e-5)
+    assert Image.open(tmp_path / "predictions" / "photo_depth.png").width > picture.shape[1]
+
+
+def test_a_net_of_the_user_s_own_comes_first(nyu, run, tmp_path):
+    """With one of the two in Model/Ckpt the other is asked for: the two of a pair belong together."""
+    (tmp_path / "Model" / "Ckpt").mkdir(parents=True)
+    shutil.copy(COARSE, tmp_path / "Model" / "Ckpt" / "FinalCoarseNet.ckpt")
+    line = one_line(run("predict.py", "--input", nyu / "Test", cwd=tmp_path))
+    assert "FinalFineNet.ckpt: no such checkpoint" in line and "tools/get_weights.py" in line
