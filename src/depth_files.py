@@ -156,15 +156,13 @@ class Writer:
     camera: object
     follow_exif: bool = False
 
-    def of_photograph(self, path, depth_m):
-        """(the Writer for one photograph, its depth): as its EXIF tells its camera, if it does."""
+    def of_photograph(self, path, size):
+        """(the Writer for one photograph, what its depth is multiplied by): as EXIF tells its camera, if it does."""
         focal_mm = image.focal_length_35mm(path) if self.follow_exif else None
         if not focal_mm:
-            return self, depth_m
-        camera = Intrinsics.from_35mm(*depth_m.shape, focal_mm)
-        factor = camera.fx / Intrinsics.kinect(*depth_m.shape).fx
-        logger.info("%s: a lens of %g mm (35 mm equivalent): depth times %.2f", path, focal_mm, factor)
-        return replace(self, camera=lambda height, width: camera), depth_m * np.float32(factor)
+            return self, np.float32(1)
+        camera = Intrinsics.from_35mm(*size, focal_mm)
+        return replace(self, camera=lambda *_: camera), np.float32(camera.fx / Intrinsics.kinect(*size).fx)
 
     def save(self, paths, rgb, depth_m):
         """Write a depth map in each kind of `paths`, whole or not at all."""
@@ -216,7 +214,7 @@ def depth_range(jobs, predictor, writer):
             for picture in _sampled_frames(job.source) if job.is_video else [image.load_rgb(job.source)]:
                 depth_m = predictor(picture)
                 if not job.is_video:
-                    _, depth_m = writer.of_photograph(job.source, depth_m)
+                    depth_m *= writer.of_photograph(job.source, depth_m.shape)[1]
                 deepest = max(deepest, float(np.percentile(depth_m, 98)))
     return float(np.floor(deepest) + 1) if deepest else 10.0
 
@@ -275,8 +273,10 @@ def _predict_group(group, predictor, writer):
 
     def save(job, rgb, depth_m):
         job.target.parent.mkdir(parents=True, exist_ok=True)
-        one, depth_m = writer.of_photograph(job.source, depth_m)
-        one.save(job.outputs(writer.kinds), rgb, depth_m)
+        one, factor = writer.of_photograph(job.source, depth_m.shape)
+        if one is not writer:
+            logger.info("%s: another lens than the Kinect's, by its EXIF: depth times %.2f", job.source, factor)
+        one.save(job.outputs(writer.kinds), rgb, depth_m * factor)
 
     return failed + sum(not _named(job, lambda one=(job, rgb, depth_m): save(*one))
                         for (job, rgb), depth_m in zip(loaded, depths_m, strict=True))

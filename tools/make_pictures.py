@@ -1,5 +1,5 @@
-"""Make the pictures of the documents from a NYU folder and two trained nets: predictions beside the truth, from the best
-to the worst, and the best as a point cloud."""
+"""Make the pictures of the documents from a NYU folder and two trained nets: predictions beside the truth, from the
+best to the worst, and the best as a point cloud."""
 
 import argparse
 import logging
