@@ -11,7 +11,9 @@ from src.files import writable_folder
 def parse_args(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     add = parser.add_argument
-    add("--test_data", type=Path, required=True, help="the NYU folder, or its Test folder")
+    add("--test_data", type=Path, help="the NYU folder, or its Test folder")
+    add("--compare", type=Path, nargs=2, metavar="RUN",
+        help="instead: two folders of --output_dir side by side, with the intervals of their differences")
     add("--coarse_ckpt_model", type=Path, help="default: Model/Ckpt/FinalCoarseNet.ckpt, or ..._rank0.ckpt")
     add("--fine_ckpt_model", type=Path, help="default: Model/Ckpt/FinalFineNet.ckpt, or ..._rank0.ckpt")
     add("--device_target", choices=("auto", "Ascend", "GPU", "CPU"), default="auto")
@@ -22,7 +24,10 @@ def parse_args(arguments=None):
     add("--flip_average", action="store_true",
         help="score the mean of log depth of each picture and of its mirror image")
     add("--output_dir", type=Path, help="write metrics.json, per_image.csv, panels.png and report.html there")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if (options.test_data is None) == (options.compare is None):
+        parser.error("expected --test_data to evaluate, or --compare")
+    return options
 
 
 def versions():
@@ -58,14 +63,25 @@ def evaluate(options):
     if options.output_dir:
         checkpoints = {"CoarseNet": str(options.coarse_ckpt_model), "FineNet": str(options.fine_ckpt_model)}
         used = versions()
-        evaluation.write_report(options.output_dir, scores, checkpoints, used)
+        data = evaluation.data_facts(pairs)
+        evaluation.write_report(options.output_dir, scores, checkpoints, used, data)
         panels = visual.panels(evaluation.panel_rows(pairs, scores["FineNet"], predict))
         panels_png = visual.save_figure(panels, options.output_dir / "panels.png")
-        report.write(options.output_dir / "report.html", scores, details, panels_png, checkpoints, used)
+        report.write(options.output_dir / "report.html", scores, details, panels_png, checkpoints, used, data)
         logging.info("report in %s", options.output_dir)
     logging.info("%s", evaluation.final_lines(scores))
     return 0
 
 
+def main():
+    options = parse_args()
+    if not options.compare:
+        return evaluate(options)
+    from src import comparison
+
+    logging.info("%s", comparison.compare(*options.compare))
+    return 0
+
+
 if __name__ == "__main__":
-    cli.run(lambda: evaluate(parse_args()))
+    cli.run(main)

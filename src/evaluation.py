@@ -10,7 +10,7 @@ import numpy as np
 
 from src import image, metrics
 from src.cli import progress
-from src.data_loader import keep_freed_memory, load_test_pair, test_batches
+from src.data_loader import keep_freed_memory, load_test_pair, names_digest, test_batches
 from src.errors import UserError
 from src.files import replacing, write_text
 
@@ -167,11 +167,18 @@ def panel_row(title, pair, predict):
     return title, image.load_rgb(pair.rgb), image.network_depth(full_depth_m)[0], predictions_m
 
 
-def report(scores, checkpoints, versions):
+def data_facts(pairs):
+    """What names a set of test pairs, wherever it lies: how many, and a fingerprint of its files' names and sizes."""
+    facts = [f"{pair.name} {pair.rgb.stat().st_size} {pair.depth.stat().st_size}" for pair in pairs]
+    return {"pairs": len(pairs), "fingerprint": names_digest(facts)}
+
+
+def report(scores, checkpoints, versions, data=None):
     """What metrics.json holds."""
     first = next(iter(scores.values()))
     return {
         "protocol": first.protocol,
+        **({"data": data} if data else {}),
         "images": len(first.names),
         "pixels": first.pixels,
         "checkpoints": checkpoints,
@@ -182,10 +189,10 @@ def report(scores, checkpoints, versions):
     }
 
 
-def write_report(folder, scores, checkpoints, versions):
+def write_report(folder, scores, checkpoints, versions, data=None):
     """metrics.json and per_image.csv into `folder`."""
     folder = Path(folder)
-    text = json.dumps(report(scores, checkpoints, versions), indent=2, allow_nan=False)
+    text = json.dumps(report(scores, checkpoints, versions, data), indent=2, allow_nan=False)
     write_text(folder / "metrics.json", text + "\n")
     with replacing(folder / "per_image.csv") as file:
         writer = csv.writer(file)

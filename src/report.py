@@ -13,6 +13,7 @@ PUBLISHED = {
     "paper, coarse + fine": (0.611, 0.887, 0.971, 0.215, 0.212, 0.907, 0.285, 0.219),
     "model zoo, Ascend 910": (0.618, 0.880, 0.965, 0.228, 0.224, 0.764, 0.272, None),
 }
+PUBLISHED_PAIRS = 654  # beside a set of another size these figures would only mislead
 PUBLISHED_NOTE = (
     "Not measured here. The first three rows: Eigen, Puhrsch and Fergus (NIPS 2014), table 1: NYU's 654 test images, "
     "trained on its full raw set, over the valid pixels of the full picture. The last: the model zoo's DepthNet on the "
@@ -30,29 +31,33 @@ img { max-width: 100%; display: block } figure { margin: 1.5em 0 } figcaption, .
 """
 
 
-def write(path, scores, details, panels_png, checkpoints, versions):
+def write(path, scores, details, panels_png, checkpoints, versions, data):
     """Write the report.
 
     Args:
         scores, details: dicts of net name to evaluation.Scores and evaluation.Details, baselines included.
         panels_png: the bytes of panels.png.
         checkpoints, versions: dicts of text to show.
+        data: evaluation.data_facts.
     """
     first = next(iter(scores.values()))
     nets = {net: details[net] for net in (baselines.MEAN_MAP, "CoarseNet", "FineNet") if net in details}
+    published = [
+        "<h2>Published</h2>",
+        _table({name: dict(zip(metrics.METRICS, row, strict=True)) for name, row in PUBLISHED.items()}),
+        f"<p class=note>{html.escape(PUBLISHED_NOTE)}</p>",
+    ]
     parts = [
         "<h1>Depth evaluation</h1>",
-        f"<p>{len(first.names)} images, {first.pixels:,} pixels; protocol <b>{first.protocol}</b>: "
-        f"{html.escape(_PROTOCOLS[first.protocol])}. Means over the images.</p>",
+        f"<p>{data['pairs']} pairs, fingerprint {data['fingerprint']}, {first.pixels:,} pixels; protocol "
+        f"<b>{first.protocol}</b>: {html.escape(_PROTOCOLS[first.protocol])}. Means over the images.</p>",
         _table({net: {**one.means(), evaluation.SCALE_COLUMN: one.scale_correlation()} for net, one in scores.items()}),
         f"<p class=note>{', '.join(name for name in baselines.SEEN if name in scores)}: fitted to the targets that "
         f"they are scored against. {evaluation.SCALE_COLUMN}: how far the predicted median depth follows the true one "
         "over the images (Pearson).</p>",
         "<p class=note>" + html.escape("; ".join(f"{name} {value}" for name, value in
                                                  {**checkpoints, **versions}.items())) + "</p>",
-        "<h2>Published</h2>",
-        _table({name: dict(zip(metrics.METRICS, row, strict=True)) for name, row in PUBLISHED.items()}),
-        f"<p class=note>{html.escape(PUBLISHED_NOTE)}</p>",
+        *(published if data["pairs"] == PUBLISHED_PAIRS else []),
         "<h2>Best, median and worst images</h2>",
         _figure(panels_png, "by abs_rel of FineNet; the error is cut at 0.5"),
         "<h2>Where the error is</h2>",

@@ -8,9 +8,11 @@ import re
 import cv2
 import numpy as np
 import pytest
+import scipy.stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from src import evaluation
+from src import comparison, evaluation, report
+from tests.test_commands import one_line
 
 
 def test_details_are_means_over_measured_cells():
@@ -88,3 +90,51 @@ def test_tensorboard_gets_losses_rates_metrics_and_panels(nyu, trained, run, tmp
         [float(value) for value in logged if value], rel=1e-6)
     picture = cv2.imdecode(np.frombuffer(events.Images("fine/panels")[-1].encoded_image_string, np.uint8), 1)
     assert min(picture.shape[:2]) > 400 and picture.std() > 10
+
+
+def test_two_evaluations_side_by_side(nyu, run, trained, tmp_path):
+    checkpoints = ["--coarse_ckpt_model", trained / "Model" / "Ckpt" / "FinalCoarseNet.ckpt",
+                   "--fine_ckpt_model", trained / "Model" / "Ckpt" / "FinalFineNet.ckpt"]
+    for name, more in (("plain", []), ("a flipped", ["--flip_average"]), ("eigen", ["--protocol", "eigen"])):
+        result = run("eval.py", "--test_data", nyu, *checkpoints, *more, "--output_dir", name, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    result = run("eval.py", "--compare", "plain", tmp_path / "a flipped" / "metrics.json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "mean training map: the same" in result.stdout
+    metrics = [json.loads((tmp_path / name / "metrics.json").read_text())["metrics"]["FineNet"]
+               for name in ("plain", "a flipped")]
+    rows = result.stdout.split("FineNet ")[1].splitlines()[2:]
+    for column, name in enumerate(("delta1", "delta2", "delta3", "abs_rel", "sq_rel", "rmse", "rmse_log", "si"), -8):
+        figures = [float(row.split()[column]) for row in rows[:5]]
+        assert figures[:2] == pytest.approx([one[name] for one in metrics], abs=6e-5)
+        assert figures[2] == pytest.approx(metrics[1][name] - metrics[0][name], abs=6e-5)
+        assert figures[3] <= figures[2] <= figures[4]
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "metrics.json").write_text("[]")
+    (tmp_path / "odd" / "per_image.csv").write_text("net,image\n")
+    for other, expected in (("eigen", "differ in protocol: depthnet and eigen"), ("odd", "odd: not an evaluation"),
+                            ("absent", "absent/metrics.json: no such file")):
+        assert expected in one_line(run("eval.py", "--compare", "plain", other, cwd=tmp_path))
+
+
+def test_the_interval_is_scipy_s_bootstrap():
+    differences = np.random.default_rng(1).normal(0.02, 0.1, (60, 2))
+    low, high = comparison.interval(differences)
+    for column in range(2):
+        expected = scipy.stats.bootstrap((differences[:, column],), np.mean, n_resamples=10_000, method="percentile",
+                                         rng=np.random.default_rng(2)).confidence_interval
+        assert (low[column], high[column]) == pytest.approx(tuple(expected), abs=0.002)
+
+
+def test_published_figures_stand_beside_a_set_of_their_size_only(tmp_path):
+    rng = np.random.default_rng(0)
+    scores, details = evaluation.Scores("depthnet"), evaluation.Details()
+    log_depth, depth_m = rng.normal(1, 0.1, (3, 1, 55, 74)), rng.uniform(1, 4, (3, 1, 55, 74)).astype(np.float32)
+    scores.add(["a", "b", "c"], log_depth, depth_m)
+    details.add(log_depth, depth_m)
+    for pairs in (60, 654):
+        report.write(tmp_path / "r.html", {"FineNet": scores}, {"FineNet": details}, b"", {}, {},
+                     {"pairs": pairs, "fingerprint": "0123"})
+        text = (tmp_path / "r.html").read_text()
+        assert ("model zoo, Ascend 910" in text) == (pairs == 654)
+        assert f"{pairs} pairs, fingerprint 0123" in text
