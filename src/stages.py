@@ -19,6 +19,7 @@ from src.net import COARSE_NETS, FineNet
 from src.packed import open_training
 from src.recipe import Recipe
 from src.training import (
+    COARSE,
     DATA,
     Folder,
     Stage,
@@ -234,7 +235,7 @@ def _trainer(stage, options, folder, device, last_step):
         return build(net)
     path = options.pre_trained if options.stage == "fine" and options.pre_trained else folder.final("coarse")
     coarse = _frozen_coarse(path, device)
-    stage.options["coarse_sha256"] = checkpoint.digest(coarse)
+    stage.options[COARSE] = checkpoint.digest(coarse)
     coarse = in_precision(coarse, stage.options["amp_level"])
     logger.info("FineNet is trained on %s of %s", type(coarse).__name__, path)
     ms.set_seed(options.seed)

@@ -30,7 +30,8 @@ CSV_COLUMNS = ("epoch", "step", "loss", "step_seconds", "mean_loss", "images_per
 
 logger = logging.getLogger(__name__)
 
-DATA = "data"  # of a stage's options: the digest of the training files' sizes and times
+# Of a stage's options: the digest of the training files' sizes and times, and of the CoarseNet that FineNet refines.
+DATA, COARSE = "data", "coarse_sha256"
 
 _ALONE, _REFERENCE = Device("CPU"), Recipe()
 
@@ -572,7 +573,10 @@ def check_same_options(stage, saved, allow_changed_data=False):
             raise TrainingError(f"{saved.path}: files of the training data have another size or time than when this "
                                 "run began: --allow_changed_data if they were only copied, else begin anew")
         stage.options[DATA] = before[DATA]
+    decisive = {**stage.options, **before}
+    if COARSE not in stage.options:  # the CoarseNet of this very run is not trained yet
+        decisive.pop(COARSE, None)
     changed = [f"{name} was {before.get(name)!r}, now {stage.options.get(name)!r}"
-               for name in {**stage.options, **before} if before.get(name) != stage.options.get(name)]
+               for name in decisive if before.get(name) != stage.options.get(name)]
     if changed:
         raise TrainingError(f"{saved.path}: --resume with other options would change the result: " + "; ".join(changed))
