@@ -84,6 +84,7 @@ if [[ $code -ne 0 ]]; then
     [[ -z $stopped || $code -le 128 ]] || code=$stopped
     {
         for log in "$logs"/device*/train.log; do
+            [[ -f $log ]] || continue # it never began
             echo "--- the last lines of $log"
             grep -v '^\[INFO\] DISTRIBUTED' -- "$log" | tail -n 5
         done

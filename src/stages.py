@@ -70,9 +70,9 @@ def train(options, device, stop):
                            held=bool(start and start.replaced))
             if device.is_first:
                 start.restore(stage, trainer, log)
-                if trainer.step == 0:
-                    _set_start(stage.name, trainer.net, data, options)
                 log.board = _board(stage, trainer.step, folder, test_pairs) if options.tensorboard else None
+            if device.broadcast_int(trainer.step) == 0:  # each rank, though rank 0's counts: none waits too long for it
+                _set_start(stage.name, trainer.net, data, options)
             trainer.synchronise()
             logger.info("%s net: %d pairs, %d epochs of %d steps of %d, starting at step %d", stage.name,
                         len(source.names), stage.epochs, schedule.steps_per_epoch, options.batch_size, trainer.step)
