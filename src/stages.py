@@ -87,13 +87,22 @@ def _set_start(stage_name, net, data, options):
     if stage_name == "fine":
         if options.fine_start == "coarse":
             net.start_as_identity()
-    elif options.start == "closed_form":
-        closed_form.solve(net, data, design=not options.pre_trained, ridge=options.ridge)
-    elif options.start == "lsuv":
-        unit_variance(net, data)
+    elif options.start != "random":
+        exact = type(net)()  # the net itself may compute in float16 by now
+        _copy_weights(net, exact)
+        if options.start == "closed_form":
+            closed_form.solve(exact, data, design=not options.pre_trained, ridge=options.ridge)
+        else:
+            unit_variance(exact, data)
+        _copy_weights(exact, net)
     if options.mean_depth_start and stage_name == "coarse":
         indices = evenly(range(len(data.source.names)), baselines.MOST_PAIRS)
         net.start_at(mean_log_depth(data.source.depth_maps(indices, data.workers, data.skip_bad)))
+
+
+def _copy_weights(source, target):
+    for ours, theirs in zip(source.get_parameters(), target.get_parameters(), strict=True):
+        theirs.set_data(ms.Tensor(ours.asnumpy()))
 
 
 def unit_variance(net, data):
