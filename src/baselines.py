@@ -34,12 +34,16 @@ class Baselines:
     """
 
     def __init__(self, folder, pairs, workers):
-        source = _training_pairs(folder)
-        self.mean_map = self.kernel = self.shift = None
-        if source:
-            indices = list(evenly(range(len(source.names)), MOST_PAIRS))
-            self.mean_map = mean_log_depth(source.depth_maps(indices, workers))
-            self.kernel = KernelRegression.of(source, indices, workers)
+        self.mean_map = self.kernel = None
+        if root := _with_training_pairs(folder):
+            try:
+                source = PlainPairs(root)
+                indices = list(evenly(range(len(source.names)), MOST_PAIRS))
+                mean_map = mean_log_depth(source.depth_maps(indices, workers))
+                self.kernel = KernelRegression.of(source, indices, workers)
+                self.mean_map = mean_map
+            except UserError as error:
+                logger.warning("no mean training map: %s", error)
         self.constant, self.shift = _fit_to_targets(pairs, self.mean_map, workers)
 
     def before(self, rgb, depth_m):
@@ -63,17 +67,11 @@ class Baselines:
         return {OWN_SCALES: np.stack([self.mean_map + np.float32(shift) for shift in shifts])}
 
 
-def _training_pairs(folder):
-    """The training pairs beside the test pairs, or None when there are none that can be used, which is said."""
+def _with_training_pairs(folder):
+    """The NYU folder of these test pairs where it has training pairs, else None."""
     folder = Path(folder)
     root = folder.parent if folder.resolve().name == "Test" and not (folder / "Test").is_dir() else folder
-    if not (root / "Train").is_dir():
-        return None
-    try:
-        return PlainPairs(root)
-    except UserError as error:
-        logger.warning("no baselines of the training pairs: %s", error)
-        return None
+    return root if (root / "Train").is_dir() else None
 
 
 def _log(depth_m):

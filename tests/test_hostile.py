@@ -220,14 +220,16 @@ def test_targets_without_a_measured_pixel_end_an_evaluation(nyu, weights, run, t
     assert "no measured pixel" in one_line(run("eval.py", "--test_data", data, *nets(weights), cwd=tmp_path), 1)
 
 
-@pytest.mark.parametrize("damage", ["empty", "partner"])
+@pytest.mark.parametrize("damage", ["empty", "partner", "broken picture"])
 def test_a_train_folder_that_eval_does_not_need_does_not_stop_it(nyu, weights, run, tmp_path, damage):
     data = shutil.copytree(nyu, tmp_path / "NYU")
     if damage == "empty":
         shutil.rmtree(data / "Train")
         (data / "Train").mkdir()
-    else:
+    elif damage == "partner":
         next((data / "Train").glob("*/*.png")).unlink()
+    else:
+        next((data / "Train").glob("*/*.jpg")).write_bytes(b"no picture")
     result = run("eval.py", "--test_data", data, *nets(weights), cwd=tmp_path)
     assert result.returncode == 0 and "no mean training map:" in result.stdout, result.stderr
     assert "CoarseNet: delta1_loss" in result.stdout
