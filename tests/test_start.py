@@ -297,5 +297,5 @@ def test_rank_0_alone_reads_pre_trained(nyu, run, tmp_path):
     source = data_loader.PlainPairs(nyu)
     stage = stages._stage("coarse", options, Device("CPU"), {"data": source.data_digest()})
     with pytest.raises(checkpoint.CheckpointError, match=r"absent\.ckpt: no such checkpoint"):
-        stages._trainer(stage, options, None, Device("CPU", 0, 2))
-    assert stages._trainer(stage, options, None, Device("CPU", 1, 2)).step == 0
+        stages._trainer(stage, options, None, Device("CPU", 0, 2), 1)
+    assert stages._trainer(stage, options, None, Device("CPU", 1, 2), 1).step == 0
