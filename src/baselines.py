@@ -3,7 +3,6 @@
 Those that have seen the targets they are scored against say so in their names.
 """
 
-import hashlib
 import logging
 import os
 import zipfile
@@ -13,8 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from src import image, metrics
-from src.data_loader import PlainPairs, evenly, mean_log_depth
+from src import image
+from src.data_loader import PlainPairs, clipped_log, evenly, filled_log_depth, mean_log_depth, names_digest
 from src.errors import CheckFailed, UserError
 from src.files import replacing, writable_folder
 
@@ -46,21 +45,17 @@ class Baselines:
                 logger.warning("no mean training map: %s", error)
         self.constant, self.shift = _fit_to_targets(pairs, self.mean_map, workers)
 
-    def before(self, rgb, depth_m):
-        """The baselines that are shown before the nets: dict of name to (N, 1, 55, 74) log depth.
-
-        Args:
-            rgb: (N, 3, 228, 304) in [0, 1].
-            depth_m: (N, 1, 55, 74) target metres, for those that may see them.
-        """
+    def before(self, rgb):
+        """The baselines that are shown before the nets: RGB (N, 3, 228, 304) in [0, 1] -> dict of name to log depth
+        (N, 1, 55, 74)."""
         ones = np.ones((len(rgb), 1, *image.DEPTH_SIZE), np.float32)
         if self.mean_map is None:
             return {CONSTANT: ones * self.constant}
         return {CONSTANT: ones * self.constant, MEAN_MAP: ones * self.mean_map,
                 BEST_SCALE: ones * (self.mean_map + self.shift), KERNEL: self.kernel(rgb)}
 
-    def after(self, rgb, depth_m):
-        """Those that are shown after the nets."""
+    def after(self, depth_m):
+        """Those that are shown after the nets: target metres (N, 1, 55, 74) -> dict of name to log depth."""
         if self.mean_map is None:
             return {}
         shifts = [_mean_difference(one, self.mean_map) for one in depth_m]
@@ -74,14 +69,10 @@ def _with_training_pairs(folder):
     return root if (root / "Train").is_dir() else None
 
 
-def _log(depth_m):
-    return np.log(np.clip(depth_m, *metrics.DEPTH_RANGE_M))
-
-
 def _mean_difference(depth_m, log_depth):
     """The mean of log target - prediction over the measured pixels; 0 when there are none."""
     measured = depth_m > 0
-    return float((_log(depth_m) - log_depth)[measured].mean()) if measured.any() else 0.0
+    return float((clipped_log(depth_m) - log_depth)[measured].mean()) if measured.any() else 0.0
 
 
 def _fit_to_targets(pairs, mean_map, workers):
@@ -119,9 +110,8 @@ class KernelRegression:
     @classmethod
     def of(cls, source, indices, workers):
         """Fitted on these samples of a PlainPairs, or taken from the cache of an earlier run on the same files."""
-        facts = f"1 {source.data_digest()} {' '.join(source.names)}".encode("utf-8", "surrogateescape")
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "depthnet"
-        path = cache / f"kernel-{hashlib.sha256(facts).hexdigest()[:16]}.npz"
+        path = cache / f"kernel-{names_digest([source.data_digest(), *source.names])}.npz"
         names = ("offset", "scale", "rows", "width", "weights", "mean")
         try:
             with np.load(path) as saved:
@@ -148,12 +138,11 @@ class KernelRegression:
         offset, scale = rows.mean(0), rows.std(0)
         scale += 0.01 * scale.mean()
         rows = (rows - offset) / scale
-        mean = mean_log_depth(depth_maps)[0]
-        log_depth = np.array([np.where(depth_m > 0, _log(depth_m), mean) - mean for depth_m in depth_maps])
+        log_depth, mean = filled_log_depth(depth_maps)
         distances = _squared_distances(rows, rows)
         width = max(np.median(distances), 1e-6)
         kernel = np.exp(-distances / width) + RIDGE * np.eye(len(rows))
-        weights = np.linalg.solve(kernel, log_depth.reshape(len(rows), -1)).astype(np.float32)
+        weights = np.linalg.solve(kernel, (log_depth - mean).reshape(len(rows), -1)).astype(np.float32)
         return cls(offset, scale, rows, width, weights, mean)
 
     def __call__(self, rgb):

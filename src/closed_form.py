@@ -12,9 +12,8 @@ import mindspore as ms
 import numpy as np
 
 from src import cli
-from src.data_loader import counter_rng, evenly, mean_log_depth
+from src.data_loader import counter_rng, evenly, filled_log_depth
 from src.errors import UserError
-from src.metrics import DEPTH_RANGE_M
 from src.net import DEPTH_CELLS
 
 MOST_PAIRS = 4000  # evenly spaced; each is two rows of 12,288 features
@@ -184,13 +183,18 @@ def _conv2(filters):
             filters.add((name, "hue", sign), [((name, "hue", sign), _TENT)])
 
 
-def _conv3(filters):
-    """The ramps' differences; means of the rest."""
+def _means(filters, ramps):
+    """Means of all channels below; of those called `ramps` the difference of each early one and its late twin."""
     for name in filters.below.names:
-        if name[0] != "more":
+        if name[0] != ramps:
             filters.add(name, [(name, _MEAN)])
         elif name[-1] == 0:
             filters.add(name[:-1], [(name, _MEAN), ((*name[:-1], 1), -_MEAN)])
+
+
+def _conv3(filters):
+    """The ramps' differences; means of the rest."""
+    _means(filters, "more")
 
 
 def _conv4(filters):
@@ -208,11 +212,7 @@ def _conv4(filters):
 
 def _conv5(filters):
     """Means on 6x8 places; of the colours also in the quarters of each."""
-    for name in filters.below.names:
-        if name[0] != "share":
-            filters.add(name, [(name, _MEAN)])
-        elif name[-1] == 0:
-            filters.add(name[:-1], [(name, _MEAN), ((*name[:-1], 1), -_MEAN)])
+    _means(filters, "share")
     for channel in range(3):
         for row, column in np.ndindex(2, 2):
             corner = np.zeros((3, 3))
@@ -246,9 +246,8 @@ def _rows(net, data, indices):
             if len(batch) == 32:
                 finish_batch()
         finish_batch()
-    mean = mean_log_depth(depth_maps)[0]
-    log_depth = [np.where(depth_m > 0, np.log(np.clip(depth_m, *DEPTH_RANGE_M)), mean) for depth_m in depth_maps]
-    return used, np.concatenate(features), np.reshape(log_depth, (-1, DEPTH_CELLS)).astype(np.float32)
+    log_depth, _ = filled_log_depth(depth_maps)
+    return used, np.concatenate(features), log_depth.reshape(-1, DEPTH_CELLS).astype(np.float32)
 
 
 def _random_features(rows, count, rng):

@@ -472,6 +472,11 @@ def augment_as_paper(rgb, pixels, rng, rgb_out, depth_out):
 AUGMENTATIONS = {"reference": augment, "paper": augment_as_paper}
 
 
+def clipped_log(depth_m):
+    """The natural logarithm of metres, which are clipped as the metrics clip them."""
+    return np.log(np.clip(depth_m, *DEPTH_RANGE_M))
+
+
 def mean_log_depth(depth_maps):
     """The mean log depth of each cell over an iterable of depth maps (55, 74) in metres: (1, 55, 74).
 
@@ -480,5 +485,12 @@ def mean_log_depth(depth_maps):
     total = np.zeros((2, *image.DEPTH_SIZE))
     for depth_m in depth_maps:
         measured = depth_m > 0
-        total += np.log(np.clip(depth_m, *DEPTH_RANGE_M)) * measured, measured
+        total += clipped_log(depth_m) * measured, measured
     return (total[0] / np.maximum(total[1], 1))[None].astype(np.float32)
+
+
+def filled_log_depth(depth_maps):
+    """The log depth (N, 55, 74) of a list of depth maps in metres, for a regression: where nothing was measured stands
+    the mean (55, 74) of the others, which is returned beside it."""
+    mean = mean_log_depth(depth_maps)[0]
+    return np.array([np.where(depth_m > 0, clipped_log(depth_m), mean) for depth_m in depth_maps]), mean

@@ -119,10 +119,10 @@ def score(pairs, predict, protocol, batch_size, workers, details=None, baselines
     with progress(total=len(pairs), desc="scoring", unit="image") as bar:
         for chunk, rgb, full_depth_m in test_batches(pairs, batch_size, workers):
             depth_m = targets(full_depth_m, protocol, chunk)
-            grid_m = targets(full_depth_m, "depthnet", chunk)
+            grid_m = depth_m if protocol == "depthnet" else targets(full_depth_m, "depthnet", chunk)
             log_depths = predict(rgb)
             if baselines:
-                log_depths = {**baselines.before(rgb, grid_m), **log_depths, **baselines.after(rgb, grid_m)}
+                log_depths = {**baselines.before(rgb), **log_depths, **baselines.after(grid_m)}
             for net, log_depth in log_depths.items():
                 metrics.finite(log_depth, [f"{pair.rgb} ({net})" for pair in chunk])
                 scores.setdefault(net, Scores(protocol)).add([pair.name for pair in chunk], log_depth, depth_m)

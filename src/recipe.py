@@ -37,6 +37,10 @@ class Recipe:
         """The settings that are not the reference's, by name."""
         return {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
 
+    def lr_scale(self, parameter):
+        """What this parameter's learning rate is multiplied by."""
+        return self.dense_lr_scale if parameter.name.startswith("fc") else 1.0
+
     def is_constant(self):
         """Whether every weight moves at one rate from the first step to the last."""
         return self.schedule == "constant" and not self.warmup_steps and self.dense_lr_scale == 1
@@ -64,7 +68,7 @@ def adam(net, learning_rate, recipe, last_step):
         return nn.Adam(net.trainable_params(), learning_rate)
     groups = {scale: [] for scale in (1.0, recipe.dense_lr_scale)}
     for parameter in net.trainable_params():
-        groups[recipe.dense_lr_scale if parameter.name.startswith("fc") else 1.0].append(parameter)
+        groups[recipe.lr_scale(parameter)].append(parameter)
     return nn.Adam([{"params": parameters, "lr": Rate(learning_rate * scale, recipe, last_step)}
                     for scale, parameters in groups.items() if parameters])
 
@@ -76,8 +80,7 @@ class Decay(nn.Cell):
         super().__init__(auto_prefix=False)
         weights = [parameter for parameter in net.trainable_params() if parameter.ndim > 1]
         self.weights = ms.ParameterTuple(weights)
-        self.rates = [Rate(learning_rate * (recipe.dense_lr_scale if weight.name.startswith("fc") else 1.0), recipe,
-                           last_step) for weight in weights]
+        self.rates = [Rate(learning_rate * recipe.lr_scale(weight), recipe, last_step) for weight in weights]
         self.towards = [ms.Tensor(np.eye(len(weight), dtype=np.float32)) if weight.name == "fc13.weight" else 0.0
                         for weight in weights]
         self.amount = recipe.weight_decay

@@ -22,7 +22,7 @@ def test_the_constants_and_scales_are_the_best_of_their_kind(nyu, cache):
     loaded = [data_loader.load_test_pair(pair) for pair in pairs]
     rgb, depth_m = np.stack([one for one, _ in loaded]), np.stack([image.network_depth(one) for _, one in loaded])
     ours = Baselines(nyu, pairs, 2)
-    maps = {**ours.before(rgb, depth_m), **ours.after(rgb, depth_m)}
+    maps = {**ours.before(rgb), **ours.after(depth_m)}
     assert list(maps) == [CONSTANT, MEAN_MAP, BEST_SCALE, KERNEL, OWN_SCALES]
     target = np.log(depth_m.clip(0.1, 10).astype(np.float64))
     train = [np.log(data_loader.load_train_pair(pair)[1].clip(0.1, 10)) for pair in data_loader.list_train(nyu)]

@@ -68,6 +68,7 @@ def main():
     import numpy as np
 
     from src import checkpoint, device
+    from src.net import PaperCoarseNet
 
     device.select("CPU", 0)
     saved = checkpoint.load(options.checkpoint)
@@ -75,7 +76,9 @@ def main():
     if "fc7.weight" in arrays:
         if not options.data_url:
             raise UserError(f"{options.checkpoint}: PaperCoarseNet: expected --data_url")
-        outputs = layer_outputs(checkpoint.load_coarse(options.checkpoint), options.data_url)
+        net = PaperCoarseNet()
+        checkpoint.assign(net, saved)
+        outputs = layer_outputs(net.set_train(False), options.data_url)
         for layer, rank, one in zip(("fc6", "fc7"), (options.rank_fc6, options.rank_fc7), outputs, strict=True):
             left, right, bias = factors(arrays.pop(f"{layer}.weight"), arrays[f"{layer}.bias"], one, rank)
             arrays |= {f"{layer}.weight{checkpoint.LEFT}": left, f"{layer}.weight{checkpoint.RIGHT}": right,
