@@ -43,7 +43,7 @@ def parse_args(arguments=None):
         help="validate and keep averaged weights, of which this share stays at each step (0.999, say)")
     add("--start", choices=("random", "lsuv", "closed_form"), default="random",
         help="CoarseNet's first weights: random, scaled to unit variance layer by layer, or designed and solved "
-        "(--coarse_net paper; with --pre_trained its last layer alone is solved)")
+        "(with --pre_trained its last layer alone is solved)")
     add("--ridge", type=cli.positive_float, help="of --start closed_form (default: chosen on every fifth scene)")
     add("--fine_start", choices=("random", "coarse"), default="random",
         help="FineNet's first weights: random, or such that it predicts what CoarseNet does")
@@ -71,8 +71,8 @@ def parse_args(arguments=None):
     if options.pre_trained and options.stage != "fine" and (options.mean_depth_start or options.start == "lsuv"):
         parser.error(f"--pre_trained and {'--mean_depth_start' if options.mean_depth_start else '--start lsuv'} are "
                      "two starts: expected one of them")
-    if options.start == "closed_form" and (options.coarse_net != "paper" or options.mean_depth_start):
-        parser.error("--start closed_form sets all weights of --coarse_net paper, and of no other net")
+    if options.start == "closed_form" and options.mean_depth_start:
+        parser.error("--start closed_form and --mean_depth_start are two starts: expected one of them")
     return options
 
 

@@ -1,9 +1,11 @@
-"""First weights that see already: a PaperCoarseNet whose convolutions are designed and whose dense layers are solved.
+"""First weights that see already: a coarse net whose convolutions are designed and whose last layer is solved.
 
 The convolutions compute, with nothing but what ReLU and pooling can do, what is known to tell depth in a picture
-(Saxena, Sun and Ng, 2009; Torralba and Oliva, 2002): how much of each scale and direction there is in each of 6x8
-places, absolutely and as a share of the neighbourhood (as in Dalal and Triggs, 2005), and colours. fc6 takes random
-features of them (Rahimi and Recht, 2007), fc7 is their ridge regression to log depth.
+(Saxena, Sun and Ng, 2009; Torralba and Oliva, 2002): how much of each scale and direction there is in each place,
+absolutely and as a share of the neighbourhood (as in Dalal and Triggs, 2005), and colours. In PaperCoarseNet, fc6 takes
+random features of them (Rahimi and Recht, 2007), and fc7 is their ridge regression to log depth. In CoarseNet, fc13 is
+the ridge regression on the one map that it sees: there the two deconvolutions lay 16 numbers of each of 14x19 places
+side by side, as 4x4 pixels.
 """
 
 import logging
@@ -14,9 +16,10 @@ import numpy as np
 from src import cli
 from src.data_loader import counter_rng, evenly, filled_log_depth
 from src.errors import UserError
-from src.net import DEPTH_CELLS
+from src.net import DEPTH_CELLS, PaperCoarseNet
 
 MOST_PAIRS = 4000  # evenly spaced; each is two rows of 12,288 features
+PROJECTION_PAIRS, _PROJECTION_RIDGE = 160, 2.5  # of the combinations that CoarseNet keeps
 COMPONENTS = 1500  # leading principal components that the random features are taken of
 RIDGES = (1e3, 3e3, 1e4, 3e4)
 VALIDATION_SHARE = 5  # every fifth scene chooses among them
@@ -29,10 +32,11 @@ logger = logging.getLogger(__name__)
 
 
 def solve(net, data, design=True, ridge=None):
-    """Set the weights of a PaperCoarseNet from the samples of `data` (a TrainingData) and their mirror images.
+    """Set the weights of a coarse net from the samples of `data` (a TrainingData) and their mirror images.
 
     Args:
-        design: set all of them; else those of fc7, for the units that the net has.
+        net: CoarseNet or PaperCoarseNet.
+        design: set all of them; else those of the last layer, for the features that the net has.
         ridge: how strong the regression is; None is what serves every fifth scene best when it is left out. (A net that
             was trained on these scenes wants more than that says.)
 
@@ -40,17 +44,21 @@ def solve(net, data, design=True, ridge=None):
     """
     source, rng = data.source, counter_rng(data.schedule.seed, 0)
     indices = list(evenly(range(len(source.names)), MOST_PAIRS))
+    paper = isinstance(net, PaperCoarseNet)
     if design:
-        _design(net, rng, np.stack([rgb for _, rgb, _ in _samples(data, evenly(indices, 64))]).transpose(0, 3, 1, 2))
-    used, rows, log_depth = _rows(net, data, indices)
+        rgb = np.stack([rgb for _, rgb, _ in _samples(data, evenly(indices, 64))]).transpose(0, 3, 1, 2)
+        _design(net, rng, rgb, _PAPER if paper else _COARSE)
+        if not paper:
+            _lay_side_by_side(net, data, list(evenly(indices, PROJECTION_PAIRS)))
+    used, units, log_depth = _rows(net.features, data, indices)
     scenes = [source.names[index].split("/")[0] for index in used]
-    if design:
-        units, weight, bias = _random_features(rows, net.dropout_units, rng)
+    if paper and design:
+        units, weight, bias = _random_features(units, net.dropout_units, rng)
         _set(net.fc6, weight, bias)
-    else:
-        units = np.maximum(rows @ net.fc6.weight.asnumpy().T + net.fc6.bias.asnumpy(), 0)
+    elif paper:
+        units = np.maximum(units @ net.fc6.weight.asnumpy().T + net.fc6.bias.asnumpy(), 0)
     ridge = ridge or _validated_ridge(units, log_depth, scenes)
-    _set(net.fc7, *_ridge_regression(units, log_depth, ridge))
+    _set(net.fc7 if paper else net.fc13, *_ridge_regression(units, log_depth, ridge))
     logger.info("closed form: %d pairs and their mirror images, ridge %g", len(used) // 2, ridge)
 
 
@@ -61,14 +69,17 @@ def _set(layer, weight, bias):
 
 # --- the convolutions
 
-_GRID = np.stack(np.meshgrid(np.arange(11) - 5.0, np.arange(11) - 5.0))
 _TENT = np.outer([1, 2, 3, 2, 1], [1, 2, 3, 2, 1]) / 81  # 5x5
 _MEAN = np.full((3, 3), 1 / 9)
 _CENTRE = np.pad([[1.0]], 1)
 
 
-def _gauss(sigma):
-    return np.exp(-(_GRID**2).sum(0) / 2 / sigma**2)
+def _grid(size):
+    return np.stack(np.meshgrid(*2 * [np.arange(size) - (size - 1) / 2]))
+
+
+def _gauss(sigma, size):
+    return np.exp(-(_grid(size)**2).sum(0) / 2 / sigma**2)
 
 
 def _unit(kernel):
@@ -76,12 +87,13 @@ def _unit(kernel):
     return kernel / (np.abs(kernel).sum() / 2)
 
 
-def _derivative(sigma, angle):
-    return _unit((np.cos(angle) * _GRID[0] + np.sin(angle) * _GRID[1]) * _gauss(sigma))
+def _derivative(sigma, angle, size):
+    x, y = _grid(size)
+    return _unit((np.cos(angle) * x + np.sin(angle) * y) * _gauss(sigma, size))
 
 
-def _blob(sigma):
-    laplacian = ((_GRID**2).sum(0) / 2 / sigma**2 - 1) * _gauss(sigma)
+def _blob(sigma, size):
+    laplacian = ((_grid(size)**2).sum(0) / 2 / sigma**2 - 1) * _gauss(sigma, size)
     return _unit(laplacian - laplacian.mean())
 
 
@@ -114,17 +126,18 @@ class _Filters:
         _set(self.conv, self.weight, self.bias)
 
 
-def _design(net, rng, rgb):
-    """Set the convolutions; `rgb` uint8 (N, 3, 228, 304) sets the spread of the random filters."""
+def _design(net, rng, rgb, layers):
+    """Set the convolutions by `layers`: name, design, whether a pooling follows. `rgb` uint8 (N, 3, 228, 304) sets the
+    spread of the random filters."""
     x = ms.Tensor(rgb.astype(np.float32) / 255)
     below = None
-    for name, design in (("conv1", _conv1), ("conv2", _conv2), ("conv3", _conv3), ("conv4", _conv4), ("conv5", _conv5)):
+    for name, design, pooled in layers:
         conv = getattr(net, name)
         below = _Filters(conv, below)
         design(below)
         below.apply(rng, lambda conv=conv, x=x: conv(x).asnumpy())
         x = net.relu(conv(x))
-        if name in ("conv1", "conv2"):
+        if pooled:
             x = net.pool(x)
 
 
@@ -133,19 +146,20 @@ def _angles(count):
 
 
 def _conv1(filters):
-    """Edges in 16 directions with sign, blobs, colours, edges between colours."""
+    """Edges in 16 directions with sign, blobs, colours, edges between colours: 62 filters."""
+    size = filters.weight.shape[-1]
     for sigma in _SCALES:
         for direction, angle in _angles(_DIRECTIONS):
-            filters.add(("edge", sigma, direction), [(_LUMA, _derivative(sigma, angle))], -0.004)
+            filters.add(("edge", sigma, direction), [(_LUMA, _derivative(sigma, angle, size))], -0.004)
         for sign in (1, -1):
-            filters.add(("blob", sigma, sign), [(_LUMA, sign * _blob(sigma))])
-    mean = _gauss(2.0) / _gauss(2.0).sum()
+            filters.add(("blob", sigma, sign), [(_LUMA, sign * _blob(sigma, size))])
+    mean = _gauss(2.0, size) / _gauss(2.0, size).sum()
     for channel, colour in enumerate(np.eye(3)):
         filters.add(("colour", channel), [(colour, mean)])
         filters.add(("dark", channel), [(colour, -mean)], 1.0)
     for name, colour in _OPPONENTS.items():
         for direction, angle in _angles(8):
-            filters.add((name, direction), [(colour, _derivative(2.0, angle))], -0.01)
+            filters.add((name, direction), [(colour, _derivative(2.0, angle, size))], -0.01)
         for sign in (1, -1):
             filters.add((name, "hue", sign), [(colour, sign * mean)])
 
@@ -154,36 +168,51 @@ def _both_signs(sigma, orientation):
     return [("edge", sigma, orientation), ("edge", sigma, orientation + _DIRECTIONS // 2)]
 
 
-def _conv2(filters):
-    """Local means; and for each orientation how far it exceeds the mean of all: ramps whose difference saturates."""
-    half = _DIRECTIONS // 2
-    for sigma in _SCALES:
-        energy = [(("edge", sigma, direction), _TENT / half) for direction, _ in _angles(_DIRECTIONS)]
-        for orientation in range(half):
-            for share in (1.2, 2.0):
-                for late in (0, 1):
-                    filters.add(("more", sigma, orientation, share, late),
-                                [(name, 25 * _TENT) for name in _both_signs(sigma, orientation)]
-                                + [(name, -25 * share * kernel) for name, kernel in energy], -0.25 - late * _STEP)
-        for direction, _ in _angles(_DIRECTIONS):
-            filters.add(("edge", sigma, direction), [(("edge", sigma, direction), _TENT)])
-        for threshold in (0.0, 0.03, 0.08, 0.16):
-            filters.add(("energy", sigma, threshold), energy, -threshold)
-        for sign in (1, -1):
-            filters.add(("blob", sigma, sign), [(("blob", sigma, sign), _TENT)])
+def _energy(sigma, kernel):
+    return [(("edge", sigma, direction), 2 * kernel / _DIRECTIONS) for direction, _ in _angles(_DIRECTIONS)]
+
+
+def _excess(filters, sigma, kernel):
+    """For each orientation how far it exceeds the mean of all: ramps whose difference saturates."""
+    for orientation in range(_DIRECTIONS // 2):
+        for share in (1.2, 2.0):
+            for late in (0, 1):
+                filters.add(("more", sigma, orientation, share, late),
+                            [(name, 25 * kernel) for name in _both_signs(sigma, orientation)]
+                            + _energy(sigma, -25 * share * kernel), -0.25 - late * _STEP)
+
+
+def _edge_means(filters, sigma, kernel):
+    for direction, _ in _angles(_DIRECTIONS):
+        filters.add(("edge", sigma, direction), [(("edge", sigma, direction), kernel)])
+    for threshold in (0.0, 0.03, 0.08, 0.16):
+        filters.add(("energy", sigma, threshold), _energy(sigma, kernel), -threshold)
+    for sign in (1, -1):
+        filters.add(("blob", sigma, sign), [(("blob", sigma, sign), kernel)])
+
+
+def _colour_means(filters, kernel):
     for channel in range(3):
-        filters.add(("colour", channel), [(("colour", channel), _TENT)])
-        filters.add(("dark", channel), [(("dark", channel), _TENT)])
+        filters.add(("colour", channel), [(("colour", channel), kernel)])
+        filters.add(("dark", channel), [(("dark", channel), kernel)])
         for threshold in (0.25, 0.5, 0.75):
-            filters.add(("bright", channel, threshold), [(("colour", channel), _TENT)], -threshold)
+            filters.add(("bright", channel, threshold), [(("colour", channel), kernel)], -threshold)
     for name in _OPPONENTS:
         for orientation in range(4):
-            filters.add((name, orientation), [((name, orientation), _TENT), ((name, orientation + 4), _TENT)])
+            filters.add((name, orientation), [((name, orientation), kernel), ((name, orientation + 4), kernel)])
         for sign in (1, -1):
-            filters.add((name, "hue", sign), [((name, "hue", sign), _TENT)])
+            filters.add((name, "hue", sign), [((name, "hue", sign), kernel)])
 
 
-def _means(filters, ramps):
+def _conv2(filters):
+    """Local means, and the excess of each orientation."""
+    for sigma in _SCALES:
+        _excess(filters, sigma, _TENT)
+        _edge_means(filters, sigma, _TENT)
+    _colour_means(filters, _TENT)
+
+
+def _means(filters, ramps=None):
     """Means of all channels below; of those called `ramps` the difference of each early one and its late twin."""
     for name in filters.below.names:
         if name[0] != ramps:
@@ -201,6 +230,10 @@ def _conv4(filters):
     """What is there, and each orientation's share of the energy in the wider neighbourhood: ramps again."""
     for name in filters.below.names:
         filters.add(name, [(name, _CENTRE)])
+    _shares(filters)
+
+
+def _shares(filters):
     for sigma in _SCALES:
         for orientation in range(_DIRECTIONS // 2):
             for share in (0.5, 1.0, 1.5, 2.2):
@@ -220,6 +253,94 @@ def _conv5(filters):
             filters.add(("quarter", channel, row, column), [(("colour", channel), corner)])
 
 
+def _coarse_conv2(filters):
+    """Local means: CoarseNet's layers see less of the picture at once."""
+    for sigma in _SCALES:
+        _edge_means(filters, sigma, _TENT)
+    _colour_means(filters, _TENT)
+
+
+def _coarse_conv3(filters):
+    """The excess of each orientation; means of the rest."""
+    for sigma in _SCALES:
+        _excess(filters, sigma, _MEAN)
+    _means(filters)
+
+
+def _coarse_conv4(filters):
+    """The ramps' differences and means of the rest; each orientation's share."""
+    _means(filters, "more")
+    _shares(filters)
+
+
+_PAPER = (("conv1", _conv1, True), ("conv2", _conv2, True), ("conv3", _conv3, False), ("conv4", _conv4, False),
+          ("conv5", _conv5, False))
+_COARSE = (("conv1", _conv1, True), ("conv2", _coarse_conv2, True), ("conv3", _coarse_conv3, True),
+           ("conv4", _coarse_conv4, True))
+
+
+def _lay_side_by_side(net, data, indices):
+    """Set the layers of CoarseNet behind conv4: conv5 blurs, three times; the deconvolutions lay the 16 combinations of
+    its channels that tell most of depth into 4x4 pixels; what is left hands that one map on. The other channels keep
+    their random weights and have no say yet."""
+    _set(net.conv5, np.eye(512)[:, :, None, None] * np.outer([1, 2, 1], [1, 2, 1]) / 16, np.zeros(512))
+
+    def blurred(rgb):
+        x = rgb
+        for name in ("conv1", "conv2", "conv3", "conv4"):
+            x = net.pool(net.relu(getattr(net, name)(x)))
+        for _ in range(3):
+            x = net.conv5(x)
+        return x
+
+    _, maps, log_depth = _rows(blurred, data, indices)
+    projection, offset = _most_telling(maps, log_depth, 16)
+    names = ("deconv6", "conv7", "deconv8", "conv9", "conv10", "conv11", "conv12")
+    weights = {name: getattr(net, name).weight.asnumpy().copy() for name in names}
+    biases = {name: getattr(net, name).bias.asnumpy().copy() for name in names}
+    weights["deconv6"][:, :4] = projection.reshape(512, 2, 2, 4).transpose(0, 3, 1, 2)
+    biases["deconv6"][:4] = offset.reshape(4, 4).max(0)
+    for number in range(4):
+        weights["conv7"][number] = 0
+        weights["conv7"][number, 256 + number, 1, 1] = 1
+    weights["deconv8"][:, 0] = 0
+    weights["deconv8"][range(4), 0, [0, 0, 1, 1], [0, 1, 0, 1]] = 1
+    for name, channel in (("conv9", 128), ("conv10", 0), ("conv11", 0), ("conv12", 0)):
+        weights[name][0] = 0
+        weights[name][0, channel, 1, 1] = 1
+    for name in names:
+        _set(getattr(net, name), weights[name], biases[name])
+
+
+def _most_telling(maps, log_depth, count):
+    """The `count` combinations of channels, the same in each place, that carry most of what a ridge regression on all
+    channels in all places says of depth.
+
+    Args:
+        maps: (N, C, H, W), not negative.
+        log_depth: (N, cells).
+
+    Returns:
+        their weights (C, count), each combination of variance 1 within a place, and the offsets (count,) that make each
+        positive on these pictures.
+    """
+    channels = maps.shape[1]
+    spread = maps.std((0, 2, 3))
+    spread = np.where(spread > 0, spread, np.inf)  # what is the same everywhere says nothing
+    rows = ((maps - maps.mean(0)) / spread[:, None, None]).reshape(len(maps), -1)
+    wanted, strengths, _ = np.linalg.svd(log_depth - log_depth.mean(0), full_matrices=False)
+    gram = rows @ rows.T
+    gram[np.diag_indices_from(gram)] += _PROJECTION_RIDGE * rows.shape[1]
+    regression = (rows.T @ np.linalg.solve(gram, wanted[:, :40] * strengths[:40])).reshape(channels, -1)
+    by_place = rows.reshape(len(rows), channels, -1)
+    covariance = np.tensordot(by_place, by_place, ((0, 2), (0, 2))) / by_place[:, 0].size
+    values, vectors = np.linalg.eigh(covariance)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    inverse = (vectors / np.sqrt(values.clip(1e-3 * values[-1]))) @ vectors.T
+    chosen = inverse @ np.linalg.eigh(root @ (regression @ regression.T) @ root)[1][:, -count:] / spread[:, None]
+    return chosen, -np.tensordot(maps, chosen, (1, 0)).min((0, 1, 2))
+
+
 # --- the dense layers
 
 
@@ -227,14 +348,15 @@ def _samples(data, indices):
     yield from data.source.samples(indices, data.workers, data.skip_bad)
 
 
-def _rows(net, data, indices):
-    """Of the samples, each followed by its mirror image: index (N,), features (N, 12288), log depth (N, 4070)."""
+def _rows(features_of, data, indices):
+    """Of the samples, each followed by its mirror image: index (N,), features (N, ...), log depth (N, 4070).
+    `features_of`: what computes them of RGB (N, 3, 228, 304)."""
     used, features, depth_maps, batch = [], [], [], []
 
     def finish_batch():
         if batch:
             pictures = np.stack(batch).transpose(0, 3, 1, 2).astype(np.float32) / 255
-            features.append(net.features(ms.Tensor(pictures)).asnumpy())
+            features.append(features_of(ms.Tensor(pictures)).asnumpy())
             bar.update(len(batch))
             batch.clear()
 

@@ -65,6 +65,10 @@ class CoarseNet(nn.Cell):
 
     def construct(self, rgb):
         """(N, 3, 228, 304) RGB -> (N, 1, 55, 74) log depth."""
+        return self.fc13(self.features(rgb)).reshape((-1, *DEPTH_SHAPE))
+
+    def features(self, rgb):
+        """(N, 3, 228, 304) RGB -> (N, 4070): what the dense layer sees."""
         x1 = self.pool(self.relu(self.conv1(rgb)))
         x2 = self.pool(self.relu(self.conv2(x1)))
         x3 = self.pool(self.relu(self.conv3(x2)))
@@ -76,9 +80,7 @@ class CoarseNet(nn.Cell):
         x = self.relu(self.conv7(x))
         x = self.concat((x2, self.relu(self.deconv8(x))))
         x = self.relu(self.conv9(x))
-        x = self.conv12(self.conv11(self.conv10(x)))
-        x = self.fc13(x.reshape((-1, DEPTH_CELLS)))
-        return x.reshape((-1, *DEPTH_SHAPE))
+        return self.conv12(self.conv11(self.conv10(x))).reshape((-1, DEPTH_CELLS))
 
     def start_at(self, log_depth):
         """Have training start near this map, (1, 55, 74): the last bias."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from src.loss import CompositeLoss, ScaleInvariantLoss
+from tests.twins import composite_loss
 
 
 def example(batch=3, holes=False):
@@ -64,6 +65,11 @@ def test_value_and_gradient_equal_autograd(loss, composite, holes):
     expected.backward()
     assert float(value) == pytest.approx(expected.item(), rel=1e-5)
     np.testing.assert_allclose(gradient.asnumpy(), x.grad.numpy(), rtol=1e-4, atol=1e-8)
+
+
+def test_the_benchmarks_train_on_the_same_loss():
+    log_depth, depth_m = (torch.tensor(array, dtype=torch.float64) for array in example(holes=True))
+    assert composite_loss(log_depth, depth_m).item() == pytest.approx(reference(log_depth, depth_m, True).item())
 
 
 @pytest.mark.parametrize("loss", [CompositeLoss, ScaleInvariantLoss])

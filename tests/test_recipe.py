@@ -117,7 +117,7 @@ def test_a_run_with_everything_resumes_exactly_and_refuses_another_recipe(nyu, r
 
 
 @pytest.mark.parametrize(("options", "expected"), [
-    (["--start", "closed_form"], "--start closed_form sets all weights of --coarse_net paper"),
+    (["--start", "closed_form", "--mean_depth_start"], "--start closed_form and --mean_depth_start are two starts"),
     (["--start", "lsuv", "--pre_trained", "x.ckpt"], "--pre_trained and --start lsuv are two starts"),
     (["--ema", "1"], "argument --ema: 1 is not a number from 0 to below 1"),
     (["--weight_decay", "-1"], "argument --weight_decay: -1 is not a number from 0"),
@@ -209,32 +209,61 @@ def test_fine_net_starts_as_its_coarse_input_and_learns_from_there(nyu):
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_closed_form_is_a_ridge_regression_on_what_the_net_sees(nyu):
-    """The two dense layers against NumPy's least squares on the net's own features; and it has learnt."""
+@pytest.mark.parametrize("kind", [PaperCoarseNet, CoarseNet])
+def test_closed_form_is_a_ridge_regression_on_what_the_net_sees(nyu, kind):
+    """The last layer against NumPy's least squares on what it sees; and the net has learnt."""
     ms.set_seed(0)
-    net, data = PaperCoarseNet(), TrainingData(PlainPairs(nyu), Schedule(8, 4, seed=3))
+    net, data = kind(), TrainingData(PlainPairs(nyu), Schedule(8, 4, seed=3))
     closed_form.solve(net, data)
     samples = list(data.source.samples(range(8), 1))
     rgb = np.stack([one for _, rgb, _ in samples for one in (rgb, rgb[:, ::-1])]).transpose(0, 3, 1, 2)
+    rgb = ms.Tensor(rgb.astype(np.float32) / 255)
     depth_m = np.stack([one for _, _, depth_m in samples for one in (depth_m, depth_m[:, ::-1])])
-    features = net.features(ms.Tensor(rgb.astype(np.float32) / 255))
-    units = np.maximum(net.fc6(features).asnumpy().astype(np.float64), 0)
+    units = net.features(rgb)
+    if kind is PaperCoarseNet:
+        units = net.relu(net.fc6(units))
+    units = units.asnumpy().astype(np.float64)
     log_depth = np.log(np.clip(depth_m, 0.1, 10)).reshape(16, -1)
     assert (depth_m > 0).all()
     standard = (units - units.mean(0)) / (units.std(0) + 1e-6)
-    fits = {}
+    fits, count = {}, units.shape[1]
     for ridge in closed_form.RIDGES:
-        system = np.vstack([standard, math.sqrt(ridge) * np.eye(4096)])
-        right = np.vstack([log_depth - log_depth.mean(0), np.zeros((4096, 4070))])[:, ::407]
+        system = np.vstack([standard, math.sqrt(ridge) * np.eye(count)])
+        right = np.vstack([log_depth - log_depth.mean(0), np.zeros((count, 4070))])[:, ::407]
         fits[ridge] = standard @ np.linalg.lstsq(system, right, rcond=None)[0] + log_depth.mean(0)[::407]
-    ours = net(ms.Tensor(rgb.astype(np.float32) / 255)).asnumpy().reshape(16, -1)[:, ::407]
-    fc6 = net.fc6.weight.asnumpy().copy()
+    ours = net(rgb).asnumpy().reshape(16, -1)[:, ::407]
+    before = {parameter.name: parameter.asnumpy().copy() for parameter in net.get_parameters()}
     closed_form.solve(net, data, design=False, ridge=1e4)  # its last layer again
-    again = net(ms.Tensor(rgb.astype(np.float32) / 255)).asnumpy().reshape(16, -1)[:, ::407]
+    again = net(rgb).asnumpy().reshape(16, -1)[:, ::407]
     assert np.abs(again - fits[1e4]).max() < 2e-3
-    np.testing.assert_array_equal(net.fc6.weight.asnumpy(), fc6)
+    for name, value in before.items():
+        if not name.startswith(("fc7", "fc13")):
+            np.testing.assert_array_equal(net.parameters_dict()[name].asnumpy(), value)
     assert min(np.abs(ours - fit).max() for fit in fits.values()) < 2e-3
     assert np.square(ours - log_depth[:, ::407]).mean() < 0.9 * log_depth[:, ::407].var(0).mean()
+
+
+def test_coarse_net_s_last_map_holds_16_numbers_of_each_place(nyu):
+    """In its closed form: cell by cell the same combinations of conv5's channels, side by side."""
+    ms.set_seed(0)
+    net, data = CoarseNet(), TrainingData(PlainPairs(nyu), Schedule(8, 4, seed=3))
+    closed_form.solve(net, data, ridge=1e4)
+    x = rgb = ms.Tensor(np.stack([rgb for _, rgb, _ in data.source.samples(range(8), 1)])
+                        .transpose(0, 3, 1, 2).astype(np.float32) / 255)
+    for name in ("conv1", "conv2", "conv3", "conv4"):
+        x = net.pool(net.relu(getattr(net, name)(x)))
+    blur = torch.outer(*2 * [torch.tensor([1.0, 2, 1])]) / 16
+    maps = torch.from_numpy(x.asnumpy())
+    for _ in range(3):
+        maps = F.conv2d(maps, blur.expand(512, 1, 3, 3), padding=1, groups=512)
+    seen = net.features(rgb).asnumpy().reshape(8, 55, 74)
+    for row, column in ((0, 1), (5, 30), (54, 74), (27, 3)):  # of the 56x76 cells before conv9 cuts them
+        place = maps[:, :, row // 4, column // 4].numpy()
+        half = (row % 4 // 2, column % 4 // 2)
+        number = 2 * (row % 2) + column % 2
+        weight = net.deconv6.weight.asnumpy()[:, number, half[0], half[1]]
+        expected = place @ weight + net.deconv6.bias.asnumpy()[number]
+        np.testing.assert_allclose(seen[:, row, column - 1], np.maximum(expected, 0), rtol=1e-3, atol=1e-3)
 
 
 def test_closed_form_wants_two_scenes(nyu, run, tmp_path):
