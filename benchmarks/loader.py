@@ -1,6 +1,7 @@
 """How fast training pairs are fed: this repo's two forms beside plain Pillow, each in a process of its own."""
 
 import argparse
+import itertools
 import multiprocessing
 import resource
 import statistics
@@ -45,6 +46,34 @@ def plain_batches(pairs, schedule, steps, workers):
             yield [np.stack(arrays) for arrays in zip(*samples, strict=True)]
 
 
+class TorchPairs:
+    """This repo's transforms of a pair as a PyTorch data set."""
+
+    def __init__(self, pairs):
+        self.pairs = pairs
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, index):
+        pair = self.pairs[index]
+        rgb = image.resize(image.crop(image.load_rgb(pair.rgb)), image.RGB_SIZE)
+        depth_m = image.network_depth(image.load_train_depth_pixels(pair.depth))[0]
+        rgb_out, depth_out = np.empty((3, *image.RGB_SIZE), np.uint8), np.empty((1, *image.DEPTH_SIZE), np.float32)
+        augment(rgb, depth_m, np.random.default_rng(index), rgb_out, depth_out)
+        return rgb_out, depth_out
+
+
+def pytorch_batches(pairs, batch_size, steps, workers):
+    """Batches of PyTorch's DataLoader, its workers being processes, epoch after epoch."""
+    from torch.utils.data import DataLoader
+
+    batches = DataLoader(TorchPairs(pairs), batch_size, shuffle=True, drop_last=True, num_workers=workers,
+                         persistent_workers=True)
+    epochs = itertools.chain.from_iterable(itertools.repeat(batches))
+    return itertools.islice(epochs, steps)
+
+
 def measure(kind, folder, batch_size, workers, pairs):
     """(pairs/s, processor milliseconds a pair, peak MB of the process) after the first batch, which fills the queue;
     for "later" after the first epoch."""
@@ -52,7 +81,9 @@ def measure(kind, folder, batch_size, workers, pairs):
 
     source = open_training(folder)
     schedule = Schedule(len(source.names), batch_size, seed=0)
-    if kind == "plain":
+    if kind == "pytorch":
+        batches = pytorch_batches(source.pairs, batch_size, 3 + pairs // batch_size, workers)
+    elif kind == "plain":
         batches = plain_batches(source.pairs, schedule, 3 + pairs // 8 // batch_size, workers)
     else:
         before = schedule.steps_per_epoch if kind == "later" else 0
@@ -64,6 +95,8 @@ def measure(kind, folder, batch_size, workers, pairs):
     for rgb, *_ in batches:
         count += len(rgb)
     seconds, processor_seconds = time.perf_counter() - began, time.process_time() - processor_began
+    if kind == "pytorch":
+        processor_seconds = float("nan")  # its workers are processes of their own
     return count / seconds, 1000 * processor_seconds / count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -107,10 +140,34 @@ def report(results, steps):
              "|---|---|---|---|---|---|---|"]
     for name, (rate, milliseconds, megabytes) in results.items():
         cores = ASCEND_910_PAIRS_PER_S * milliseconds / 1000
-        lines.append(f"| {name} | {rate:.0f} | {rate / first:.1f} | {milliseconds:.2f} | {cores:.1f} | {8 * cores:.0f} "
-                     f"| {megabytes:.0f} |")
+        spent = ["" if milliseconds != milliseconds else text
+                 for text in (f"{milliseconds:.2f}", f"{cores:.1f}", f"{8 * cores:.0f}")]
+        lines.append(f"| {name} | {rate:.0f} | {rate / first:.1f} | {' | '.join(spent)} | {megabytes:.0f} |")
     lines += ["", "| what a pair of files goes through | us |", "|---|---|"]
     return "\n".join([*lines, *(f"| {step} | {value:.0f} |" for step, value in steps.items())]) + "\n"
+
+
+def compare(data, packed_folder=None, batch_size=32, workers=2, rounds=3, pairs=3000):
+    """Both tables of a NYU folder; it is packed into a temporary folder if `packed_folder` is None."""
+    with tempfile.TemporaryDirectory() as folder:
+        if packed_folder is None:
+            from src import packed
+
+            packed_folder = Path(folder, "packed")
+            packed.pack(data, packed_folder, workers)
+        every = list_train(data)
+        in_an_epoch = min(pairs, len(every) - 4 * batch_size)
+        results = measure_all({
+            "plain Pillow, float64, one thread": ("plain", data, batch_size, 1, pairs),
+            f"the same, {workers} threads": ("plain", data, batch_size, workers, pairs),
+            f"PyTorch DataLoader, this repo's transforms, {workers} processes": ("pytorch", data, batch_size, workers,
+                                                                                pairs // 2),
+            "this repo, files, first epoch": ("ours", data, batch_size, workers, in_an_epoch),
+            "this repo, files, later epochs": ("later", data, batch_size, workers, pairs),
+            "this repo, packed, 1 thread": ("ours", packed_folder, batch_size, 1, 4 * pairs),
+            "this repo, packed": ("ours", packed_folder, batch_size, workers, 4 * pairs),
+        }, rounds)
+    return report(results, steps_of_a_pair(every[::5]))
 
 
 def main():
@@ -122,23 +179,8 @@ def main():
     parser.add_argument("--rounds", type=cli.positive_int, default=3)
     parser.add_argument("--pairs", type=cli.positive_int, default=3000, help="pairs a run")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        packed_folder = options.packed
-        if packed_folder is None:
-            from src import packed
-
-            packed_folder = Path(folder, "packed")
-            packed.pack(options.data, packed_folder, options.workers)
-        size, every = options.batch_size, list_train(options.data)
-        in_an_epoch = min(options.pairs, len(every) - 4 * size)
-        results = measure_all({
-            "plain Pillow, float64, one thread": ("plain", options.data, size, 1, options.pairs),
-            f"the same, {options.workers} threads": ("plain", options.data, size, options.workers, options.pairs),
-            "this repo, files, first epoch": ("ours", options.data, size, options.workers, in_an_epoch),
-            "this repo, files, later epochs": ("later", options.data, size, options.workers, options.pairs),
-            "this repo, packed": ("ours", packed_folder, size, options.workers, 4 * options.pairs),
-        }, options.rounds)
-    sys.stdout.write(report(results, steps_of_a_pair(every[::5])))
+    sys.stdout.write(compare(options.data, options.packed, options.batch_size, options.workers, options.rounds,
+                             options.pairs))
     return 0
 
 

@@ -442,19 +442,6 @@ def test_a_screen_that_cannot_be_written_is_no_success(nyu, run, tmp_path, progr
             assert "standard output could not be written" in errors and "Traceback" not in errors, errors
 
 
-def test_the_inference_benchmark_takes_relative_paths(tmp_path, monkeypatch):
-    """The C++ program runs in a folder of its own: what it is given must not depend on where."""
-    from benchmarks import inference
-
-    seen = []
-    monkeypatch.setattr(inference, "lite", lambda model, images, threads: seen.append((model, images)) or 1.0)
-    monkeypatch.setattr(inference, "onnx", lambda *_: 1.0)
-    monkeypatch.setattr(inference, "mindspore", lambda *_: 1.0)
-    monkeypatch.setattr(sys, "argv", ["inference.py", "Model", "images", "--rounds", "1"])
-    monkeypatch.chdir(tmp_path)
-    assert inference.main() == 0 and seen == [(tmp_path / "Model", tmp_path / "images")]
-
-
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

@@ -1,0 +1,149 @@
+"""How costs grow with the work, and how far the nets are from what the machine can do at most."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from src import image, predict
+
+
+def exponent(points):
+    """The slope of log cost over log size: 1 is in proportion."""
+    sizes, costs = np.log(np.array(points)).T
+    return float(np.polyfit(sizes, costs, 1)[0])
+
+
+def fastest(function, seconds=0.5):
+    """The least seconds of a run of `function`, run for `seconds` or twice."""
+    times, began = [], time.perf_counter()
+    while len(times) < 2 or time.perf_counter() - began < seconds:
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def predict_by_pixels():
+    """(megapixels, seconds) of everything in DepthPredictor that is not a net."""
+    nets = (lambda rgb: np.zeros((len(rgb), 1, *image.DEPTH_SIZE), np.float32), lambda rgb, coarse: coarse)
+    predictor = predict.DepthPredictor(*nets)
+    points = []
+    for height in (480, 960, 1920, 3840):
+        picture = np.zeros((height, height * 4 // 3, 3), np.uint8)
+        points.append((picture[..., 0].size / 1e6, fastest(lambda picture=picture: predictor(picture))))
+    return points
+
+
+def memory_by_pictures(folder):
+    """(pictures of 3 megapixels, peak MB of the process) of predicting them one after another into files."""
+    import cv2
+
+    pictures = Path(tempfile.mkdtemp(dir=folder))
+    for number in range(16):
+        cv2.imwrite(str(pictures / f"{number}.jpg"), np.full((1536, 2048, 3), number, np.uint8))
+    code = ("import sys, resource, numpy as np\nfrom src import depth_files, predict, cli\n"
+            "from src.pointcloud import Intrinsics\n"
+            "nets = (lambda rgb: np.zeros((len(rgb), 1, 55, 74), np.float32), lambda rgb, coarse: coarse)\n"
+            "jobs = depth_files.find(sys.argv[2:], __import__('pathlib').Path(sys.argv[1]))\n"
+            "writer = depth_files.Writer(('npy',), 'viridis', 10.0, Intrinsics.kinect)\n"
+            "depth_files.predict_all(jobs, predict.DepthPredictor(*nets), writer, 8, cli.progress(1, '', ''))\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)")
+    points = []
+    for count in (2, 4, 8, 16):
+        names = [str(pictures / f"{number}.jpg") for number in range(count)]
+        out = subprocess.run([sys.executable, "-c", code, pictures / f"out{count}", *names], check=True, text=True,
+                             capture_output=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])})
+        points.append((count, float(out.stdout.split()[-1])))
+    return points
+
+
+def log_by_steps(folder):
+    """(rows, seconds) of a stage's log of so many steps."""
+    from src.training import StageLog
+
+    points = []
+    for rows in (10_000, 30_000, 100_000):
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            log = StageLog(Path(work, "coarse.csv"))
+            began = time.perf_counter()
+            for step in range(rows):
+                log.row(epoch=1, step=step, loss=1.0, step_seconds=0.1)
+            points.append((rows, time.perf_counter() - began))
+    return points
+
+
+def scoring_by_pictures():
+    """(pictures, seconds) of the metrics of 55x74 maps."""
+    from src import metrics
+
+    rng, points = np.random.default_rng(0), []
+    for count in (64, 256, 1024):
+        depth_m = rng.uniform(1, 9, (count, 1, *image.DEPTH_SIZE)).astype(np.float32)
+        log_depth = np.log(depth_m) + 0.1
+        points.append((count, fastest(lambda a=log_depth, b=depth_m: metrics.evaluate(a, b, "depthnet"))))
+    return points
+
+
+def measure(folder):
+    """[{"name", "points": (size, cost) pairs, "exponent"}]."""
+    every = {"predict without the nets, seconds over megapixels": predict_by_pixels(),
+             "predict's peak MB over pictures of 3 megapixels": memory_by_pictures(folder),
+             "training log, seconds over rows": log_by_steps(folder),
+             "metrics, seconds over pictures": scoring_by_pictures()}
+    return [{"name": name, "points": points, "exponent": exponent(points)} for name, points in every.items()]
+
+
+def layer_operations(net, *inputs):
+    """{layer: multiplications and additions for these inputs}; a layer that is used thrice counts thrice."""
+    import mindspore as ms
+
+    operations, handles = {}, []
+
+    def count(cell, _inputs, output):
+        # a transposed convolution whose kernel is its stride has `in_channels` products an output
+        each = cell.weight.shape[0] if "Transpose" in type(cell).__name__ else np.prod(cell.weight.shape[1:])
+        name = names[id(cell)]
+        operations[name] = operations.get(name, 0) + 2 * int(output.size) * int(each)
+
+    names = {id(cell): name for name, cell in net.cells_and_names() if hasattr(cell, "weight")}
+    mode = ms.get_context("mode")
+    ms.set_context(mode=ms.PYNATIVE_MODE)  # a graph calls no hooks
+    try:
+        handles = [cell.register_forward_hook(count) for _, cell in net.cells_and_names() if id(cell) in names]
+        net(*map(ms.Tensor, inputs))
+    finally:
+        for handle in handles:
+            handle.remove()
+        ms.set_context(mode=mode)
+    return operations
+
+
+def floor():
+    """([{"name", "value"}], {net.layer: operations}): the machine's rates, and what the nets ask of it."""
+    from src import net
+    from src.exporting import example_inputs
+
+    size = 2048
+    a, b = (np.random.default_rng(seed).random((size, size), np.float32) for seed in (0, 1))
+    gflops = 2 * size**3 / fastest(lambda: a @ b, 2) / 1e9
+    source, target = np.ones(1 << 26, np.float32), np.ones(1 << 26, np.float32)
+    gigabytes = 2 * source.nbytes / fastest(lambda: np.copyto(target, source), 1) / 1e9
+    layers, rows = {}, [("float32 matrix product of 2,048 x 2,048 (NumPy)", f"{gflops:.0f} GFLOP/s"),
+                        ("copying 256 MB", f"{gigabytes:.1f} GB/s read and written")]
+    for kind in (net.CoarseNet, net.PaperCoarseNet, net.FineNet):
+        one = kind()
+        operations = layer_operations(one, *example_inputs(one, 1))
+        layers |= {f"{kind.__name__} {name}": value for name, value in operations.items()}
+        total, parameters = sum(operations.values()), sum(parameter.size for parameter in one.get_parameters())
+        rows.append((f"{kind.__name__}: a picture's {total / 1e9:.2f} GFLOP at that rate",
+                     f"{total / gflops / 1e6:.1f} ms"))
+        rows.append((f"{kind.__name__}: an Adam update of {parameters / 1e6:.1f} M parameters at that bandwidth",
+                     f"{7 * 4 * parameters / gigabytes / 1e6:.1f} ms (reads four, writes three arrays)"))
+    return [{"name": name, "value": value} for name, value in rows], layers

@@ -1,0 +1,198 @@
+"""One side of a comparison, in a process of its own: it gets ready, says so, and then runs when it is told to.
+
+`python benchmarks/peers.py KIND BACKEND NET BATCH THREADS [FOLDER]` prints a JSON line {"check": ...} when it is ready.
+For each line "N" on its standard input it runs N times and prints the seconds of each as a JSON list; at the end of the
+input it prints {"peak_mb": ...}.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from src.image import DEPTH_SIZE, RGB_SIZE
+
+LEARNING_RATE = 1e-6  # small: all sides stay at the loss that they began with
+
+
+def batch_arrays(batch):
+    """RGB uint8 (N, 3, 228, 304), metres and log depth (N, 1, 55, 74) with holes."""
+    rng = np.random.default_rng(0)
+    rgb = rng.integers(0, 256, (batch, 3, *RGB_SIZE), np.uint8)
+    depth_m = rng.uniform(1, 5, (batch, 1, *DEPTH_SIZE)).astype(np.float32)
+    return rgb, depth_m * (rng.random(depth_m.shape) > 0.1), np.log(depth_m)
+
+
+def mindspore_net(name):
+    """The net with the weights that every side begins with."""
+    import mindspore as ms
+
+    from src import net
+
+    ms.set_context(mode=ms.GRAPH_MODE)
+    ms.set_device("CPU")
+    ms.set_seed(0)
+    return getattr(net, name)()
+
+
+def train(backend, name, batch, _):
+    """A function that makes one training step, the loss read, and the loss of the first."""
+    rgb, depth_m, coarse = batch_arrays(batch)
+    net = mindspore_net(name)
+    if backend == "mindspore":
+        import mindspore as ms
+
+        from src.training import Trainer
+
+        given = ms.Tensor(coarse)
+        trainer = Trainer(net, "composite", LEARNING_RATE,
+                          inputs=(lambda rgb: (rgb, given)) if name == "FineNet" else lambda rgb: (rgb,))
+
+        def step():
+            return trainer.run_step(rgb, depth_m)[0]
+    else:
+        import torch
+
+        from tests.twins import TWINS, composite_loss, weights
+
+        layout = torch.channels_last if "channels-last" in backend else torch.contiguous_format
+        parameters = {key: torch.nn.Parameter(value.contiguous(memory_format=layout) if value.ndim == 4 else value)
+                      for key, value in weights(net).items()}
+        rest = (torch.from_numpy(coarse),) if name == "FineNet" else ()
+        optimizer = torch.optim.Adam(parameters.values(), LEARNING_RATE, fused=True)
+
+        def loss_of(rgb, depth_m):
+            return composite_loss(TWINS[name](parameters, rgb, *rest), depth_m)
+
+        run = torch.compile(loss_of) if "compile" in backend else loss_of
+
+        def step():
+            pixels = torch.from_numpy(rgb).to(torch.float32, memory_format=layout) / 255
+            loss = run(pixels, torch.from_numpy(depth_m))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss.item()
+
+    return step, step()
+
+
+def predictor(backend, batch, threads, folder):
+    """A function of RGB float32 (N, 3, 228, 304) to FineNet's log depth, of the checkpoints or exports in `folder`."""
+    names = ("CoarseNet", "FineNet")
+    if backend == "mindspore":
+        import mindspore as ms
+
+        from src import checkpoint, stages
+
+        ms.set_context(mode=ms.GRAPH_MODE)
+        ms.set_device("CPU")
+        both = stages.predictors(checkpoint.load_coarse(folder / "Ckpt" / "FinalCoarseNet.ckpt"),
+                                 checkpoint.load_fine(folder / "Ckpt" / "FinalFineNet.ckpt"))
+        return lambda rgb: both(rgb)["FineNet"]
+    if backend.startswith("pytorch"):
+        import torch
+
+        from tests.twins import coarse_twin, fine_twin
+
+        weights = [{key: torch.from_numpy(value) for key, value in np.load(folder / f"{name}.npz").items()}
+                   for name in names]
+
+        def twins(rgb):
+            return fine_twin(weights[1], rgb, coarse_twin(weights[0], rgb))
+
+        run = torch.compile(twins) if "compile" in backend else twins
+
+        def predict(rgb):
+            with torch.inference_mode():
+                return run(torch.from_numpy(rgb)).numpy()
+
+        return predict
+    paths = [str(folder / "ONNX" / f"Final{name}.onnx") for name in names]
+    if backend == "onnxruntime":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        coarse, fine = (onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+                        for path in paths)
+
+        def predict(rgb):
+            return fine.run(None, {"rgb": rgb, "coarse_log_depth": coarse.run(None, {"rgb": rgb})[0]})[0]
+
+        return predict
+    import openvino
+
+    core = openvino.Core()
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    models = [core.read_model(path) for path in paths]
+    for model in models:
+        model.reshape({port: [batch, *list(port.partial_shape)[1:]] for port in model.inputs})
+    coarse, fine = (core.compile_model(model, "CPU", hints) for model in models)
+    return lambda rgb: fine({"rgb": rgb, "coarse_log_depth": coarse({"rgb": rgb})[0]})[0]
+
+
+def infer(backend, _, batch, threads, folder, files=False):
+    """A function that takes the next batch through both nets, and a number that tells what they predict. With `files`
+    each picture is read from its file and its depth is written to one, as the C++ program does."""
+    run = predictor(backend, batch, threads, folder)
+    paths = sorted((folder / "img_data").glob("*.bin"))
+    batches = [paths[start:start + batch] for start in range(0, len(paths) - batch + 1, batch)]
+
+    def read(paths):
+        return np.stack([np.fromfile(path, np.float32).reshape(3, *RGB_SIZE) for path in paths])
+
+    cached = [] if files else [read(one) for one in batches[:8]]
+    output = folder / f"out-{os.getpid()}"
+    output.mkdir()
+    count = 0
+
+    def step():
+        nonlocal count
+        count += 1
+        if not files:
+            return run(cached[count % len(cached)])
+        chosen = batches[count % len(batches)]
+        for path, log_depth in zip(chosen, run(read(chosen)), strict=True):
+            np.ascontiguousarray(log_depth).tofile(output / path.name)
+
+    return step, float(np.abs(run(read(batches[0]))).mean())
+
+
+def main():
+    kind, backend, net, batch, threads, *folder = sys.argv[1:]
+    batch, threads = int(batch), int(threads)
+    if "pytorch" in backend:
+        import torch
+
+        torch.set_num_threads(threads)
+    if kind == "train":
+        step, check = train(backend, net, batch, threads)
+    else:
+        step, check = infer(backend, net, batch, threads, Path(folder[0]), files=kind == "files")
+    step()  # and what is compiled late
+    write({"check": check})
+    for line in sys.stdin:
+        seconds = []
+        for _ in range(int(line)):
+            began = time.perf_counter()
+            step()
+            seconds.append(time.perf_counter() - began)
+        write(seconds)
+    write({"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024})
+
+
+def write(value):
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,401 @@
+"""Every speed that the documents speak of, beside what people would use instead, in one run.
+
+The sides of a comparison are processes that wait for their turn (benchmarks/peers.py): in each round each side runs for
+about as long, and the sides come in another order. A figure is the median over the rounds, its ratio the best peer's
+time over this side's in the same round; a ratio that moves by more than 15 % between rounds is marked with "~".
+"""
+
+import argparse
+import json
+import logging
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import growth, loader
+from src import cli, visual
+from src.errors import CheckFailed
+from src.files import writable_folder, write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAM = ROOT / "ascend310_infer" / "build" / "depthnet_infer"
+SPREAD = 0.15
+ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}  # the threads of the sides that wait must not spin
+TORCH = ("pytorch", "pytorch-channels-last", "pytorch-compile")
+# What is timed as ours, and the sides whose best is the peer.
+TRAINING_SIDES = ("mindspore", *TORCH)
+INFERENCE_SIDES = ("mindspore", "onnxruntime", "openvino", "pytorch", "pytorch-compile")
+LITE = "C++ program, MindSpore Lite"
+
+
+def python(program, *arguments):
+    """The command line of a program of this repo."""
+    return [sys.executable, str(ROOT / program), *map(str, arguments)]
+
+
+class Side:
+    """One side of a comparison: a process that runs when it is told to."""
+
+    def __init__(self, *arguments):
+        self.errors = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(python("benchmarks/peers.py", *arguments), stdin=subprocess.PIPE, text=True,
+                                        stdout=subprocess.PIPE, stderr=self.errors, env={**os.environ, **ASLEEP})
+        self.check = self._read()["check"]
+
+    def _read(self):
+        line = self.process.stdout.readline()
+        if not line:
+            self.errors.seek(0)
+            last = (self.errors.read().strip().splitlines() or [""])[-1]
+            raise CheckFailed(f"{' '.join(self.process.args)}: ended early: {last}")
+        return json.loads(line)
+
+    def run(self, count):
+        """The seconds of each of `count` runs."""
+        self.process.stdin.write(f"{count}\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def close(self):
+        """Ends the process; the most megabytes that it has held."""
+        self.process.stdin.close()
+        peak_mb = self._read()["peak_mb"]
+        self.process.wait()
+        self.errors.close()
+        return peak_mb
+
+
+class LiteSide:
+    """The C++ program as a side: a process a round, the first picture's cost and the loading taken off."""
+
+    check = None
+
+    def __init__(self, threads, folder, files):
+        self.threads, self.folder, self.files = threads, folder, files
+        self.names = sorted(path.name for path in (folder / "img_data").glob("*.bin"))
+
+    def _whole(self, count):
+        with tempfile.TemporaryDirectory(dir=self.folder) as work:
+            pictures = Path(work, "img_data")
+            pictures.mkdir()
+            for name in self.names[:count]:
+                (pictures / name).symlink_to(self.folder / "img_data" / name)
+            began = time.perf_counter()
+            subprocess.run([PROGRAM, "--coarse_mindir", self.folder / "MindIR" / "FinalCoarseNet.mindir",
+                            "--fine_mindir", self.folder / "MindIR" / "FinalFineNet.mindir", "--dataset_path", pictures,
+                            "--device_type", "CPU", "--threads", str(self.threads)],
+                           cwd=work, check=True, capture_output=True)
+            seconds = time.perf_counter() - began
+            return seconds, (Path(work) / "time_Result" / "test_perform_static.txt").read_text()
+
+    def run(self, count):
+        """The seconds of a picture; of the nets alone the median and the 95th percentile, as the program says them."""
+        count = min(max(count, 10), len(self.names))
+        seconds, text = self._whole(count)
+        if self.files:
+            return [(seconds - self._whole(1)[0]) / (count - 1)]
+        return [float(text.split(f"{word}: ")[1].split(" ms")[0]) / 1000 for word in ("median", "95th percentile")]
+
+    def close(self):
+        return None
+
+
+def compare(name, sides, ours, bar, rounds, seconds):
+    """Time the sides (label -> function that makes one) in turn; `ours` are those that are no peers of ours.
+
+    Returns {"name", "sides": label -> {"median_s", "p95_s", "peak_mb", "rounds_s", "samples_s", "ratio", "ratios",
+    "unsteady"}, "best_peer"}. Raises CheckFailed when the sides do not compute the same.
+    """
+    running = {label: make() for label, make in sides.items()}
+    checks = {label: side.check for label, side in running.items() if side.check is not None}
+    if max(checks.values()) - min(checks.values()) > 1e-3 * max(1, abs(max(checks.values()))):
+        raise CheckFailed(f"{name}: the sides do not compute the same: {checks}")
+    counts = {label: min(200, max(2, round(seconds / max(side.run(1)))))
+              for label, side in running.items()}
+    samples = {label: [] for label in sides}
+    for number in range(rounds):
+        labels = list(sides)
+        for label in labels[number % len(labels):] + labels[:number % len(labels)]:
+            samples[label].append(running[label].run(counts[label]))
+            bar.update()
+    medians = {label: [statistics.median(one) if len(one) > 2 else one[0] for one in runs]
+               for label, runs in samples.items()}
+    peers = [label for label in sides if label not in ours]
+    best = min(peers, key=lambda label: statistics.median(medians[label]))
+    result = {"name": name, "best_peer": best, "sides": {}}
+    for label, side in running.items():
+        every = [value for one in samples[label] for value in one]
+        ratios = [theirs / own for theirs, own in zip(medians[best], medians[label], strict=True)]
+        result["sides"][label] = {
+            "median_s": statistics.median(medians[label]), "p95_s": float(np.percentile(every, 95)),
+            "peak_mb": side.close(), "rounds_s": medians[label], "samples_s": samples[label],
+            "ratio": statistics.median(ratios), "ratios": ratios,
+            "unsteady": max(ratios) > (1 + SPREAD) * min(ratios)}
+    return result
+
+
+def training(options, bar):
+    """A training step of each net at each batch beside PyTorch."""
+    for net in ("CoarseNet", "PaperCoarseNet", "FineNet"):
+        for batch in options.batches:
+            sides = {label: lambda label=label, net=net, batch=batch: Side("train", label, net, batch, options.threads)
+                     for label in TRAINING_SIDES if label != "pytorch-compile" or not options.quick}
+            yield {**compare(f"training step, {net}, batch {batch}", sides, ("mindspore",), bar, options.rounds,
+                             options.seconds), "images": batch}
+
+
+def inference(options, bar, folder):
+    """An image through both nets: the C++ program beside the other runtimes, with and without the files."""
+    for kind in ("infer", "files"):
+        for batch in (1,) if options.quick else (1, 8):
+            sides = {label: lambda label=label, kind=kind, batch=batch:
+                     Side(kind, label, "both", batch, options.threads, folder)
+                     for label in INFERENCE_SIDES if label != "pytorch-compile" or not options.quick}
+            ours = ("mindspore",)
+            if batch == 1 and PROGRAM.exists():
+                sides = {LITE: lambda kind=kind: LiteSide(options.threads, folder, kind == "files"), **sides}
+                ours = (LITE, "mindspore")
+            name = f"inference, batch {batch}{', files included' if kind == 'files' else ''}"
+            yield {**compare(name, sides, ours, bar, options.rounds, options.seconds), "images": batch}
+
+
+def whole(command, cwd, until=None):
+    """Seconds from a command's start to its end, or to the line of its output that holds `until`."""
+    began = time.perf_counter()
+    with subprocess.Popen(command, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        lines, seen = [], None
+        for line in process.stdout:
+            lines.append(line)
+            if until and until in line and seen is None:
+                seen = time.perf_counter() - began
+    if process.returncode:
+        raise CheckFailed(f"{' '.join(map(str, command))}: exit code {process.returncode}\n{''.join(lines[-15:])}")
+    if until and seen is None:
+        raise CheckFailed(f"{' '.join(map(str, command))}: never said {until!r}")
+    return seen or time.perf_counter() - began
+
+
+def whole_commands(options, bar, folder, data):
+    """Whole processes, and what the next picture costs in them: {label: {"median_s", "samples_s"}}."""
+    from src import data_loader
+
+    pictures = [pair.rgb for pair in data_loader.list_test(data)]
+    models = {"MindSpore": ("--coarse_ckpt_model", folder / "Ckpt" / "FinalCoarseNet.ckpt",
+                            "--fine_ckpt_model", folder / "Ckpt" / "FinalFineNet.ckpt"),
+              "ONNX": ("--coarse_onnx", folder / "ONNX" / "FinalCoarseNet.onnx",
+                       "--fine_onnx", folder / "ONNX" / "FinalFineNet.onnx")}
+    count = len(pictures)
+    third = make_part(data, folder / "third", count // 3)
+
+    def predict(runtime, number):
+        return python("predict.py", "--input", *pictures[:number], "--overwrite", *models[runtime])
+
+    timed = {"import mindspore": ([sys.executable, "-c", "import mindspore"], None),
+             "train.py: command to the end of the first step": (python(
+                 "train.py", "--data_url", data, "--stage", "coarse", "--coarse_net", "paper", "--batch_size", 8,
+                 "--max_steps", 1, "--train_url", folder / "started", "--overwrite"), "step: 1 loss")}
+    for runtime in models:
+        timed[f"predict.py, {runtime}: command to the first picture"] = (predict(runtime, 1), None)
+        timed[f"predict.py, {runtime}: {count} pictures"] = (predict(runtime, count), None)
+    for number, where in ((count // 3, third), (count, data)):
+        timed[f"eval.py: {number} pictures"] = (python("eval.py", "--test_data", where, *models["MindSpore"]), None)
+    results = {label: [] for label in timed}
+    for _ in range(options.rounds):
+        for label, (command, until) in timed.items():
+            results[label].append(whole(command, folder, until))
+            bar.update()
+    medians = {label: statistics.median(values) for label, values in results.items()}
+    for runtime in models:
+        first, every = (medians[f"predict.py, {runtime}: {text}"]
+                        for text in ("command to the first picture", f"{count} pictures"))
+        medians[f"predict.py, {runtime}: each further picture"] = (every - first) / (count - 1)
+    fewer, more = (medians[f"eval.py: {number} pictures"] for number in (count // 3, count))
+    medians["eval.py: each further picture"] = (more - fewer) / (count - count // 3)
+    return [{"name": label, "median_s": value, "samples_s": results.get(label, [])} for label, value in medians.items()]
+
+
+def make_part(data, folder, count):
+    """A NYU folder whose Test part is the first `count` pairs of that of `data`."""
+    from src import data_loader
+
+    for pair in data_loader.list_test(data)[:count]:
+        for path in (pair.rgb, pair.depth):
+            target = folder / path.relative_to(data)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(path)
+    (folder / "Train").symlink_to(data / "Train")
+    return folder
+
+
+def prepare(folder, data):
+    """The nets to infer with, in every form, and the pictures as the C++ program reads them."""
+    import mindspore as ms
+
+    from src import checkpoint, net
+
+    ms.set_seed(0)
+    coarse, fine = net.CoarseNet(), net.FineNet()
+    fine.start_as_identity()
+    (folder / "Ckpt").mkdir()
+    for one in (coarse, fine):
+        name = type(one).__name__
+        parameters = {parameter.name: parameter for parameter in one.get_parameters()}
+        checkpoint.save(folder / "Ckpt" / f"Final{name}.ckpt", parameters, {"net": name})
+        np.savez(folder / f"{name}.npz", **{key: value.asnumpy() for key, value in parameters.items()})
+        kind = name.removesuffix("Net").lower()
+        whole(python("export.py", "--coarse_or_fine", kind, "--ckpt_file", folder / "Ckpt" / f"Final{name}.ckpt",
+                     "--output_dir", folder, "--file_format", "MINDIR", "ONNX"), folder)
+    whole(python("preprocess.py", "--dataset_path", data, "--output_path", folder), folder)
+
+
+def build_program():
+    """Build the C++ program if it is not there; say so when that cannot be."""
+    if not PROGRAM.exists():
+        built = subprocess.run(["bash", ROOT / "ascend310_infer" / "build.sh"], capture_output=True, text=True,
+                               env={**os.environ, "PYTHON": sys.executable}, check=False)
+        if built.returncode:
+            logging.warning("without the C++ program: %s", (built.stderr or built.stdout).strip().splitlines()[-1])
+
+
+def facts(options):
+    """What a figure depends on."""
+    model = next((line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines()
+                  if line.startswith("model name")), "") if Path("/proc/cpuinfo").exists() else ""
+    return {"processor": model or platform.processor(), "processors": cli.default_workers(),
+            "threads": options.threads, "rounds": options.rounds, "python": platform.python_version(),
+            "versions": {name: version(name) for name in ("mindspore", "torch", "onnxruntime", "openvino", "numpy",
+                                                          "opencv-python-headless")}}
+
+
+def tables(results):
+    """All that was measured as Markdown."""
+    lines = ["Ratio: the best peer's time over this side's, above 1 is faster; ~ moved by over 15 % between rounds."]
+    for part in results["compared"]:
+        lines += ["", f"| {part['name']} | ms | 95th percentile | images/s | peak MB | ratio to {part['best_peer']} |",
+                  "|---|---|---|---|---|---|"]
+        for label, side in part["sides"].items():
+            memory = f"{side['peak_mb']:.0f}" if side["peak_mb"] else ""
+            lines.append(f"| {label} | {1000 * side['median_s']:.1f} | {1000 * side['p95_s']:.1f} "
+                         f"| {part['images'] / side['median_s']:.1f} | {memory} "
+                         f"| {side['ratio']:.2f}{' ~' if side['unsteady'] else ''} |")
+    for title, key, columns, row in (
+            ("a whole process", "commands", "s", lambda one: f"{one['median_s']:.2f}"),
+            ("growth of", "growth", "exponent | measured at",
+             lambda one: f"{one['exponent']:.2f} | {', '.join(f'{x:g}: {y:.3g}' for x, y in one['points'])}"),
+            ("the floor", "floor", "", lambda one: one["value"])):
+        if key in results:
+            lines += ["", f"| {title} | {columns} |", "|---|" + "---|" * (1 + columns.count("|"))]
+            lines += [f"| {one['name']} | {row(one)} |" for one in results[key]]
+    if "layers" in results:
+        lines += ["", "| operations of a picture | million multiplications and additions |", "|---|---|"]
+        lines += [f"| {name} | {value / 1e6:.0f} |" for name, value in results["layers"].items()]
+    if "loader" in results:
+        lines += ["", results["loader"]]
+    return "\n".join(lines) + "\n"
+
+
+def chart(results, path):
+    """The ratios as bars, ours beside each peer."""
+    from matplotlib.figure import Figure
+
+    parts = results["compared"]
+    figure = Figure(figsize=(9, 0.42 * len(parts) + 1.2), layout="constrained")
+    axes = figure.add_subplot()
+    for row, part in enumerate(parts):
+        for label, side in part["sides"].items():
+            ours = label in (LITE, "mindspore")
+            axes.plot(side["ratio"], row, "o" if ours else "|", color=_COLOURS.get(label, "grey"), markersize=9,
+                      markeredgewidth=1 if ours else 2.5, zorder=3 if ours else 2)
+            axes.plot([min(side["ratios"]), max(side["ratios"])], [row, row], color=_COLOURS.get(label, "grey"),
+                      linewidth=1, alpha=0.6)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(parts)), [part["name"] for part in parts])
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    ticks = [0.25, 0.5, 0.7, 1, 1.4, 2, 3]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("speed against the best peer of the same run (1), the line from the slowest round to the fastest")
+    axes.grid(axis="x", alpha=0.3)
+    for label, colour in _COLOURS.items():
+        axes.plot([], [], "o" if label in (LITE, "mindspore") else "|", color=colour, label=label, markeredgewidth=2.5)
+    figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+    visual.save_figure(figure, path)
+
+
+_COLOURS = {LITE: "#d62728", "mindspore": "#ff7f0e", "onnxruntime": "#1f77b4", "openvino": "#17becf",
+            "pytorch": "#2ca02c", "pytorch-channels-last": "#98df8a", "pytorch-compile": "#006d2c"}
+
+
+def parse_args(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = ("training", "inference", "commands", "loader", "growth", "floor")
+    parser.add_argument("--data", type=Path, help="a NYU folder (default: rooms that are rendered here)")
+    parser.add_argument("--output_dir", type=Path, default=Path("benchmark_Result"),
+                        help="benchmarks.json, benchmarks.md and benchmarks.png go into it")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--quick", action="store_true", help="fewer sides, batches and rounds")
+    parser.add_argument("--threads", type=cli.positive_int, default=cli.default_workers())
+    options = parser.parse_args(arguments)
+    options.rounds, options.seconds = (2, 1.0) if options.quick else (3, 2.0)
+    options.batches = (8,) if options.quick else (1, 8, 16)
+    return options
+
+
+def measure(options, folder):
+    """Every part that is asked for, as one dict."""
+    data = options.data.resolve() if options.data else folder / "NYU"
+    if not options.data:
+        from tools import make_sample_nyu
+
+        make_sample_nyu.make(data, scenes=4, pairs_per_scene=16, test_pairs=12 if options.quick else 60, seed=1)
+    parts, results = options.parts, {"facts": facts(options), "compared": []}
+    if {"inference", "commands"} & set(parts):
+        build_program()
+        prepare(folder, data)
+    with cli.progress(1, "benchmarks", "run") as bar:
+        if "inference" in parts:
+            results["compared"] += inference(options, bar, folder)
+        if "training" in parts:
+            results["compared"] += training(options, bar)
+        if "commands" in parts:
+            results["commands"] = whole_commands(options, bar, folder, data)
+        if "growth" in parts:
+            results["growth"] = growth.measure(folder)
+        if "floor" in parts:
+            results["floor"], results["layers"] = growth.floor()
+        if "loader" in parts:
+            results["loader"] = loader.compare(data, rounds=options.rounds, pairs=500 if options.quick else 2000,
+                                               workers=options.threads)
+    return results
+
+
+def main():
+    options = parse_args()
+    output = writable_folder(options.output_dir)
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="depthnet-") as folder:
+        results = measure(options, Path(folder))
+    results["facts"]["minutes"] = (time.perf_counter() - began) / 60
+    text = tables(results)
+    write_text(output / "benchmarks.json", json.dumps(results, indent=1) + "\n")
+    write_text(output / "benchmarks.md", text)
+    if results["compared"]:
+        chart(results, output / "benchmarks.png")
+    sys.stdout.write(text)
+    logging.info("%.1f minutes; figures and chart in %s", results["facts"]["minutes"], output)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Make the environment if need be and measure every speed beside its peers; arguments go to benchmarks/suite.py.
+set -euo pipefail
+source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
+
+make_environment "$ROOT/benchmarks/requirements.txt"
+exec "$VENV_PYTHON" "$ROOT/benchmarks/suite.py" "$@"
