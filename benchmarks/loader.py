@@ -3,12 +3,11 @@
 import argparse
 import itertools
 import multiprocessing
-import resource
 import statistics
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -17,6 +16,7 @@ from PIL import Image, ImageEnhance
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks import growth
 from src import cli, image
 from src.data_loader import Schedule, TrainingData, augment, keep_freed_memory, list_train
 
@@ -97,7 +97,7 @@ def measure(kind, folder, batch_size, workers, pairs):
     seconds, processor_seconds = time.perf_counter() - began, time.process_time() - processor_began
     if kind == "pytorch":
         processor_seconds = float("nan")  # its workers are processes of their own
-    return count / seconds, 1000 * processor_seconds / count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return count / seconds, 1000 * processor_seconds / count, growth.peak_mb()
 
 
 def measure_all(pipelines, rounds):
@@ -106,8 +106,8 @@ def measure_all(pipelines, rounds):
     with cli.progress(rounds * len(pipelines), "measuring", "run") as bar:
         for _ in range(rounds):
             for name, arguments in pipelines.items():
-                with multiprocessing.get_context("spawn").Pool(1) as process:
-                    results[name].append(process.apply(measure, arguments))
+                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                    results[name].append(process.submit(measure, *arguments).result())
                 bar.update()
     return {name: [statistics.median(column) for column in zip(*runs, strict=True)] for name, runs in results.items()}
 

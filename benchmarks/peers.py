@@ -7,7 +7,6 @@ input it prints {"peak_mb": ...}.
 
 import json
 import os
-import resource
 import sys
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
+from benchmarks import growth
 from src.image import DEPTH_SIZE, RGB_SIZE
 
 LEARNING_RATE = 1e-6  # small: all sides stay at the loss that they began with
@@ -186,7 +186,7 @@ def main():
             step()
             seconds.append(time.perf_counter() - began)
         write(seconds)
-    write({"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024})
+    write({"peak_mb": growth.peak_mb()})
 
 
 def write(value):

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import growth, loader
 from src import cli, visual
-from src.errors import CheckFailed
+from src.errors import CheckFailed, UserError
 from src.files import writable_folder, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,7 +47,7 @@ class Side:
     """One side of a comparison: a process that runs when it is told to."""
 
     def __init__(self, *arguments):
-        self.errors = tempfile.TemporaryFile("w+")
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the side)
         self.process = subprocess.Popen(python("benchmarks/peers.py", *arguments), stdin=subprocess.PIPE, text=True,
                                         stdout=subprocess.PIPE, stderr=self.errors, env={**os.environ, **ASLEEP})
         self.check = self._read()["check"]
@@ -325,7 +325,7 @@ def chart(results, path):
     ticks = [0.25, 0.5, 0.7, 1, 1.4, 2, 3]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
-    axes.set_xlabel("speed against the best peer of the same run (1), the line from the slowest round to the fastest")
+    axes.set_xlabel("speed against the best peer of the same run; lines: slowest to fastest round", fontsize=9)
     axes.grid(axis="x", alpha=0.3)
     for label, colour in _COLOURS.items():
         axes.plot([], [], "o" if label in (LITE, "mindspore") else "|", color=colour, label=label, markeredgewidth=2.5)
@@ -352,31 +352,37 @@ def parse_args(arguments=None):
     return options
 
 
-def measure(options, folder):
-    """Every part that is asked for, as one dict."""
+def measure(options, folder, keep):
+    """Every part that is asked for, as one dict; `keep` is called with it after each."""
     data = options.data.resolve() if options.data else folder / "NYU"
     if not options.data:
         from tools import make_sample_nyu
 
-        make_sample_nyu.make(data, scenes=4, pairs_per_scene=16, test_pairs=12 if options.quick else 60, seed=1)
+        make_sample_nyu.make(data, scenes=4, pairs_per_scene=40, test_pairs=12 if options.quick else 60, seed=1)
+    elif not data.is_dir():
+        raise UserError(f"--data {options.data}: no such folder; expected NYU's")
     parts, results = options.parts, {"facts": facts(options), "compared": []}
     if {"inference", "commands"} & set(parts):
         build_program()
         prepare(folder, data)
-    with cli.progress(1, "benchmarks", "run") as bar:
-        if "inference" in parts:
-            results["compared"] += inference(options, bar, folder)
-        if "training" in parts:
-            results["compared"] += training(options, bar)
+    with cli.progress(None, "benchmarks", "run") as bar:
+        for name, compared in (("inference", lambda: inference(options, bar, folder)),
+                               ("training", lambda: training(options, bar))):
+            for one in compared() if name in parts else ():
+                results["compared"].append(one)
+                keep(results)
         if "commands" in parts:
             results["commands"] = whole_commands(options, bar, folder, data)
+            keep(results)
         if "growth" in parts:
             results["growth"] = growth.measure(folder)
         if "floor" in parts:
             results["floor"], results["layers"] = growth.floor()
         if "loader" in parts:
+            keep(results)
             results["loader"] = loader.compare(data, rounds=options.rounds, pairs=500 if options.quick else 2000,
                                                workers=options.threads)
+    keep(results)
     return results
 
 
@@ -384,15 +390,17 @@ def main():
     options = parse_args()
     output = writable_folder(options.output_dir)
     began = time.perf_counter()
+
+    def keep(results):
+        results["facts"]["minutes"] = (time.perf_counter() - began) / 60
+        write_text(output / "benchmarks.json", json.dumps(results, indent=1) + "\n")
+        write_text(output / "benchmarks.md", tables(results))
+        if results["compared"]:
+            chart(results, output / "benchmarks.png")
+
     with tempfile.TemporaryDirectory(prefix="depthnet-") as folder:
-        results = measure(options, Path(folder))
-    results["facts"]["minutes"] = (time.perf_counter() - began) / 60
-    text = tables(results)
-    write_text(output / "benchmarks.json", json.dumps(results, indent=1) + "\n")
-    write_text(output / "benchmarks.md", text)
-    if results["compared"]:
-        chart(results, output / "benchmarks.png")
-    sys.stdout.write(text)
+        results = measure(options, Path(folder), keep)
+    sys.stdout.write(tables(results))
     logging.info("%.1f minutes; figures and chart in %s", results["facts"]["minutes"], output)
     return 0
 

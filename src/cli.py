@@ -197,7 +197,8 @@ class _LogProgress(contextlib.AbstractContextManager):
         self.done += count
         if time.monotonic() - self.last >= self.interval_s:
             self.last = time.monotonic()
-            logging.info("%s: %d of %d %ss", self.desc, self.done, self.total, self.unit)
+            of = "" if self.total is None else f" of {self.total}"
+            logging.info("%s: %d%s %ss", self.desc, self.done, of, self.unit)
 
     def __exit__(self, *_):
         return None
@@ -215,7 +216,7 @@ def _has_tqdm():
 
 
 def progress(total, desc, unit, initial=0):
-    """A tqdm bar on a terminal; in a log a line every ten seconds."""
+    """A tqdm bar on a terminal; in a log a line every ten seconds. `total` None is not known."""
     if not _has_tqdm():
         return _LogProgress(total, desc, unit, initial)
     from tqdm import tqdm
