@@ -66,6 +66,8 @@ class Side:
         self.process.stdin.flush()
         return self._read()
 
+    median = staticmethod(statistics.median)
+
     def close(self):
         """Ends the process; the most megabytes that it has held."""
         self.process.stdin.close()
@@ -106,6 +108,11 @@ class LiteSide:
             return [(seconds - self._whole(1)[0]) / (count - 1)]
         return [float(text.split(f"{word}: ")[1].split(" ms")[0]) / 1000 for word in ("median", "95th percentile")]
 
+    @staticmethod
+    def median(seconds):
+        """Of what `run` returns: the program says it first."""
+        return seconds[0]
+
     def close(self):
         return None
 
@@ -128,8 +135,7 @@ def compare(name, sides, ours, bar, rounds, seconds):
         for label in labels[number % len(labels):] + labels[:number % len(labels)]:
             samples[label].append(running[label].run(counts[label]))
             bar.update()
-    medians = {label: [statistics.median(one) if len(one) > 2 else one[0] for one in runs]
-               for label, runs in samples.items()}
+    medians = {label: [running[label].median(one) for one in runs] for label, runs in samples.items()}
     peers = [label for label in sides if label not in ours]
     best = min(peers, key=lambda label: statistics.median(medians[label]))
     result = {"name": name, "best_peer": best, "sides": {}}
