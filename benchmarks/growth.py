@@ -1,18 +1,20 @@
 """How costs grow with the work, and how far the nets are from what the machine can do at most."""
 
-import os
+import multiprocessing
 import re
-import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src import image, predict
+from src import cli, depth_files, image, predict
+from src.pointcloud import Intrinsics
 
 
 def exponent(points):
@@ -37,11 +39,21 @@ def peak_mb():
     return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024
 
 
+def alone(function, *arguments):
+    """What `function` returns in a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
+
+
+def netless_predictor():
+    """DepthPredictor with nets that cost nothing."""
+    return predict.DepthPredictor(lambda rgb: np.zeros((len(rgb), 1, *image.DEPTH_SIZE), np.float32),
+                                  lambda rgb, coarse: coarse)
+
+
 def predict_by_pixels():
     """(megapixels, seconds) of everything in DepthPredictor that is not a net."""
-    nets = (lambda rgb: np.zeros((len(rgb), 1, *image.DEPTH_SIZE), np.float32), lambda rgb, coarse: coarse)
-    predictor = predict.DepthPredictor(*nets)
-    points = []
+    predictor, points = netless_predictor(), []
     for height in (480, 960, 1920, 3840):
         picture = np.zeros((height, height * 4 // 3, 3), np.uint8)
         points.append((picture[..., 0].size / 1e6, fastest(lambda picture=picture: predictor(picture))))
@@ -50,25 +62,18 @@ def predict_by_pixels():
 
 def memory_by_pictures(folder):
     """(pictures of 3 megapixels, peak MB of the process) of predicting them one after another into files."""
-    import cv2
+    pictures = [Path(folder, f"{number}.jpg") for number in range(16)]
+    for number, path in enumerate(pictures):
+        cv2.imwrite(str(path), np.full((1536, 2048, 3), number, np.uint8))
+    return [(count, alone(_memory_of_predicting, pictures[:count], Path(folder, f"out{count}")))
+            for count in (2, 4, 8, 16)]
 
-    pictures = Path(tempfile.mkdtemp(dir=folder))
-    for number in range(16):
-        cv2.imwrite(str(pictures / f"{number}.jpg"), np.full((1536, 2048, 3), number, np.uint8))
-    code = ("import sys, numpy as np\nfrom benchmarks import growth\nfrom src import depth_files, predict, cli\n"
-            "from src.pointcloud import Intrinsics\n"
-            "nets = (lambda rgb: np.zeros((len(rgb), 1, 55, 74), np.float32), lambda rgb, coarse: coarse)\n"
-            "jobs = depth_files.find(sys.argv[2:], __import__('pathlib').Path(sys.argv[1]))\n"
-            "writer = depth_files.Writer(('npy',), 'viridis', 10.0, Intrinsics.kinect)\n"
-            "depth_files.predict_all(jobs, predict.DepthPredictor(*nets), writer, 8, cli.progress(1, '', ''))\n"
-            "print(growth.peak_mb())")
-    points = []
-    for count in (2, 4, 8, 16):
-        names = [str(pictures / f"{number}.jpg") for number in range(count)]
-        out = subprocess.run([sys.executable, "-c", code, pictures / f"out{count}", *names], check=True, text=True,
-                             capture_output=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])})
-        points.append((count, float(out.stdout.split()[-1])))
-    return points
+
+def _memory_of_predicting(pictures, output):
+    jobs = depth_files.find(pictures, output)
+    writer = depth_files.Writer(("npy",), "viridis", 10.0, Intrinsics.kinect)
+    depth_files.predict_all(jobs, netless_predictor(), writer, 8, cli.progress(len(jobs), "predicting", "file"))
+    return peak_mb()
 
 
 def log_by_steps(folder):
@@ -111,24 +116,17 @@ def layer_operations(net, *inputs):
     """{layer: multiplications and additions for these inputs}; a layer that is used thrice counts thrice."""
     import mindspore as ms
 
-    operations, handles = {}, []
+    from src.net import watched
 
-    def count(cell, _inputs, output):
+    operations = {}
+
+    def count(name, layer, output):
         # a transposed convolution whose kernel is its stride has `in_channels` products an output
-        each = cell.weight.shape[0] if "Transpose" in type(cell).__name__ else np.prod(cell.weight.shape[1:])
-        name = names[id(cell)]
+        each = layer.weight.shape[0] if "Transpose" in type(layer).__name__ else np.prod(layer.weight.shape[1:])
         operations[name] = operations.get(name, 0) + 2 * int(output.size) * int(each)
 
-    names = {id(cell): name for name, cell in net.cells_and_names() if hasattr(cell, "weight")}
-    mode = ms.get_context("mode")
-    ms.set_context(mode=ms.PYNATIVE_MODE)  # a graph calls no hooks
-    try:
-        handles = [cell.register_forward_hook(count) for _, cell in net.cells_and_names() if id(cell) in names]
+    with watched(net, count):
         net(*map(ms.Tensor, inputs))
-    finally:
-        for handle in handles:
-            handle.remove()
-        ms.set_context(mode=mode)
     return operations
 
 

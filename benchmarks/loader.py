@@ -2,12 +2,11 @@
 
 import argparse
 import itertools
-import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -18,7 +17,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import growth
 from src import cli, image
-from src.data_loader import Schedule, TrainingData, augment, keep_freed_memory, list_train
+from src.data_loader import (
+    Schedule,
+    TrainingData,
+    augment,
+    decode_train_pair,
+    keep_freed_memory,
+    list_train,
+    train_target,
+)
 
 ASCEND_910_PAIRS_PER_S = 680
 
@@ -56,11 +63,9 @@ class TorchPairs:
         return len(self.pairs)
 
     def __getitem__(self, index):
-        pair = self.pairs[index]
-        rgb = image.resize(image.crop(image.load_rgb(pair.rgb)), image.RGB_SIZE)
-        depth_m = image.network_depth(image.load_train_depth_pixels(pair.depth))[0]
+        rgb, pixels = decode_train_pair(self.pairs[index])
         rgb_out, depth_out = np.empty((3, *image.RGB_SIZE), np.uint8), np.empty((1, *image.DEPTH_SIZE), np.float32)
-        augment(rgb, depth_m, np.random.default_rng(index), rgb_out, depth_out)
+        augment(image.network_pixels(rgb), train_target(pixels), np.random.default_rng(index), rgb_out, depth_out)
         return rgb_out, depth_out
 
 
@@ -106,8 +111,7 @@ def measure_all(pipelines, rounds):
     with cli.progress(rounds * len(pipelines), "measuring", "run") as bar:
         for _ in range(rounds):
             for name, arguments in pipelines.items():
-                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                    results[name].append(process.submit(measure, *arguments).result())
+                results[name].append(growth.alone(measure, *arguments))
                 bar.update()
     return {name: [statistics.median(column) for column in zip(*runs, strict=True)] for name, runs in results.items()}
 

@@ -33,15 +33,14 @@ def mindspore_net(name):
     """The net with the weights that every side begins with."""
     import mindspore as ms
 
-    from src import net
+    from src import device, net
 
-    ms.set_context(mode=ms.GRAPH_MODE)
-    ms.set_device("CPU")
+    device.select("CPU")
     ms.set_seed(0)
     return getattr(net, name)()
 
 
-def train(backend, name, batch, _):
+def train(backend, name, batch):
     """A function that makes one training step, the loss read, and the loss of the first."""
     rgb, depth_m, coarse = batch_arrays(batch)
     net = mindspore_net(name)
@@ -87,12 +86,9 @@ def predictor(backend, batch, threads, folder):
     """A function of RGB float32 (N, 3, 228, 304) to FineNet's log depth, of the checkpoints or exports in `folder`."""
     names = ("CoarseNet", "FineNet")
     if backend == "mindspore":
-        import mindspore as ms
+        from src import checkpoint, device, stages
 
-        from src import checkpoint, stages
-
-        ms.set_context(mode=ms.GRAPH_MODE)
-        ms.set_device("CPU")
+        device.select("CPU")
         both = stages.predictors(checkpoint.load_coarse(folder / "Ckpt" / "FinalCoarseNet.ckpt"),
                                  checkpoint.load_fine(folder / "Ckpt" / "FinalFineNet.ckpt"))
         return lambda rgb: both(rgb)["FineNet"]
@@ -139,7 +135,7 @@ def predictor(backend, batch, threads, folder):
     return lambda rgb: fine({"rgb": rgb, "coarse_log_depth": coarse({"rgb": rgb})[0]})[0]
 
 
-def infer(backend, _, batch, threads, folder, files=False):
+def infer(backend, batch, threads, folder, files=False):
     """A function that takes the next batch through both nets, and a number that tells what they predict. With `files`
     each picture is read from its file and its depth is written to one, as the C++ program does."""
     run = predictor(backend, batch, threads, folder)
@@ -174,9 +170,9 @@ def main():
 
         torch.set_num_threads(threads)
     if kind == "train":
-        step, check = train(backend, net, batch, threads)
+        step, check = train(backend, net, batch)
     else:
-        step, check = infer(backend, net, batch, threads, Path(folder[0]), files=kind == "files")
+        step, check = infer(backend, batch, threads, Path(folder[0]), files=kind == "files")
     step()  # and what is compiled late
     write({"check": check})
     for line in sys.stdin:

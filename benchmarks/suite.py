@@ -31,11 +31,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = ROOT / "ascend310_infer" / "build" / "depthnet_infer"
 SPREAD = 0.15
 ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}  # the threads of the sides that wait must not spin
-TORCH = ("pytorch", "pytorch-channels-last", "pytorch-compile")
-# What is timed as ours, and the sides whose best is the peer.
-TRAINING_SIDES = ("mindspore", *TORCH)
+TRAINING_SIDES = ("mindspore", "pytorch", "pytorch-channels-last", "pytorch-compile")
 INFERENCE_SIDES = ("mindspore", "onnxruntime", "openvino", "pytorch", "pytorch-compile")
+SLOW_TO_START = ("pytorch-compile",)  # left out of a quick run
 LITE = "C++ program, MindSpore Lite"
+OURS = (LITE, "mindspore")  # the best of the others is the peer
 
 
 def python(program, *arguments):
@@ -117,28 +117,26 @@ class LiteSide:
         return None
 
 
-def compare(name, sides, ours, bar, rounds, seconds):
-    """Time the sides (label -> function that makes one) in turn; `ours` are those that are no peers of ours.
+def compare(name, images, sides, bar, options):
+    """Time the sides (label -> function that makes one, of a run of so many images) in turn.
 
-    Returns {"name", "sides": label -> {"median_s", "p95_s", "peak_mb", "rounds_s", "samples_s", "ratio", "ratios",
-    "unsteady"}, "best_peer"}. Raises CheckFailed when the sides do not compute the same.
+    Returns {"name", "images", "sides": label -> {"median_s", "p95_s", "peak_mb", "rounds_s", "samples_s", "ratio",
+    "ratios", "unsteady"}, "best_peer"}. Raises CheckFailed when the sides do not compute the same.
     """
-    running = {label: make() for label, make in sides.items()}
+    running = {label: make() for label, make in sides.items() if not options.quick or label not in SLOW_TO_START}
     checks = {label: side.check for label, side in running.items() if side.check is not None}
     if max(checks.values()) - min(checks.values()) > 1e-3 * max(1, abs(max(checks.values()))):
         raise CheckFailed(f"{name}: the sides do not compute the same: {checks}")
-    counts = {label: min(200, max(2, round(seconds / max(side.run(1)))))
+    counts = {label: min(200, max(2, round(options.seconds / max(side.run(1)))))
               for label, side in running.items()}
-    samples = {label: [] for label in sides}
-    for number in range(rounds):
-        labels = list(sides)
+    samples, labels = {label: [] for label in running}, list(running)
+    for number in range(options.rounds):
         for label in labels[number % len(labels):] + labels[:number % len(labels)]:
             samples[label].append(running[label].run(counts[label]))
             bar.update()
     medians = {label: [running[label].median(one) for one in runs] for label, runs in samples.items()}
-    peers = [label for label in sides if label not in ours]
-    best = min(peers, key=lambda label: statistics.median(medians[label]))
-    result = {"name": name, "best_peer": best, "sides": {}}
+    best = min((label for label in labels if label not in OURS), key=lambda label: statistics.median(medians[label]))
+    result = {"name": name, "images": images, "best_peer": best, "sides": {}}
     for label, side in running.items():
         every = [value for one in samples[label] for value in one]
         ratios = [theirs / own for theirs, own in zip(medians[best], medians[label], strict=True)]
@@ -155,9 +153,8 @@ def training(options, bar):
     for net in ("CoarseNet", "PaperCoarseNet", "FineNet"):
         for batch in options.batches:
             sides = {label: lambda label=label, net=net, batch=batch: Side("train", label, net, batch, options.threads)
-                     for label in TRAINING_SIDES if label != "pytorch-compile" or not options.quick}
-            yield {**compare(f"training step, {net}, batch {batch}", sides, ("mindspore",), bar, options.rounds,
-                             options.seconds), "images": batch}
+                     for label in TRAINING_SIDES}
+            yield compare(f"training step, {net}, batch {batch}", batch, sides, bar, options)
 
 
 def inference(options, bar, folder):
@@ -166,13 +163,11 @@ def inference(options, bar, folder):
         for batch in (1,) if options.quick else (1, 8):
             sides = {label: lambda label=label, kind=kind, batch=batch:
                      Side(kind, label, "both", batch, options.threads, folder)
-                     for label in INFERENCE_SIDES if label != "pytorch-compile" or not options.quick}
-            ours = ("mindspore",)
+                     for label in INFERENCE_SIDES}
             if batch == 1 and PROGRAM.exists():
                 sides = {LITE: lambda kind=kind: LiteSide(options.threads, folder, kind == "files"), **sides}
-                ours = (LITE, "mindspore")
             name = f"inference, batch {batch}{', files included' if kind == 'files' else ''}"
-            yield {**compare(name, sides, ours, bar, options.rounds, options.seconds), "images": batch}
+            yield compare(name, batch, sides, bar, options)
 
 
 def whole(command, cwd, until=None):
@@ -319,10 +314,10 @@ def chart(results, path):
     axes = figure.add_subplot()
     for row, part in enumerate(parts):
         for label, side in part["sides"].items():
-            ours = label in (LITE, "mindspore")
-            axes.plot(side["ratio"], row, "o" if ours else "|", color=_COLOURS.get(label, "grey"), markersize=9,
+            ours = label in OURS
+            axes.plot(side["ratio"], row, "o" if ours else "|", color=_COLOURS[label], markersize=9,
                       markeredgewidth=1 if ours else 2.5, zorder=3 if ours else 2)
-            axes.plot([min(side["ratios"]), max(side["ratios"])], [row, row], color=_COLOURS.get(label, "grey"),
+            axes.plot([min(side["ratios"]), max(side["ratios"])], [row, row], color=_COLOURS[label],
                       linewidth=1, alpha=0.6)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(range(len(parts)), [part["name"] for part in parts])
@@ -334,7 +329,7 @@ def chart(results, path):
     axes.set_xlabel("speed against the best peer of the same run; lines: slowest to fastest round", fontsize=9)
     axes.grid(axis="x", alpha=0.3)
     for label, colour in _COLOURS.items():
-        axes.plot([], [], "o" if label in (LITE, "mindspore") else "|", color=colour, label=label, markeredgewidth=2.5)
+        axes.plot([], [], "o" if label in OURS else "|", color=colour, label=label, markeredgewidth=2.5)
     figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
     visual.save_figure(figure, path)
 

@@ -287,7 +287,7 @@ def _lay_side_by_side(net, data, indices):
 
     def blurred(rgb):
         x = rgb
-        for name in ("conv1", "conv2", "conv3", "conv4"):
+        for name, *_ in _COARSE:
             x = net.pool(net.relu(getattr(net, name)(x)))
         for _ in range(3):
             x = net.conv5(x)

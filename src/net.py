@@ -5,7 +5,9 @@ RGB is float32 (N, 3, 228, 304) in [0, 1]; every depth map is (N, 1, 55, 74) **l
 logarithm of metres.
 """
 
+import contextlib
 import math
+from functools import partial
 
 import mindspore as ms
 import numpy as np
@@ -158,6 +160,25 @@ class FineNet(nn.Cell):
         x = self.pool(self.relu(self.conv1(rgb)))
         x = self.concat((x, coarse_log_depth))
         return self.conv3(self.relu(self.conv2(x)))
+
+
+@contextlib.contextmanager
+def watched(net, look):
+    """While entered, `look(name, layer, output)` is called whenever a layer with weights has run. Gives the layers by
+    name."""
+    def hook(name, layer, _inputs, output):
+        look(name, layer, output)
+
+    layers = {name: cell for name, cell in net.cells_and_names() if hasattr(cell, "weight")}
+    hooks = [layer.register_forward_hook(partial(hook, name)) for name, layer in layers.items()]
+    mode = ms.get_context("mode")
+    ms.set_context(mode=ms.PYNATIVE_MODE)  # a graph calls no hooks
+    try:
+        yield layers
+    finally:
+        ms.set_context(mode=mode)
+        for one in hooks:
+            one.remove()
 
 
 COARSE_NETS = {"default": CoarseNet, "paper": PaperCoarseNet}

@@ -15,7 +15,7 @@ from src.device import amp_level
 from src.errors import CheckFailed, UserError
 from src.files import remove_partial, writable_folder, write_text
 from src.metrics import METRICS
-from src.net import COARSE_NETS, FineNet
+from src.net import COARSE_NETS, FineNet, watched
 from src.packed import open_training
 from src.recipe import Recipe
 from src.training import (
@@ -110,22 +110,14 @@ def unit_variance(net, data):
     a good init", 2016); CoarseNet's conv5 at the first of its three times."""
     rgb, deviations = ms.Tensor(next(data.batches(0, 1))[0].astype(np.float32) / 255), {}
 
-    def look(name, _cell, _inputs, output):
+    def look(name, _layer, output):
         deviations.setdefault(name, float(output.std()))
 
-    layers = {name: cell for name, cell in net.cells_and_names() if hasattr(cell, "weight")}
-    hooks = [cell.register_forward_hook(partial(look, name)) for name, cell in layers.items()]
-    mode = ms.get_context("mode")
-    ms.set_context(mode=ms.PYNATIVE_MODE)  # a graph calls no hooks
-    try:
-        for name, cell in layers.items():
+    with watched(net, look) as layers:
+        for name, layer in layers.items():
             deviations.clear()
             net(rgb)
-            cell.weight.set_data(ms.Tensor(cell.weight.asnumpy() / deviations[name]))
-    finally:
-        ms.set_context(mode=mode)
-        for hook in hooks:
-            hook.remove()
+            layer.weight.set_data(ms.Tensor(layer.weight.asnumpy() / deviations[name]))
 
 
 class _Start:
