@@ -20,10 +20,7 @@ def parse_args(arguments=None):
     add = parser.add_argument
     add("--input", nargs="+", required=True, help="pictures, videos, folders of them, or quoted glob patterns")
     add("--output_dir", type=Path, default=Path("predictions"), help="the folders of the input are kept in it")
-    add("--coarse_ckpt_model", type=Path, help="default: Model/Ckpt/FinalCoarseNet.ckpt, or else weights/ of this repo")
-    add("--fine_ckpt_model", type=Path, help="default: Model/Ckpt/FinalFineNet.ckpt, or else weights/ of this repo")
-    add("--coarse_onnx", type=Path, help="with --fine_onnx: run export.py's ONNX files instead, without MindSpore")
-    add("--fine_onnx", type=Path)
+    cli.add_nets(parser)
     add("--save", nargs="+", choices=("color", "png16", "npy", "ply", "side"), default=["color"],
         help="coloured PNG, 16-bit PNG in mm, float32 metres, point cloud, picture beside coloured depth")
     add("--colormap", default="viridis", help="a name of matplotlib's")
@@ -36,15 +33,9 @@ def parse_args(arguments=None):
     for name in ("--fx", "--fy", "--cx", "--cy"):
         add(name, type=cli.positive_float if name[2] == "f" else cli.finite_float,
             help="of the point cloud: intrinsics in pixels, all four instead of --fov")
-    add("--flip_average", action="store_true",
-        help="average with the prediction for the mirror image: a little better, half as fast")
-    add("--batch_size", type=cli.positive_int, default=8)
-    add("--device_target", choices=("auto", "Ascend", "GPU", "CPU"), default="auto")
-    add("--device_id", type=cli.non_negative_int, default=0)
     add("--overwrite", action="store_true", help="replace outputs that are there already")
     options = parser.parse_args(arguments)
-    if (options.coarse_onnx is None) != (options.fine_onnx is None):
-        parser.error("--coarse_onnx and --fine_onnx belong together")
+    cli.check_nets(parser, options)
     given = [options.fx, options.fy, options.cx, options.cy]
     if given.count(None) not in (0, 4) or (options.fov and options.fx is not None):
         parser.error("expected --fov, or --fx --fy --cx --cy together, or none of them")
@@ -64,36 +55,27 @@ def camera(options):
     return Intrinsics.kinect
 
 
-def predictor(options):
-    from src.predict import DepthPredictor
-
-    if options.coarse_onnx:
-        return DepthPredictor(options.coarse_onnx, options.fine_onnx, options.batch_size, options.flip_average)
-    from src import device
-
-    device.select(options.device_target, options.device_id)
-    return DepthPredictor(options.coarse_ckpt_model, options.fine_ckpt_model, options.batch_size, options.flip_average)
-
-
 def main():
     options = parse_args()
     from src import depth_files, visual
+    from src.predict import from_options
 
     visual.check_colormap(options.colormap)
     jobs = depth_files.find(options.input, options.output_dir)
     kinds = tuple(dict.fromkeys(options.save))
     depth_files.check_outputs(jobs, kinds, options.overwrite)
     writable_folder(options.output_dir)
-    predict = predictor(options)
+    predict = from_options(options)
     own_camera = options.fov or options.fx
     writer = depth_files.Writer(kinds, options.colormap, options.max_depth, camera(options),
                                 follow_exif=options.camera == "exif" and not own_camera)
+    known = {}
     if options.max_depth == "auto":
         coloured = {"color", "side"} & set(kinds)
-        found = depth_files.depth_range(jobs, predict, writer) if coloured else 10.0
+        found, known = depth_files.depth_range(jobs, predict, writer) if coloured else (10.0, {})
         writer = dataclasses.replace(writer, max_depth=found)
     with cli.progress(len(jobs), "predicting", "file") as bar, cli.log_above_progress():
-        failed = depth_files.predict_all(jobs, predict, writer, options.batch_size, bar)
+        failed = depth_files.predict_all(jobs, predict, writer, options.batch_size, bar, known)
     logging.info("%d predicted, in %s", len(jobs) - failed, options.output_dir)
     if failed:
         raise CheckFailed(f"{failed} of {len(jobs)} failed")

@@ -84,6 +84,26 @@ def share(text):
     return value
 
 
+def add_nets(parser):
+    """The options of a command that predicts: which nets, where they run, and how. For `predict.from_options`."""
+    add = parser.add_argument
+    add("--coarse_ckpt_model", type=Path, help="default: Model/Ckpt/FinalCoarseNet.ckpt, or else weights/ of this repo")
+    add("--fine_ckpt_model", type=Path, help="default: Model/Ckpt/FinalFineNet.ckpt, or else weights/ of this repo")
+    add("--coarse_onnx", type=Path, help="with --fine_onnx: run export.py's ONNX files instead, without MindSpore")
+    add("--fine_onnx", type=Path)
+    add("--flip_average", action="store_true",
+        help="average with the prediction for the mirror image: a little better, half as fast")
+    add("--batch_size", type=positive_int, default=8)
+    add("--device_target", choices=("auto", "Ascend", "GPU", "CPU"), default="auto")
+    add("--device_id", type=non_negative_int, default=0)
+
+
+def check_nets(parser, options):
+    """Refuse options of `add_nets` that do not belong together."""
+    if (options.coarse_onnx is None) != (options.fine_onnx is None):
+        parser.error("--coarse_onnx and --fine_onnx belong together")
+
+
 SHIPPED = {net: Path(__file__).resolve().parent.parent / "weights" / f"{net}.ckpt" for net in ("CoarseNet", "FineNet")}
 
 

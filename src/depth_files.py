@@ -13,17 +13,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from src import image, visual
+from src import cli, image, visual
 from src.data_loader import evenly
 from src.errors import NotFinite, UserError
-from src.files import claim, discarded_at_exit, partial_path, replacing, utf8_path
+from src.files import claim, discarded_at_exit, partial_path, printable, replacing, utf8_path
 from src.pointcloud import Intrinsics, write_ply
+from src.predict import blended
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 HEIF = (".heic", ".heif")  # found, so that it can be said that they are not read
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 ENDINGS = {"color": "_depth.png", "png16": "_depth16.png", "npy": "_depth.npy", "ply": ".ply", "side": "_side.png"}
 VIDEO_ENDINGS = {"color": "_depth.mp4", "side": "_side.mp4"}
+CODECS = {".mp4": "mp4v", ".webm": "VP80"}  # browsers play the second
 FRAMES = "_frames"
 
 # Pictures wait for each other as long as they have fewer pixels than this together.
@@ -46,6 +48,7 @@ class Job:
 
     source: Path
     target: Path
+    video_suffix: str = ".mp4"  # of CODECS
 
     @property
     def is_video(self):
@@ -54,8 +57,10 @@ class Job:
 
     def outputs(self, kinds):
         """The path of each kind of output file; of a video's frames see `frames`."""
-        endings = VIDEO_ENDINGS if self.is_video else ENDINGS
-        return {kind: Path(f"{self.target}{endings[kind]}") for kind in kinds if kind in endings}
+        if not self.is_video:
+            return {kind: Path(f"{self.target}{ENDINGS[kind]}") for kind in kinds}
+        return {kind: Path(f"{self.target}{VIDEO_ENDINGS[kind]}").with_suffix(self.video_suffix)
+                for kind in kinds if kind in VIDEO_ENDINGS}
 
     def frames(self, kinds):
         """The folder of a video's outputs that are a file a frame, or None."""
@@ -192,31 +197,42 @@ def _write_png(path, pixels):
         file.write(cv2.imencode(".png", pixels)[1].tobytes())
 
 
-def predict_all(jobs, predictor, writer, size, bar):
+def predict_all(jobs, predictor, writer, size, bar, known=None):
     """Predict and save every Job, `size` pictures or frames at a time. The number of those that failed, which are
-    named; the others go on."""
+    named; the others go on. `known`: of `depth_range`."""
     failed = 0
     for group in _groups((job for job in jobs if not job.is_video), size):
-        failed += _predict_group(group, predictor, writer)
+        failed += _predict_group(group, predictor, writer, known or {})
         bar.update(len(group))
     for job in (job for job in jobs if job.is_video):
-        failed += not _named(job, lambda job=job: predict_video(job, predictor, writer, size))
+        failed += not _named(job, lambda job=job: _predict_video_shown(job, predictor, writer, size))
         bar.update()
     return failed
 
 
 def depth_range(jobs, predictor, writer):
-    """The end of the colours for these Jobs, one for all: whole metres, over the 98th percentile of the depth
-    of at most SAMPLED of them; of a video, of as many of its frames. 10 where none can be predicted."""
-    deepest = 0.0
+    """The end of the colours for these Jobs, one for all, and what was predicted for it.
+
+    Returns:
+        whole metres over the 98th percentile of the depth of at most SAMPLED of the Jobs (of a video, of as many of its
+        frames), 10 where none can be predicted; and the maps (`DepthPredictor.maps`) of those that are pictures.
+    """
+    deepest, known = 0.0, {}
     for job in evenly(jobs, SAMPLED):
         with contextlib.suppress(UserError, NotFinite, OSError):
             for picture in _sampled_frames(job.source) if job.is_video else [image.load_rgb(job.source)]:
-                depth_m = predictor(picture)
+                (maps,) = predictor.maps([picture], [job.source])
+                depth_m = blended(picture.shape[:2], maps)
                 if not job.is_video:
+                    known[job] = maps
                     depth_m *= writer.of_photograph(job.source, depth_m.shape)[1]
-                deepest = max(deepest, float(np.percentile(depth_m, 98)))
-    return float(np.floor(deepest) + 1) if deepest else 10.0
+                deepest = max(deepest, colour_end(depth_m))
+    return deepest or 10.0, known
+
+
+def colour_end(depth_m):
+    """Where the colours of a depth map may end: whole metres over its 98th percentile."""
+    return float(np.floor(np.percentile(depth_m, 98)) + 1)
 
 
 def _sampled_frames(path):
@@ -257,34 +273,49 @@ def _groups(jobs, size):
         yield group
 
 
-def _predict_group(group, predictor, writer):
+def _predict_group(group, predictor, writer, known):
     """Predict and save a group; the number that failed. When it cannot be predicted together, each is by itself."""
     loaded = [(job, rgb) for job, rgb in group if isinstance(rgb, np.ndarray)]
     for _, error in (one for one in group if not isinstance(one[1], np.ndarray)):
         logger.warning("skipped: %s", error)
     failed = len(group) - len(loaded)
     try:
-        depths_m = predictor.predict([rgb for _, rgb in loaded], [job.source for job, _ in loaded])
+        new = [(job, rgb) for job, rgb in loaded if job not in known]
+        maps = predictor.maps([rgb for _, rgb in new], [job.source for job, _ in new])
+        known = {**known, **{job: one for (job, _), one in zip(new, maps, strict=True)}}
     except (UserError, NotFinite) as error:
         if len(group) > 1:
-            return failed + sum(_predict_group([one], predictor, writer) for one in loaded)
+            return failed + sum(_predict_group([one], predictor, writer, known) for one in loaded)
         logger.warning("skipped: %s", error)
         return failed + 1
 
-    def save(job, rgb, depth_m):
+    def save(job, rgb):
+        depth_m = blended(rgb.shape[:2], known[job])
         job.target.parent.mkdir(parents=True, exist_ok=True)
         one, factor = writer.of_photograph(job.source, depth_m.shape)
         if one is not writer:
             logger.info("%s: another lens than the Kinect's, by its EXIF: depth times %.2f", job.source, factor)
         one.save(job.outputs(writer.kinds), rgb, depth_m * factor)
 
-    return failed + sum(not _named(job, lambda one=(job, rgb, depth_m): save(*one))
-                        for (job, rgb), depth_m in zip(loaded, depths_m, strict=True))
+    return failed + sum(not _named(job, lambda one=(job, rgb): save(*one)) for job, rgb in loaded)
 
 
-def predict_video(job, predictor, writer, size):
-    """Predict a video frame by frame: all of its outputs, or none. Raises VideoError naming it, also (after the outputs
-    are written) when the video ends before it says it does."""
+def _predict_video_shown(job, predictor, writer, size):
+    with cli.progress(video_length(job.source)[0] or None, printable(job.source.name), "frame") as bar:
+        predict_video(job, predictor, writer, size, bar)
+
+
+def video_length(path):
+    """(frames, seconds) that a video declares. Raises VideoError."""
+    with _opened(path) as capture:
+        _frames(path, capture)
+        frames = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        return frames, frames / (capture.get(cv2.CAP_PROP_FPS) or 25)
+
+
+def predict_video(job, predictor, writer, size, bar):
+    """Predict a video frame by frame: all of its outputs, or none; `bar` is told of each. Raises VideoError naming it,
+    also (after the outputs are written) when the video ends before it says it does."""
     outputs, frames_folder = job.outputs(writer.kinds), job.frames(writer.kinds)
     job.target.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -301,6 +332,7 @@ def predict_video(job, predictor, writer, size):
                 if frames_out:
                     frames_out.add(rgb, depth_m)
                 number += 1
+                bar.update()
         for output in (*videos, *([frames_out] if frames_out else [])):
             output.finish()
         declared = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
@@ -333,12 +365,12 @@ def _frames(path, capture):
 
 
 class _Video(contextlib.ExitStack):
-    """An MP4 that takes its name when it is complete, and has been read back."""
+    """A video that takes its name when it is complete, and has been read back."""
 
     def __init__(self, path, kind, rate):
         super().__init__()
         self.path, self.kind, self.rate, self.writer, self.count = path, kind, rate, None, 0
-        self.partial = self.enter_context(discarded_at_exit(partial_path(path, ".mp4")))
+        self.partial = self.enter_context(discarded_at_exit(partial_path(path, path.suffix)))
         folder = Path(self.enter_context(utf8_path(path.parent)))
         self.opened = str(folder / self.partial.name)
         self.callback(lambda: self.writer and self.writer.release())
@@ -347,7 +379,7 @@ class _Video(contextlib.ExitStack):
         """Append a frame; MP4 wants even sizes, so an odd last row or column goes."""
         height, width = (length // 2 * 2 for length in rgb.shape[:2])
         if self.writer is None:
-            codec = cv2.VideoWriter_fourcc(*"mp4v")
+            codec = cv2.VideoWriter_fourcc(*CODECS[self.path.suffix])
             self.writer = cv2.VideoWriter(self.opened, codec, self.rate, (width, height))
             if not self.writer.isOpened():
                 raise VideoError(f"{self.path}: cannot write a video there")

@@ -57,3 +57,41 @@ def write_ply(path, depth_m, rgb, camera):
     with replacing(path, "wb") as file:
         file.write("\n".join(header).encode() + b"\n")
         file.write(vertices.tobytes())
+
+
+# A mesh has at most so many points along a side; and no face where the depth of its corners differs by more than this
+# share from one point to the next: there is an edge between two things.
+MESH_SIDE = 320
+LONGEST_STEP = 0.08
+
+
+def faces(depth_m):
+    """int64 (N, 3): the triangles over the grid of a depth map (H, W), each by its corners' places row by row; none
+    over an unmeasured pixel or over an edge (LONGEST_STEP)."""
+    place = np.arange(depth_m.size).reshape(depth_m.shape)
+    upper_left, upper_right, lower_left, lower_right = (place[:-1, :-1], place[:-1, 1:], place[1:, :-1], place[1:, 1:])
+    found = np.concatenate([np.stack(corners, axis=-1).reshape(-1, 3) for corners in (
+        (upper_left, lower_left, upper_right), (upper_right, lower_left, lower_right))])
+    corners_m = depth_m.ravel()[found]
+    nearest = corners_m.min(axis=1)
+    return found[(nearest > 0) & (corners_m.max(axis=1) <= nearest * (1 + LONGEST_STEP))]
+
+
+def write_glb(path, depth_m, rgb, camera):
+    """Write a coloured triangle mesh as binary glTF 2.0: metres, x right, y up, z towards the viewer."""
+    import trimesh
+
+    step = -(-max(depth_m.shape) // MESH_SIDE)
+    cloud = points(depth_m, camera).reshape(*depth_m.shape, 3)[::step, ::step].reshape(-1, 3) * np.float32((1, -1, -1))
+    mesh = trimesh.Trimesh(cloud, faces(depth_m[::step, ::step]), vertex_colors=rgb[::step, ::step].reshape(-1, 3),
+                           process=False)
+
+    def unlit(tree):  # a photograph has its own light
+        tree["extensionsUsed"] = ["KHR_materials_unlit"]
+        tree["materials"] = [{"doubleSided": True, "extensions": {"KHR_materials_unlit": {}}}]
+        for one in tree["meshes"]:
+            for primitive in one["primitives"]:
+                primitive["material"] = 0
+
+    with replacing(path, "wb") as file:
+        file.write(mesh.export(file_type="glb", tree_postprocessor=unlit))

@@ -59,10 +59,15 @@ class DepthPredictor:
         names = names or [picture if isinstance(picture, str | Path) else f"picture {number}"
                           for number, picture in enumerate(pictures)]
         pictures = [picture if isinstance(picture, np.ndarray) else image.load_rgb(picture) for picture in pictures]
+        return [blended(picture.shape[:2], maps)
+                for picture, maps in zip(pictures, self.maps(pictures, names), strict=True)]
+
+    def maps(self, pictures, names):
+        """What the nets say of each picture (H, W, 3), for `blended`: a list of (window, metres (55, 74))."""
         for picture, name in zip(pictures, names, strict=True):
             check_ratio(*picture.shape[:2], name)
         places = [(number, place) for number, picture in enumerate(pictures) for place in windows(*picture.shape[:2])]
-        blends = [_Blend(picture.shape[:2]) for picture in pictures]
+        found = [[] for _ in pictures]
         for start in range(0, len(places), self.batch_size):
             part = places[start:start + self.batch_size]
             rgb = np.stack([_view(pictures[number], place) for number, place in part])
@@ -74,8 +79,19 @@ class DepthPredictor:
 
             log_depth = (flip_averaged(predict) if self.flip_average else predict)(rgb)["depth"]
             for (number, place), one in zip(part, log_depth, strict=True):
-                blends[number].add(place, np.exp(one[0]).clip(*metrics.DEPTH_RANGE_M))
-        return [blend.depth_m() for blend in blends]
+                found[number].append((place, np.exp(one[0]).clip(*metrics.DEPTH_RANGE_M)))
+        return found
+
+
+def from_options(options):
+    """The DepthPredictor of `cli.add_nets`' options."""
+    nets = options.coarse_onnx, options.fine_onnx
+    if not options.coarse_onnx:
+        from src import device
+
+        device.select(options.device_target, options.device_id)
+        nets = options.coarse_ckpt_model, options.fine_ckpt_model
+    return DepthPredictor(*nets, options.batch_size, options.flip_average)
 
 
 def _net(net, kind):
@@ -152,26 +168,19 @@ def _reach(start, length, pixels):
     return slice(max(int(start - beyond), 0), min(int(np.ceil(start + length + beyond)), pixels))
 
 
-class _Blend:
-    """The depth of a picture (H, W) from those of its windows, each added in its own place."""
-
-    def __init__(self, size):
-        self.total, self.weights = np.zeros(size, np.float32), np.zeros(size, np.float32)
-
-    def add(self, place, depth_m):
-        """Lay metres (55, 74) over a window; the nearer to its border, the less they count."""
-        top, left, height, width = place
+def blended(size, maps):
+    """float32 metres (H, W) of a picture of this size, from those of its windows (`DepthPredictor.maps`): the nearer to
+    its window's border, the less a depth counts."""
+    total, weights = np.zeros(size, np.float32), np.zeros(size, np.float32)
+    for (top, left, height, width), depth_m in maps:
         rows, columns = (_reach(start, length, pixels)
-                         for start, length, pixels in zip((top, left), (height, width), self.total.shape, strict=True))
+                         for start, length, pixels in zip((top, left), (height, width), size, strict=True))
         down, across = np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop)
         weight = np.outer(_inside(down, top, height), _inside(across, left, width)).astype(np.float32)
-        self.total[rows, columns] += weight * (_interpolation(down, top, height, image.CROP_ROWS, 0) @ depth_m
-                                               @ _interpolation(across, left, width, image.CROP_COLUMNS, 1).T)
-        self.weights[rows, columns] += weight
-
-    def depth_m(self):
-        """float32 metres (H, W)."""
-        return self.total / self.weights
+        total[rows, columns] += weight * (_interpolation(down, top, height, image.CROP_ROWS, 0) @ depth_m
+                                          @ _interpolation(across, left, width, image.CROP_COLUMNS, 1).T)
+        weights[rows, columns] += weight
+    return total / weights
 
 
 def _interpolation(pixels, start, length, seen, axis):

@@ -136,3 +136,27 @@ def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     nets = TinyCoarse(), TinyFine()
     return nets, [write_mindir(net, folder / f"{type(net).__name__}.mindir") for net in nets]
+
+
+@pytest.fixture(scope="session")
+def red_onnx(tmp_path_factory):
+    """Two ONNX files whose prediction one can tell: log depth is 2 x how red the picture is there, from 0 to 1."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    folder, paths = tmp_path_factory.mktemp("red"), []
+    weight = np.zeros((1, 3, 12, 12), np.float32)
+    weight[:, 0] = 2 / 144
+    rgb, coarse = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *shape])
+                   for name, shape in (("rgb", (3, 228, 304)), ("coarse_log_depth", (1, 55, 74))))
+    out = helper.make_tensor_value_info("log_depth", TensorProto.FLOAT, ["n", 1, 55, 74])
+    conv = helper.make_node("Conv", ["rgb", "weight"], ["log_depth"], strides=[4, 4])
+    same = helper.make_node("Identity", ["coarse_log_depth"], ["log_depth"])
+    for name, nodes, inputs, constants in (("coarse", [conv], [rgb], [numpy_helper.from_array(weight, "weight")]),
+                                           ("fine", [same], [rgb, coarse], [])):
+        graph = helper.make_graph(nodes, name, inputs, [out], constants)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+        onnx.checker.check_model(model)
+        paths.append(folder / f"{name}.onnx")
+        onnx.save(model, paths[-1])
+    return paths

@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import ROOT
 
 PAGES = [*ROOT.glob("README*.md"), ROOT / "weights" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = ("train.py", "eval.py", "export.py", "predict.py", "preprocess.py", "postprocess.py")
+COMMANDS = ("train.py", "eval.py", "export.py", "predict.py", "app.py", "preprocess.py", "postprocess.py")
 
 
 def blocks(text):

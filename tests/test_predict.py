@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from plyfile import PlyData
 
-from src import depth_files, image, metrics, predict
+from src import cli, depth_files, image, metrics, predict
 from src.errors import UserError
 from src.pointcloud import Intrinsics, points
 from src.predict import DepthPredictor
@@ -298,30 +298,42 @@ def test_a_longer_lens_means_a_deeper_scene_and_another_camera(onnx, run, tmp_pa
     np.testing.assert_array_equal(np.load(tmp_path / "nyu" / "long_depth.npy"), unknown)
 
 
+def by_brightness(seen, factor=1.0):
+    """A DepthPredictor without a net: a picture of grey level g is 1 + g / 10 metres deep, but for a speck."""
+    def coarse(rgb):
+        seen.extend(np.rint(rgb[:, 0, 100, 100] * 255).astype(int).tolist())
+        return np.log((1 + np.rint(rgb[:, :1, :55, :74] * 255) / 10) * factor)
+
+    def fine(rgb, log_depth):
+        log_depth[:, :, 0, 0] = np.log(9.5)
+        return log_depth
+
+    return DepthPredictor(coarse, fine)
+
+
 def test_one_range_of_colours_covers_all_that_is_there(tmp_path):
-    writer = depth_files.Writer(("color",), "viridis", "auto", Intrinsics.kinect)
+    writer = depth_files.Writer(("npy",), "viridis", "auto", Intrinsics.kinect)
     jobs = []
     for number in range(40):
         path = tmp_path / f"{number}.png"
         Image.fromarray(np.full((48, 64, 3), number, np.uint8)).save(path)
         jobs.append(depth_files.Job(path, tmp_path / str(number)))
     seen = []
-
-    def predictor(picture):
-        seen.append(picture[0, 0, 0])
-        depth_m = np.full(picture.shape[:2], 1 + picture[0, 0, 0] / 10, np.float32)
-        depth_m[0, 0] = 9.5  # a speck
-        return depth_m
-
-    assert depth_files.depth_range(jobs, predictor, writer) == 5.0  # the deepest that was looked at: 4.9 m
+    deepest, known = depth_files.depth_range(jobs, by_brightness(seen), writer)
+    assert deepest == 5.0  # the deepest that was looked at: 4.9 m
     assert 10 < len(seen) <= depth_files.SAMPLED and max(seen) >= 36
+    with cli.progress(40, "predicting", "file") as bar:
+        assert depth_files.predict_all(jobs, by_brightness(seen), writer, 8, bar, known) == 0
+    assert sorted(seen) == list(range(40))  # none twice
+    for number in (0, 17, 39):
+        np.testing.assert_allclose(np.load(tmp_path / f"{number}_depth.npy")[24:], 1 + number / 10, rtol=1e-5)
     (tmp_path / "39.png").write_bytes(b"no picture")
-    assert depth_files.depth_range(jobs[39:], predictor, writer) == 10.0
+    assert depth_files.depth_range(jobs[39:], by_brightness(seen), writer) == (10.0, {})
     video = cv2.VideoWriter(str(tmp_path / "v.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 48))
     for number in range(0, 240, 6):
         video.write(np.full((48, 64, 3), number, np.uint8))
     video.release()
     seen.clear()
-    deepest = depth_files.depth_range([depth_files.Job(tmp_path / "v.mp4", tmp_path / "v")],
-                                      lambda picture: predictor(picture) / 4, writer)
+    deepest, _ = depth_files.depth_range([depth_files.Job(tmp_path / "v.mp4", tmp_path / "v")],
+                                         by_brightness(seen, 1 / 4), writer)
     assert 6.0 <= deepest <= 7.0 and 10 < len(seen) <= depth_files.SAMPLED  # 1/4 of 1 m + 23 m
