@@ -6,11 +6,10 @@ import pytest
 from PIL import Image
 from plyfile import PlyData
 
-from src import cli, depth_files, image, metrics, predict
+from src import cli, depth_files, image, metrics, predict, rooms
 from src.errors import UserError
 from src.pointcloud import Intrinsics, points
 from src.predict import DepthPredictor
-from tools import make_sample_nyu
 
 
 def red_is_depth(rgb):
@@ -87,9 +86,9 @@ def test_predictions_do_not_depend_on_the_batch():
 
 def room(yaw=0.3, pitch=-0.2):
     """An empty rendered room: true depth (480, 640), and which of its walls each pixel shows."""
-    rays = make_sample_nyu.camera_rays(yaw, pitch)
+    rays = rooms.camera_rays(yaw, pitch)
     origin = np.array([1.5, 1.4, 0.5])
-    depth_m, axis = make_sample_nyu.cast_box(origin, rays, np.zeros(3), np.array([4.0, 2.6, 5.0]), inside=True)
+    depth_m, axis = rooms.cast_box(origin, rays, np.zeros(3), np.array([4.0, 2.6, 5.0]), inside=True)
     side = np.take_along_axis(rays, axis[..., None], -1)[..., 0] > 0
     return depth_m.astype(np.float32), axis * 2 + side
 

@@ -1,8 +1,7 @@
 """Make a small folder in NYU Depth V2's layout and encodings from rooms that are rendered here.
 
-Every room is a box with furniture (boxes), seen by a pinhole camera with the intrinsics of NYU's Kinect; depth is
-the true distance along the optical axis, by ray casting. It stands in for NYU where NYU is not at hand: the demo
-and the tests run on it.
+`src/rooms.py` renders them, with their true depth. They stand in for NYU where NYU is not at hand: the demo, the page's
+examples and the tests run on them.
 """
 
 import argparse
@@ -20,85 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from src import cli, image
 from src.errors import UserError
 from src.files import writable_folder
-from src.pointcloud import Intrinsics
-
-HEIGHT, WIDTH = 480, 640
-KINECT = Intrinsics.kinect(HEIGHT, WIDTH)
-FURNITURE_M = (0.4, 1.8)
-MAX_DEPTH_M = 9.9  # below the 10 m that 8 bits can tell
-FLASH, FALLOFF = 1.6, 0.35  # the light is at the camera: with the tiles' size, what tells how far a surface is
-
-
-def camera_rays(yaw, pitch):
-    """Ray directions (H, W, 3) with unit length along the optical axis, so that a ray's parameter is depth.
-
-    World axes: x right, y up, z forward at yaw 0; `pitch` below 0 looks down. Radians.
-    """
-    x = (np.arange(WIDTH) - KINECT.cx) / KINECT.fx
-    y = (KINECT.cy - np.arange(HEIGHT)) / KINECT.fy
-    rays = np.stack(np.broadcast_arrays(x[None, :], y[:, None], 1.0), axis=-1)
-    tilt = np.array([[1, 0, 0], [0, np.cos(pitch), np.sin(pitch)], [0, -np.sin(pitch), np.cos(pitch)]])
-    turn = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
-    return rays @ (turn @ tilt).T
-
-
-def cast_box(origin, rays, low, high, inside):
-    """Depth (H, W) at which rays from `origin` meet the axis-aligned box, and the axis of the face they meet.
-
-    From `inside` it is the exit; from outside the entry, infinite where the ray misses.
-    """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        bounds = np.stack(((low - origin) / rays, (high - origin) / rays))
-    near, far = bounds.min(axis=0), bounds.max(axis=0)
-    if inside:
-        return far.min(axis=-1), far.argmin(axis=-1)
-    entry, leave = near.max(axis=-1), far.min(axis=-1)
-    return np.where((entry < leave) & (entry > 0), entry, np.inf), near.argmax(axis=-1)
-
-
-def furnish(rng, size, origin, count):
-    """Boxes (low, high) on the floor of a room, none of them around the camera."""
-    boxes = []
-    while len(boxes) < count:
-        extent = rng.uniform(*FURNITURE_M, 3) * (1, 0.8, 1)
-        corner = rng.uniform((0, 0, 0), np.maximum(size - extent, 0.01)) * (1, 0, 1)
-        if np.any((origin < corner - 0.4) | (origin > corner + extent + 0.4)):
-            boxes.append((corner, corner + extent))
-    return boxes
-
-
-def texture(points, axis, rng):
-    """A box's albedo (H, W, 3): a colour for each axis that a face looks along, and tiles or stripes of a metric
-    size on it."""
-    colour = rng.uniform(0.5, 1.0, (3, 3))[axis]
-    period = rng.uniform(0.25, 0.4)
-    across = np.take_along_axis(points, ((axis + 1) % 3)[..., None], -1)[..., 0]
-    along = np.take_along_axis(points, ((axis + 2) % 3)[..., None], -1)[..., 0]
-    pattern = np.sin(2 * np.pi * across / period)
-    if rng.random() < 0.5:
-        pattern = pattern * np.sin(2 * np.pi * along / period)
-    return colour * (1 - rng.uniform(0.05, 0.3) * (pattern > 0))[..., None]
-
-
-def render(rng):
-    """One view of one room: uint8 RGB (480, 640, 3) and float64 depth in metres (480, 640)."""
-    size = np.array([rng.uniform(3, 6.5), rng.uniform(2.4, 3.2), rng.uniform(3, 7)])
-    origin = size * (rng.uniform(0.3, 0.7), 0, rng.uniform(0.05, 0.3)) + (0, rng.uniform(1.2, 1.7), 0)
-    rays = camera_rays(rng.uniform(-0.35, 0.35), rng.uniform(-0.3, 0.0))
-    surfaces = [(np.zeros(3), size, True)]
-    surfaces += [(low, high, False) for low, high in furnish(rng, size, origin, rng.integers(2, 6))]
-    depth, albedo, facing = np.full((HEIGHT, WIDTH), np.inf), np.zeros((HEIGHT, WIDTH, 3)), np.zeros((HEIGHT, WIDTH))
-    for low, high, inside in surfaces:
-        met, axis = cast_box(origin, rays, low, high, inside)
-        closer = met < depth
-        depth = np.where(closer, met, depth)
-        points = origin + np.where(closer, met, 0)[..., None] * rays
-        albedo = np.where(closer[..., None], texture(points, axis, rng), albedo)
-        cosine = np.abs(np.take_along_axis(rays, axis[..., None], -1)[..., 0]) / np.linalg.norm(rays, axis=-1)
-        facing = np.where(closer, cosine, facing)
-    light = rng.uniform(0.85, 1.0) * (0.5 + 0.5 * facing) * FLASH / (1 + FALLOFF * depth**2)
-    shaded = albedo * light[..., None] + rng.normal(0, 0.015, (HEIGHT, WIDTH, 1))
-    return (np.clip(shaded, 0, 1) * 255).round().astype(np.uint8), np.minimum(depth, MAX_DEPTH_M)
+from src.rooms import render
 
 
 def write(path, pixels):
