@@ -59,6 +59,8 @@ def parse_args(arguments=None):
     add("--val_data", type=Path, help="the NYU folder whose Test part is scored after each epoch")
     add("--tensorboard", action="store_true",
         help="write losses, rates, metrics and panels of validation images to Log/tensorboard")
+    add("--val_panels", action="store_true",
+        help="draw Log/<stage>_panels.png: four validation images as the net predicts them after each epoch")
     add("--scale_lr", action="store_true", help="multiply the learning rates by the number of devices")
     add("--max_steps", type=cli.positive_int, help="end each stage after so many steps, for trying")
     begin = parser.add_mutually_exclusive_group()
@@ -73,6 +75,8 @@ def parse_args(arguments=None):
                      "two starts: expected one of them")
     if options.start == "closed_form" and options.mean_depth_start:
         parser.error("--start closed_form and --mean_depth_start are two starts: expected one of them")
+    if options.val_panels and not options.val_data:
+        parser.error("--val_panels shows images of --val_data: expected both")
     return options
 
 

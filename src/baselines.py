@@ -37,10 +37,10 @@ class Baselines:
         if root := _with_training_pairs(folder):
             try:
                 source = PlainPairs(root)
+                found = mean_map(source, workers)
                 indices = list(evenly(range(len(source.names)), MOST_PAIRS))
-                mean_map = mean_log_depth(source.depth_maps(indices, workers))
                 self.kernel = KernelRegression.of(source, indices, workers)
-                self.mean_map = mean_map
+                self.mean_map = found
             except UserError as error:
                 logger.warning("no mean training map: %s", error)
         self.constant, self.shift = _fit_to_targets(pairs, self.mean_map, workers)
@@ -60,6 +60,11 @@ class Baselines:
             return {}
         shifts = [_mean_difference(one, self.mean_map) for one in depth_m]
         return {OWN_SCALES: np.stack([self.mean_map + np.float32(shift) for shift in shifts])}
+
+
+def mean_map(source, workers, skip_bad=False):
+    """The mean log-depth map (1, 55, 74) of at most MOST_PAIRS training pairs."""
+    return mean_log_depth(source.depth_maps(evenly(range(len(source.names)), MOST_PAIRS), workers, skip_bad))
 
 
 def _with_training_pairs(folder):

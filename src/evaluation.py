@@ -15,6 +15,7 @@ from src.errors import UserError
 from src.files import replacing, write_text
 
 DEPTH_EDGES_M = np.arange(0, 10.5, 0.5)
+JOINT_EDGES_M = np.linspace(0, 10, 51)
 logger = logging.getLogger(__name__)
 
 SCALE_COLUMN = "r(median)"
@@ -67,6 +68,8 @@ class Details:
 
     cells: np.ndarray = field(default_factory=lambda: np.zeros((2, *image.DEPTH_SIZE)))  # sum of errors, count
     depths: np.ndarray = field(default_factory=lambda: np.zeros((2, len(DEPTH_EDGES_M) - 1)))
+    # Cells, true x predicted.
+    joint: np.ndarray = field(default_factory=lambda: np.zeros(2 * [len(JOINT_EDGES_M) - 1]))
     medians_m: list = field(default_factory=list)  # (predicted, true) of each image
 
     def add(self, log_depth, depth_m):
@@ -81,6 +84,7 @@ class Details:
             self.cells += error, measured
             self.depths += [np.histogram(target_m[measured], DEPTH_EDGES_M, weights=weights)[0]
                             for weights in (error[measured], None)]
+            self.joint += np.histogram2d(target_m[measured], one_m[measured], 2 * [JOINT_EDGES_M])[0]
             self.medians_m.append((float(np.median(one_m[measured])), float(np.median(target_m[measured]))))
 
     def error_by_cell(self):
@@ -91,6 +95,14 @@ class Details:
         """(edges in metres, mean relative error, share of the cells) of bins of true depth."""
         errors, counts = self.depths
         return DEPTH_EDGES_M, errors / np.where(counts, counts, np.nan), counts / counts.sum()
+
+    def predicted_over_true(self):
+        """(edges in metres, counts (true, predicted) of cells, the median prediction in each bin of true depth, NaN
+        where there is none)."""
+        below = self.joint.cumsum(axis=1)
+        place = (below >= below[:, -1:] / 2).argmax(axis=1)
+        centres = (JOINT_EDGES_M[:-1] + JOINT_EDGES_M[1:]) / 2
+        return JOINT_EDGES_M, self.joint, np.where(below[:, -1] > 0, centres[place], np.nan)
 
 
 def targets(full_depth_m, protocol, pairs):

@@ -27,7 +27,7 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: 1em 0 } th, td { padding: .3em .8em; text-align: right }
 th:first-child, td:first-child { text-align: left } tr { border-bottom: 1px solid #ddd }
-img { max-width: 100%; display: block } figure { margin: 1.5em 0 } figcaption, .note { color: #666 }
+img { width: 100%; display: block } figure { margin: 1.5em 0 } figcaption, .note { color: #666 }
 """
 
 
@@ -64,8 +64,12 @@ def write(path, scores, details, panels_png, checkpoints, versions, data):
         _figure(visual.figure_png(visual.error_by_depth(nets)),
                 "how far away the pixels are, and how many of them there are"),
         _figure(visual.figure_png(visual.error_by_position(nets)), "where in the picture"),
+        "<h2>Predicted over true depth</h2>",
+        _figure(visual.figure_png(visual.predicted_over_true(nets)), "cells of the 55x74 grid, of all images together"),
+        "<h2>How far away each picture is</h2>",
         _figure(visual.figure_png(visual.medians(nets)),
-                "one point an image: on the line, the scale of the scene is right"),
+                "one point an image: on the line, the scale of the scene is right; a slope (least squares, of the "
+                "logarithms) below 1 draws all scenes to one scale"),
     ]
     write_text(path, "<!doctype html>\n<html lang=en><meta charset=utf-8><title>Depth evaluation</title>"
                      f"<style>{_STYLE}</style>\n" + "\n".join(parts) + "\n</html>\n")

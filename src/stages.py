@@ -10,7 +10,7 @@ import mindspore as ms
 import numpy as np
 
 from src import baselines, checkpoint, cli, closed_form, evaluation
-from src.data_loader import Schedule, TrainingData, evenly, mean_log_depth, names_digest, readable_test_pairs
+from src.data_loader import Schedule, TrainingData, names_digest, readable_test_pairs
 from src.device import amp_level
 from src.errors import CheckFailed, UserError
 from src.files import remove_partial, writable_folder, write_text
@@ -18,6 +18,7 @@ from src.metrics import METRICS
 from src.net import COARSE_NETS, FineNet, watched
 from src.packed import open_training
 from src.recipe import Recipe
+from src.tensorboard import Board, Learning
 from src.training import (
     COARSE,
     DATA,
@@ -28,6 +29,7 @@ from src.training import (
     TrainingError,
     check_same_options,
     in_precision,
+    mean_map_scores,
     newest_state,
     train_stage,
 )
@@ -50,7 +52,7 @@ def train(options, device, stop):
     logger.info("training data: %s, %s form, %d pairs", options.data_url, source.form, len(source.names))
     workers = options.num_parallel_workers or cli.default_workers()
     test_pairs = readable_test_pairs(options.val_data, workers) if options.val_data else None
-    validate = partial(_validate, test_pairs, options.batch_size, workers, device) if test_pairs else None
+    validate = _Validation(test_pairs, options, workers, device, source, folder) if test_pairs else None
     schedule = Schedule(len(source.names), options.batch_size, options.seed, device.rank, device.ranks)
     names = ("coarse", "fine") if options.stage == "all" else (options.stage,)
     digests = {"pairs": names_digest(source.names), DATA: source.data_digest()}  # two stats a pair: once for both
@@ -70,13 +72,15 @@ def train(options, device, stop):
                            held=bool(start and start.replaced))
             if device.is_first:
                 start.restore(stage, trainer, log)
-                log.board = _board(stage, trainer.step, folder, test_pairs) if options.tensorboard else None
+                log.boards = _boards(stage, trainer.step, folder, test_pairs, options)
             if device.broadcast_int(trainer.step) == 0:  # each rank, though rank 0's counts: none waits too long for it
                 _set_start(stage.name, trainer.net, data, options)
             trainer.synchronise()
             logger.info("%s net: %d pairs, %d epochs of %d steps of %d, starting at step %d", stage.name,
                         len(source.names), stage.epochs, schedule.steps_per_epoch, options.batch_size, trainer.step)
-            with contextlib.closing(log.board) if log.board else contextlib.nullcontext():
+            with contextlib.ExitStack() as boards:
+                for board in log.boards:
+                    boards.callback(board.close)
                 train_stage(stage, trainer, data, folder, log, stop, validate,
                             partial(start.begin, log) if log.held else None)
             trainer = None
@@ -96,8 +100,7 @@ def _set_start(stage_name, net, data, options):
             unit_variance(exact, data)
         _copy_weights(exact, net)
     if options.mean_depth_start and stage_name == "coarse":
-        indices = evenly(range(len(data.source.names)), baselines.MOST_PAIRS)
-        net.start_at(mean_log_depth(data.source.depth_maps(indices, data.workers, data.skip_bad)))
+        net.start_at(baselines.mean_map(data.source, data.workers, data.skip_bad))
 
 
 def _copy_weights(source, target):
@@ -192,12 +195,14 @@ def _finish_replacing(folder, stage, replaced=None):
         committed.rename(committed.with_name(committed.name.removeprefix(_COMMITTED)))
 
 
-def _board(stage, step, folder, test_pairs):
-    from src.tensorboard import Board  # tensorboardX is needed for this only
-
-    board = Board(folder.log_file("tensorboard"), stage.name, step, test_pairs)
-    board.add(step, {"learning_rate": stage.options["learning_rate"]})
-    return board
+def _boards(stage, step, folder, test_pairs, options):
+    boards = []
+    if options.tensorboard:
+        boards.append(Board(folder.log_file("tensorboard"), stage.name, step, test_pairs))
+        boards[0].add(step, {"learning_rate": stage.options["learning_rate"]})
+    if options.val_panels:
+        boards.append(Learning(folder.log_file(f"{stage.name}_panels.png"), step, test_pairs))
+    return boards
 
 
 def _stage(name, options, device, digests):
@@ -254,27 +259,57 @@ def _frozen_coarse(path, device):
     return coarse
 
 
-def _validate(pairs, batch_size, workers, device, predict):
-    """Each rank scores its share of the pairs; the sums make the mean over all. A dict of metrics.
+class _Validation:
+    """Scores a net; at the first time also the mean log-depth map of the training pairs, which it has to beat, into
+    Log/mean_map.json."""
 
-    Raises on every rank when a share cannot be scored.
-    """
-    share, failure = pairs[device.rank::device.ranks], None
-    sums = np.zeros(2 * len(METRICS))
-    try:
-        scores = evaluation.score(share, lambda rgb: {"net": predict(rgb)}, "depthnet", batch_size, workers)
-        if scores:
-            columns = np.array([scores["net"].per_image[name] for name in METRICS])
-            sums = np.concatenate([np.nansum(columns, 1), np.count_nonzero(~np.isnan(columns), 1)])
-    except (UserError, CheckFailed, OSError) as error:
-        failure = error
-    *sums, failures = device.sum([*sums, failure is not None])
-    if failures:
-        raise failure or CheckFailed("another rank could not score its pictures: see its log")
-    totals, counts = np.split(np.array(sums), 2)
-    if not counts.all():
-        raise CheckFailed("no measured pixel in any target: nothing to score")
-    return dict(zip(METRICS, (totals / counts).tolist(), strict=True))
+    def __init__(self, pairs, options, workers, device, source, folder):
+        self.pairs, self.batch_size, self.workers, self.device = pairs, options.batch_size, workers, device
+        self.source, self.skip_bad, self.folder = source, options.bad_samples == "skip", folder
+        self.names = names_digest([evaluation.data_facts(pairs)["fingerprint"], *source.names])
+        self.marked = False
+
+    def __call__(self, predict):
+        """A dict of metrics. Raises on every rank when one cannot score its share."""
+        if not self.marked:
+            self._score_mean_map()
+            self.marked = True
+        return self._score(predict)
+
+    def _score(self, predict):
+        """Each rank scores its share of the pairs; the sums make the mean over all."""
+        share, failure = self.pairs[self.device.rank::self.device.ranks], None
+        sums = np.zeros(2 * len(METRICS))
+        try:
+            scores = evaluation.score(share, lambda rgb: {"net": predict(rgb)}, "depthnet", self.batch_size,
+                                      self.workers)
+            if scores:
+                columns = np.array([scores["net"].per_image[name] for name in METRICS])
+                sums = np.concatenate([np.nansum(columns, 1), np.count_nonzero(~np.isnan(columns), 1)])
+        except (UserError, CheckFailed, OSError) as error:
+            failure = error
+        *sums, failures = self.device.sum([*sums, failure is not None])
+        if failures:
+            raise failure or CheckFailed("another rank could not score its pictures: see its log")
+        totals, counts = np.split(np.array(sums), 2)
+        if not counts.all():
+            raise CheckFailed("no measured pixel in any target: nothing to score")
+        return dict(zip(METRICS, (totals / counts).tolist(), strict=True))
+
+    def _score_mean_map(self):
+        if self.device.broadcast_int(int(mean_map_scores(self.folder).get("of") == self.names)):  # rank 0's counts
+            return
+        mean_map, failure = None, None
+        try:
+            mean_map = baselines.mean_map(self.source, self.workers, self.skip_bad)
+        except (UserError, OSError) as error:
+            failure = error
+        if self.device.sum([failure is not None])[0]:
+            logger.warning("warning: no mean map to compare with: %s", failure or "another rank could not make it")
+            return
+        scored = self._score(lambda rgb: np.broadcast_to(mean_map, (len(rgb), *mean_map.shape)))
+        if self.device.is_first:
+            write_text(self.folder.log_file("mean_map.json"), json.dumps({"of": self.names, **scored}, indent=2) + "\n")
 
 
 def predictors(coarse, fine):

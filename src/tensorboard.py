@@ -1,9 +1,10 @@
-"""Training as TensorBoard shows it: the numbers of the stage's log, and panels of fixed validation images."""
+"""What a training shows of itself beside its log: to TensorBoard, and in a picture of how a net learns to see."""
 
-from tensorboardX import SummaryWriter
+import numpy as np
 
-from src import evaluation, visual
-from src.data_loader import evenly
+from src import evaluation, image, visual
+from src.data_loader import evenly, load_test_pair
+from src.files import replacing
 
 PANEL_IMAGES = 4
 
@@ -19,6 +20,8 @@ class Board:
     """
 
     def __init__(self, folder, stage, first_step, pairs):
+        from tensorboardX import SummaryWriter  # needed for this only
+
         self.stage = stage
         self.pairs = evenly(pairs or [], PANEL_IMAGES)
         self.writer = SummaryWriter(str(folder / stage), purge_step=first_step + 1)
@@ -39,3 +42,31 @@ class Board:
     def close(self):
         """Write what is still held back."""
         self.writer.close()
+
+
+class Learning:
+    """A Board that is a picture (Log/<stage>_panels.png): the same PANEL_IMAGES validation images after each epoch,
+    predicted on the way. The predictions are kept beside it (.npz), so that a resumed run goes on with them."""
+
+    def __init__(self, path, first_step, pairs):
+        self.path, self.pairs = path, evenly(pairs, PANEL_IMAGES)
+        self.maps_m = {}  # step -> (PANEL_IMAGES, 55, 74)
+        if first_step and path.with_suffix(".npz").is_file():
+            with np.load(path.with_suffix(".npz")) as saved:
+                self.maps_m = {int(name): saved[name] for name in saved.files if int(name) <= first_step}
+
+    def add(self, step, values):
+        """Numbers are not shown here."""
+
+    def add_panels(self, step, predict):
+        """Add the images as the net predicts them now: `predict` is RGB -> log depth."""
+        loaded = [load_test_pair(pair) for pair in self.pairs]
+        self.maps_m[step] = np.exp(predict(np.stack([rgb for rgb, _ in loaded]))[:, 0])
+        with replacing(self.path.with_suffix(".npz"), "wb") as file:
+            np.savez(file, **{str(step): maps for step, maps in self.maps_m.items()})
+        targets_m = [image.network_depth(depth_m)[0] for _, depth_m in loaded]
+        pictures = [image.load_rgb(pair.rgb) for pair in self.pairs]
+        visual.save_figure(visual.learning(pictures, targets_m, self.maps_m), self.path)
+
+    def close(self):
+        """All is written."""

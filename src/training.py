@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import json
 import logging
 import math
 import os
@@ -300,13 +301,13 @@ def _unit_range(rgb):
 
 class StageLog:
     """The stage's CSV file (none where `path` is None), and the sums of the epoch that is running, which travel
-    with the state. What goes into the file goes to `board`, a tensorboard.Board, as well.
+    with the state. What goes into the file goes to the `boards` (src/tensorboard.py) as well.
 
     While `held`, the file of an earlier run is left as it is; `release` replaces it.
     """
 
     def __init__(self, path, held=False):
-        self.path, self.held, self.board = path, held, None
+        self.path, self.held, self.boards = path, held, []
         self.rows = []
         self.sums = {"loss": 0.0, "steps": 0, "overflows": 0}
         self.timings = []
@@ -328,8 +329,8 @@ class StageLog:
             else:
                 with open(self.path, "a", encoding="utf-8", newline="") as file:
                     csv.DictWriter(file, CSV_COLUMNS).writerow(self.rows[-1])
-        if self.board:
-            self.board.add(values["step"], {name: values[name] for name in values if name != "step"})
+        for board in self.boards:
+            board.add(values["step"], {name: values[name] for name in values if name != "step"})
 
     def _write(self):
         with replacing(self.path) as file:
@@ -497,9 +498,9 @@ def _finish_epoch(stage, trainer, data, log, save, validate):
     if trainer.device.is_first:
         with _only_warned("curves"):
             draw_curves(save.folder)
-    if log.board:
+    for board in log.boards:
         with _only_warned("panels"), trainer.averaged():
-            log.board.add_panels(trainer.step, trainer.predict)
+            board.add_panels(trainer.step, trainer.predict)
     if scored:
         with _only_warned("best weights"):
             save.best(scored["abs_rel"])
@@ -549,10 +550,18 @@ class _Saver:
 
 
 def draw_curves(folder):
-    """curves.png from the CSV files of both stages."""
+    """curves.png from the CSV files of both stages, and what has to be beaten (mean_map.json), where that is known."""
     rows = {name: read_rows(folder.log_file(f"{name}.csv")) for name in ("coarse", "fine")}
     if any(rows.values()):
-        visual.curves(rows, folder.log_file("curves.png"))
+        visual.curves(rows, folder.log_file("curves.png"), mean_map_scores(folder))
+
+
+def mean_map_scores(folder):
+    """What mean_map.json holds, or {}: the metrics of the mean map, and `of`, what they were measured on."""
+    try:
+        return json.loads(folder.log_file("mean_map.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def newest_state(stage, folder):

@@ -67,17 +67,19 @@ def with_scale_bar(rgb, max_depth, colormap):
     return np.hstack([rgb, bar])
 
 
-def curves(stages, path):
+def curves(stages, path, mark=None):
     """Training curves of one or both stages.
 
     Args:
         stages: dict of stage name to the rows of its CSV file (dicts of text, as csv.DictReader gives them).
+        mark: dict of metric to what has to be beaten, or None.
     """
     stages = {name: rows for name, rows in stages.items() if rows}
-    figure, axes = plt.subplots(len(stages), 2, figsize=(11, 3.6 * len(stages)), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(len(stages), 2, figsize=(11, 3.6 * len(stages)), squeeze=False, sharex="row",
+                                layout="constrained")
     for (loss_axis, metric_axis), (name, rows) in zip(axes, stages.items(), strict=True):
         _loss_curve(loss_axis, name, rows)
-        _validation_curve(metric_axis, name, rows)
+        _validation_curve(metric_axis, name, rows, mark)
     save_figure(figure, path)
 
 
@@ -87,21 +89,51 @@ def _loss_curve(axis, name, rows):
         if points:
             axis.plot(*zip(*points, strict=True), label=label, **style)
     axis.set(title=f"{name} net: training loss", xlabel="step", ylabel="loss")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
     axis.legend()
 
 
-def _validation_curve(axis, name, rows):
+def _validation_curve(axis, name, rows, mark):
     rows = [row for row in rows if row["abs_rel"]]
-    axis.set(title=f"{name} net: validation", xlabel="epoch")
+    axis.set(title=f"{name} net: validation", xlabel="step")
     axis.grid(alpha=0.3)
     if not rows:
         axis.text(0.5, 0.5, "no --val_data", ha="center", transform=axis.transAxes, color="grey")
         return
     for metric in ("delta1", "abs_rel", "rmse_log"):
-        axis.plot([int(row["epoch"]) for row in rows], [float(row[metric]) for row in rows], marker="o", label=metric)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+        (line,) = axis.plot([int(row["step"]) for row in rows], [float(row[metric]) for row in rows], marker="o",
+                            label=metric)
+        if mark:
+            axis.axhline(mark[metric], color=line.get_color(), ls="--", lw=1)
+    if mark:
+        axis.plot([], [], color="grey", ls="--", lw=1, label="mean map")
     axis.legend()
+
+
+LEARNING_COLUMNS = 8
+
+
+def learning(pictures, targets_m, maps_m):
+    """A figure of how a net learns to see: a row a picture, from RGB (H, W, 3) and target metres (55, 74) to what was
+    predicted after some of the steps. `maps_m`: dict of step to metres (pictures, 55, 74)."""
+    steps = sorted(maps_m)
+    chosen = [steps[place] for place in np.unique(np.linspace(0, len(steps) - 1, LEARNING_COLUMNS).round().astype(int))]
+    titles = ["RGB", "target", *(f"step {step}" for step in chosen)]
+    figure, axes = plt.subplots(len(pictures), len(titles), figsize=(1.8 * len(titles), 1.45 * len(pictures)),
+                                squeeze=False, layout="constrained")
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=9)
+    for row, (rgb, target_m) in enumerate(zip(pictures, targets_m, strict=True)):
+        target_m = np.where(target_m > 0, target_m, np.nan)
+        high = np.nanmax(target_m) if np.isfinite(target_m).any() else 10
+        axes[row, 0].imshow(cv2.resize(image.crop(rgb), (304, 228), interpolation=cv2.INTER_AREA))
+        for axis, depth_m in zip(axes[row, 1:], [target_m, *(maps_m[step][row] for step in chosen)], strict=True):
+            shown = axis.imshow(depth_m, vmin=0, vmax=high, cmap="turbo")
+        figure.colorbar(shown, ax=axes[row].tolist(), label="m", pad=0.01, aspect=12)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    return figure
 
 
 def panels(rows):
@@ -137,9 +169,13 @@ def _panel_row(figure, axes, title, rgb, target_m, predictions_m):
         axis.set(xticks=[], yticks=[])
 
 
+FIGURE_WIDTH = 10  # inches, of all figures of the report but the panels
+
+
 def error_by_depth(details):
     """A figure of the mean relative error over true depth. `details`: dict of net name to evaluation.Details."""
-    figure, (axis, shares) = plt.subplots(2, 1, figsize=(7, 5), sharex=True, height_ratios=[3, 1], layout="constrained")
+    figure, (axis, shares) = plt.subplots(2, 1, figsize=(FIGURE_WIDTH, 5), sharex=True, height_ratios=[3, 1],
+                                          layout="constrained")
     for net, one in details.items():
         edges, error, share = one.error_by_depth()
         axis.stairs(error, edges, label=net, baseline=None)
@@ -151,27 +187,55 @@ def error_by_depth(details):
     return figure
 
 
+def _side_by_side(count, height):
+    """A figure with an axis for each of `count`, or of three where there are fewer."""
+    figure, axes = plt.subplots(1, max(count, 3), figsize=(FIGURE_WIDTH, height), squeeze=False, layout="constrained")
+    for axis in axes[0][count:]:
+        axis.axis("off")
+    return figure, axes[0]
+
+
 def error_by_position(details):
     """A figure of the mean relative error in each of the 55x74 cells, one map a net."""
     maps = {net: one.error_by_cell() for net, one in details.items()}
-    figure, axes = plt.subplots(1, len(maps), figsize=(4 * len(maps), 3.2), squeeze=False, layout="constrained")
+    figure, axes = _side_by_side(len(maps), 2.8)
     high = max(np.nanmax(error) for error in maps.values())
-    for axis, (net, error) in zip(axes[0], maps.items(), strict=True):
+    for axis, (net, error) in zip(axes, maps.items(), strict=False):
         shown = axis.imshow(error, vmin=0, vmax=high, cmap="magma")
         axis.set(title=net, xticks=[], yticks=[])
-    figure.colorbar(shown, ax=axes[0].tolist(), label="mean |p - t| / t", shrink=0.9)
+    figure.colorbar(shown, ax=axes[:len(maps)].tolist(), label="mean |p - t| / t", shrink=0.9)
+    return figure
+
+
+def predicted_over_true(details):
+    """A figure of how often which depth is predicted where which is true, one map a net, with the median of what is
+    predicted."""
+    figure, axes = _side_by_side(len(details), 3.9)
+    for axis, (net, one) in zip(axes, details.items(), strict=False):
+        edges, counts, median = one.predicted_over_true()
+        axis.pcolormesh(edges, edges, np.where(counts.T > 0, counts.T, np.nan), norm="log", cmap="Blues")
+        axis.plot(edges, edges, color="0.5", lw=1)
+        axis.stairs(median, edges, baseline=None, color="tab:red", label="median")
+        axis.set(title=net, xlabel="true depth, m", aspect="equal")
+        axis.legend(fontsize=8)
+    axes[0].set(ylabel="predicted depth, m")
     return figure
 
 
 def medians(details):
-    """A figure of each image's predicted over its true median depth."""
-    figure, axis = plt.subplots(figsize=(5, 5), layout="constrained")
-    for net, one in details.items():
+    """A figure of each image's predicted over its true median depth, one axis a net: on the line the scale of the scene
+    is right, a slope below 1 draws all scenes to the same scale."""
+    figure, axes = _side_by_side(len(details), 3.9)
+    high = 1.05 * max(np.max(one.medians_m) for one in details.values())
+    for axis, (net, one) in zip(axes, details.items(), strict=False):
         predicted, true = np.array(one.medians_m).T
-        axis.plot(true, predicted, "o", ms=4, alpha=0.6, label=net)
-    limits = (0, 1.05 * max(np.max(one.medians_m) for one in details.values()))
-    axis.plot(limits, limits, color="0.6", lw=1)
-    axis.set(xlim=limits, ylim=limits, xlabel="true median, m", ylabel="predicted median, m", aspect="equal",
-             title="how far away each picture is")
-    axis.legend()
+        axis.plot((0, high), (0, high), color="0.5", lw=1)
+        axis.plot(true, predicted, "o", ms=4, alpha=0.6)
+        title = net
+        if np.ptp(true) > 0:
+            slope, offset = np.polyfit(np.log(true), np.log(predicted), 1)
+            axis.plot(sorted(true), np.exp(slope * np.log(sorted(true)) + offset), color="tab:red", lw=1)
+            title = f"{net}: slope {slope:.2f}"
+        axis.set(xlim=(0, high), ylim=(0, high), xlabel="true median, m", aspect="equal", title=title)
+    axes[0].set(ylabel="predicted median, m")
     return figure

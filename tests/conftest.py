@@ -28,6 +28,23 @@ ms.set_context(mode=ms.GRAPH_MODE)
 ms.set_device("CPU")
 
 
+# What needs one of these starts programs, builds the C++ one, or trains for minutes.
+PROCESSES = {"run", "trained", "models", "lite", "sanitized", "infer", "app", "browser", "two_and_one"}
+LONG = {"test_benchmarks", "test_distributed", "test_fuzz", "test_hostile", "test_interruption", "test_recipe",
+        "test_resume", "test_start", "test_app", "test_zoo", "test_shipped", "test_training", "test_weights"}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="only what starts no program and trains no net for long")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--quick"):
+        long = [item for item in items if PROCESSES & set(item.fixturenames) or item.path.stem in LONG]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_its_own(tmp_path_factory):
     """What programs keep in the user's cache goes elsewhere."""

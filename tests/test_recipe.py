@@ -92,13 +92,14 @@ def test_the_averaged_weights_are_what_is_kept():
     assert np.abs(own - expected).max() > 1e-3
 
 
-RECIPE = ["--stage", "coarse", "--coarse_net", "paper", "--start", "closed_form", "--augmentation", "paper",
+RECIPE = ["--stage", "coarse", "--coarse_net", "paper", "--augmentation", "paper",
           "--batch_size", "1", "--max_steps", "6", "--lr_schedule", "cosine", "--warmup_steps", "2", "--ema", "0.9",
           "--dense_lr_scale", "0.02", "--weight_decay", "0.01", "--clip_norm", "5", "--dropout", "0.1"]
 
 
 def test_a_run_with_everything_resumes_exactly_and_refuses_another_recipe(nyu, run, tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), "--data_url", str(nyu), *RECIPE, "--save_checkpoint_steps", "1"]
+    command = [sys.executable, str(ROOT / "train.py"), "--data_url", str(nyu), *RECIPE, "--start", "lsuv",
+               "--save_checkpoint_steps", "2"]
     subprocess.run([*command, "--train_url", "unbroken"], cwd=tmp_path, check=True, capture_output=True)
     process = subprocess.Popen([*command, "--train_url", "stopped"], cwd=tmp_path, stdout=subprocess.DEVNULL)
     while not (tmp_path / "stopped" / "Ckpt" / "CoarseNet_2.ckpt").exists():
@@ -226,11 +227,12 @@ def test_closed_form_is_a_ridge_regression_on_what_the_net_sees(nyu, kind):
     log_depth = np.log(np.clip(depth_m, 0.1, 10)).reshape(16, -1)
     assert (depth_m > 0).all()
     standard = (units - units.mean(0)) / (units.std(0) + 1e-6)
-    fits, count = {}, units.shape[1]
+    fits = {}
+    _, within = np.linalg.qr(standard.T)  # a ridge regression's weights lie in the span of its 16 rows
     for ridge in closed_form.RIDGES:
-        system = np.vstack([standard, math.sqrt(ridge) * np.eye(count)])
-        right = np.vstack([log_depth - log_depth.mean(0), np.zeros((count, 4070))])[:, ::407]
-        fits[ridge] = standard @ np.linalg.lstsq(system, right, rcond=None)[0] + log_depth.mean(0)[::407]
+        system = np.vstack([within.T, math.sqrt(ridge) * np.eye(16)])
+        right = np.vstack([log_depth - log_depth.mean(0), np.zeros((16, 4070))])[:, ::407]
+        fits[ridge] = within.T @ np.linalg.lstsq(system, right, rcond=None)[0] + log_depth.mean(0)[::407]
     ours = net(rgb).asnumpy().reshape(16, -1)[:, ::407]
     before = {parameter.name: parameter.asnumpy().copy() for parameter in net.get_parameters()}
     closed_form.solve(net, data, design=False, ridge=1e4)  # its last layer again
@@ -269,5 +271,5 @@ def test_coarse_net_s_last_map_holds_16_numbers_of_each_place(nyu):
 def test_closed_form_wants_two_scenes(nyu, run, tmp_path):
     (tmp_path / "NYU" / "Train").mkdir(parents=True)
     os.symlink(next((nyu / "Train").iterdir()), tmp_path / "NYU" / "Train" / "one_out")
-    result = run("train.py", "--data_url", "NYU", *RECIPE, cwd=tmp_path)
+    result = run("train.py", "--data_url", "NYU", *RECIPE, "--start", "closed_form", cwd=tmp_path)
     assert "1 scene of training pairs: expected two or more" in one_line(result)

@@ -11,7 +11,8 @@ import pytest
 import scipy.stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from src import comparison, evaluation, report
+from src import comparison, evaluation, image, report, stages
+from src.checkpoint import load_coarse, load_fine
 from tests.test_commands import one_line
 
 
@@ -60,10 +61,11 @@ def test_the_report_is_one_file_with_the_numbers_and_pictures(nyu, run, trained,
     text = (tmp_path / "report" / "report.html").read_text()
     page = Page(text)
     assert not page.outside and "http" not in re.sub(r"base64,[^\"]*", "", text)
-    assert len(page.pictures) == 4
+    assert len(page.pictures) == 5
     for picture in page.pictures:
         decoded = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)
-        assert min(decoded.shape[:2]) > 300 and decoded.std() > 10
+        assert min(decoded.shape[:2]) > 250 and decoded.std() > 10
+    assert len({cv2.imdecode(np.frombuffer(one, np.uint8), 1).shape[1] for one in page.pictures[1:]}) == 1
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())["metrics"]
     for net in ("constant depth", "mean training map", "CoarseNet", "FineNet"):
         row = page.cells.index(net) + 1
@@ -90,6 +92,35 @@ def test_tensorboard_gets_losses_rates_metrics_and_panels(nyu, trained, run, tmp
         [float(value) for value in logged if value], rel=1e-6)
     picture = cv2.imdecode(np.frombuffer(events.Images("fine/panels")[-1].encoded_image_string, np.uint8), 1)
     assert min(picture.shape[:2]) > 400 and picture.std() > 10
+
+
+def test_a_training_shows_how_a_net_learns_and_what_it_has_to_beat(nyu, trained, run, tmp_path):
+    checkpoint = trained / "Model" / "Ckpt" / "FinalCoarseNet.ckpt"
+    arguments = ["--data_url", nyu, "--val_data", nyu, "--batch_size", 2, "--stage", "fine", "--val_panels",
+                 "--pre_trained", checkpoint]
+    log = tmp_path / "Model" / "Log"
+    for number, more in enumerate((["--epochs_fine", 1], ["--epochs_fine", 2, "--resume"]), 1):
+        result = run("train.py", *arguments, *more, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        with np.load(log / "fine_panels.npz") as saved:
+            assert sorted(saved.files) == ["4", "8"][:number]  # steps
+            shown = saved[saved.files[-1]]
+        assert cv2.imread(str(log / "fine_panels.png")).std() > 10
+    assert shown.shape == (4, 55, 74)
+    fine = tmp_path / "Model" / "Ckpt" / "FinalFineNet.ckpt"
+    paths = sorted((nyu / "Test").glob("*_colors.png"))
+    pictures = np.stack([image.network_rgb(image.load_rgb(path)) for path in paths])
+    predict = stages.predictors(load_coarse(checkpoint), load_fine(fine))
+    np.testing.assert_allclose(shown, np.exp(predict(pictures)["FineNet"][:, 0]), rtol=1e-4)
+    evaluated = run("eval.py", "--test_data", nyu, "--coarse_ckpt_model", checkpoint, "--fine_ckpt_model", fine,
+                    "--output_dir", "report", cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
+    expected = json.loads((tmp_path / "report" / "metrics.json").read_text())["metrics"]["mean training map"]
+    measured = json.loads((log / "mean_map.json").read_text())
+    for name in ("delta1", "abs_rel", "rmse_log"):
+        assert measured[name] == pytest.approx(expected[name], abs=1e-5)
+    refused = run("train.py", "--data_url", nyu, "--val_panels", cwd=tmp_path)
+    assert refused.returncode == 2 and "--val_panels shows images of --val_data" in refused.stderr
 
 
 def test_two_evaluations_side_by_side(nyu, run, trained, tmp_path):
@@ -124,6 +155,20 @@ def test_the_interval_is_scipy_s_bootstrap():
         expected = scipy.stats.bootstrap((differences[:, column],), np.mean, n_resamples=10_000, method="percentile",
                                          rng=np.random.default_rng(2)).confidence_interval
         assert (low[column], high[column]) == pytest.approx(tuple(expected), abs=0.002)
+
+
+def test_the_median_prediction_over_true_depth():
+    rng, details = np.random.default_rng(0), evaluation.Details()
+    predicted, true = rng.uniform(1, 9, (4, 1, 55, 74)), rng.integers(1, 4, (4, 1, 55, 74)).astype(np.float32) + 0.5
+    true[:, :, :5] = 0
+    details.add(np.log(predicted), true)
+    edges, counts, median = details.predicted_over_true()
+    assert counts.sum() == (true > 0).sum()
+    for metres in (1.5, 2.5, 3.5):
+        place = np.searchsorted(edges, metres, "right") - 1
+        assert counts[place].sum() == (true == metres).sum()
+        assert abs(median[place] - np.median(predicted[true == metres])) <= 0.2
+    assert np.isnan(median[np.searchsorted(edges, 5.5)])
 
 
 def test_published_figures_stand_beside_a_set_of_their_size_only(tmp_path):
