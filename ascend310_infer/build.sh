@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Build the inference program into ascend310_infer/build. MS_LITE_HOME (or LITE_HOME) is an unpacked MindSpore Lite;
-# with neither set, on x86_64, the mindspore-lite wheel for CPU is fetched once. Arguments go to cmake.
+# with neither set, on x86_64, the mindspore-lite wheel for CPU is fetched once; so is cmake, where there is none.
+# Arguments go to cmake.
 set -euo pipefail
 HERE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 BUILD=${BUILD_DIR:-$HERE/build}
@@ -11,10 +12,20 @@ fail() {
     exit 2
 }
 
-command -v cmake >/dev/null || fail "cmake is missing (on Debian: apt install cmake)"
 command -v "${CXX:-c++}" >/dev/null || fail "a C++17 compiler is missing (on Debian: apt install g++)"
 printf '#include <filesystem>\n' | "${CXX:-c++}" -std=c++17 -x c++ -fsyntax-only - 2>/dev/null ||
     fail "${CXX:-c++} is too old for C++17: expected GCC 8 or later (Ubuntu 18.04: apt install g++-8, export CXX=g++-8)"
+
+# Python's cmake package is the program itself.
+fetch_cmake() {
+    CMAKE=$BUILD/cmake-wheel/cmake/data/bin/cmake
+    if [[ ! -x $CMAKE ]]; then
+        echo "fetching cmake into $BUILD"
+        rm -rf -- "$BUILD/cmake-wheel"
+        "$PYTHON" -m pip install --quiet --disable-pip-version-check --target "$BUILD/cmake-wheel" 'cmake>=3.16,<5' \
+            2>"$BUILD/cmake.log" || fail "cmake is missing, and cannot be fetched (on Debian: apt install cmake)"
+    fi
+}
 
 fetch_lite() {
     local wheel=$BUILD/mindspore_lite-wheel
@@ -37,9 +48,10 @@ MS_LITE_HOME=${MS_LITE_HOME:-${LITE_HOME:-}}
 [[ -n $MS_LITE_HOME || ${DEVICE_TARGET:-} != Ascend ]] ||
     fail "set MS_LITE_HOME to an unpacked MindSpore Lite for Ascend: the wheel that is fetched without it is for CPU only"
 mkdir -p -- "$BUILD"
+CMAKE=$(command -v cmake) || fetch_cmake
 [[ -n $MS_LITE_HOME ]] || fetch_lite
 [[ -d $MS_LITE_HOME ]] || fail "MS_LITE_HOME=$MS_LITE_HOME: no such folder"
-cmake -S "$HERE" -B "$BUILD" -DMS_LITE_HOME="$(cd -- "$MS_LITE_HOME" && pwd)" "$@" >"$BUILD/cmake.log" 2>&1 ||
+"$CMAKE" -S "$HERE" -B "$BUILD" -DMS_LITE_HOME="$(cd -- "$MS_LITE_HOME" && pwd)" "$@" >"$BUILD/cmake.log" 2>&1 ||
     { tail -n 20 "$BUILD/cmake.log" >&2; fail "cmake failed: $BUILD/cmake.log"; }
-cmake --build "$BUILD" --parallel
+"$CMAKE" --build "$BUILD" --parallel
 echo "built $BUILD/depthnet_infer"

@@ -8,9 +8,7 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 [[ $# -eq 0 || -d $1 ]] || fail "$1: no such folder"
 make_environment "$ROOT/requirements.txt"
 missing=
-for program in cmake "${CXX:-c++}"; do
-    command -v "$program" >/dev/null || missing="$program is missing (on Debian: apt install cmake g++)"
-done
+command -v "${CXX:-c++}" >/dev/null || missing="${CXX:-c++} is missing (on Debian: apt install g++)"
 [[ -z $missing ]] || echo "the C++ program will be left out: $missing"
 demo=$ROOT/demo
 data=$(cd -- "${1:-$ROOT}" && pwd)

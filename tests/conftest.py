@@ -20,9 +20,7 @@ from src import exporting  # noqa: E402
 from tools import make_sample_nyu  # noqa: E402
 
 SOURCE = ROOT / "ascend310_infer"
-MISSING = [name for name in ("cmake", "c++") if not shutil.which(name)]
-MISSING += [header for header in ("gtest/gtest.h",) if not Path("/usr/include", header).exists()]
-NEEDS_CPP = pytest.mark.skipif(bool(MISSING), reason=f"missing: {', '.join(MISSING)} (see docs/inference.md)")
+NEEDS_CPP = pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler (see docs/inference.md)")
 
 ms.set_context(mode=ms.GRAPH_MODE)
 ms.set_device("CPU")
