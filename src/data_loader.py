@@ -9,6 +9,7 @@ import functools
 import hashlib
 import logging
 import os
+import sys
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -394,6 +395,8 @@ class TrainingData:
 def keep_freed_memory():
     """Have glibc keep freed arrays for the next ones. By default everything over 128 KiB goes back to the system and
     is paged in anew, which for pictures costs about as much as decoding them."""
+    if sys.platform != "linux":
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent in other C libraries
     if mallopt:
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)

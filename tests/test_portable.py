@@ -1,0 +1,47 @@
+"""Prediction with ONNX files where Linux's own calls are absent, as on Windows and macOS, and MindSpore too."""
+
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+
+from tests.conftest import ROOT
+
+# What is not there, or refuses, on one of them; then the command as it is typed.
+ELSEWHERE = """
+import ctypes, os, runpy, signal, sys
+for module in ("fcntl", "resource", "pwd", "mindspore", "scipy", "h5py", "onnx"):
+    sys.modules[module] = None
+for owner, name in ((os, "sched_getaffinity"), (os, "fork"), (signal, "pthread_sigmask"), (signal, "sigwait"),
+                    (signal, "SIGHUP")):
+    delattr(owner, name)
+sys.path.insert(0, os.path.dirname(sys.argv[1]))
+opened = os.open
+def of_a_file(path, *rest, **named):
+    if os.path.isdir(path):
+        raise PermissionError(13, "Permission denied", path)
+    return opened(path, *rest, **named)
+os.open = of_a_file
+load = ctypes.CDLL.__init__
+def of_a_name(self, name, *rest, **named):
+    if name is None:
+        raise TypeError("bad argument type for built-in operation")
+    load(self, name, *rest, **named)
+ctypes.CDLL.__init__ = of_a_name
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_onnx_files_predict_where_linux_is_not(red_onnx, tmp_path):
+    pixels = np.zeros((480, 640, 3), np.uint8)
+    pixels[..., 0] = 102
+    Image.fromarray(pixels).save(tmp_path / "a picture.png")
+    result = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, ROOT / "predict.py", "--input", "a picture.png", "--save", "npy", "color",
+         "ply", "--coarse_onnx", red_onnx[0], "--fine_onnx", red_onnx[1]], cwd=tmp_path, capture_output=True, text=True,
+        check=False)
+    assert result.returncode == 0, result.stderr
+    np.testing.assert_allclose(np.load(tmp_path / "predictions" / "a picture_depth.npy"), np.exp(0.8), rtol=1e-4)
+    assert (tmp_path / "predictions" / "a picture.ply").exists()
