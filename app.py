@@ -27,7 +27,8 @@ def parse_args(arguments=None):
 
 def about(options):
     """A line on the nets, and how accurate they are where that is known."""
-    if options.coarse_onnx or options.coarse_ckpt_model or cli.default_checkpoint("CoarseNet").exists():
+    given = options.coarse_onnx, options.coarse_ckpt_model, options.fine_ckpt_model
+    if any(given) or any(cli.default_checkpoint(net).exists() for net in cli.SHIPPED):
         return "Your own nets: `eval.py` tells how accurate they are."
     return ("The nets of `weights/`: on 60 pictures of NYU that they have not seen, the depth is wrong by 27 % on the "
             "average (abs_rel 0.270, delta1 0.510).")

@@ -178,7 +178,8 @@ def run(main):
     except ModuleNotFoundError as error:
         if error.name.startswith("src"):
             raise
-        code = _complain(f"Python has no {error.name}: pip install -r requirements.txt", USER_MISTAKE)
+        requirements = "requirements-app.txt" if error.name in ("gradio", "trimesh") else "requirements.txt"
+        code = _complain(f"Python has no {error.name}: pip install -r {requirements}", USER_MISTAKE)
     except CheckFailed as error:
         code = _complain(error, CHECK_FAILED)
     except KeyboardInterrupt:  # where signals cannot be waited for

@@ -306,8 +306,12 @@ def _predict_video_shown(job, predictor, writer, size):
 
 
 def video_length(path):
-    """(frames, seconds) that a video declares. Raises VideoError."""
+    """(frames, seconds) that a video declares, 0 where it does not. Raises VideoError when it cannot be read, or is too
+    large to try."""
     with _opened(path) as capture:
+        width, height = (int(capture.get(one)) for one in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        if width * height > image.MAX_PIXELS:
+            raise VideoError(f"{path}: frames of {height}x{width} are more than {image.MAX_PIXELS:,} pixels: refused")
         _frames(path, capture)
         frames = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
         return frames, frames / (capture.get(cv2.CAP_PROP_FPS) or 25)

@@ -29,7 +29,7 @@ from src.predict import DepthPredictor
 LONGEST_SIDE = 1280
 # Of the map under the pointer.
 POINTER_SIDE = 480
-LONGEST_VIDEO_S = 60
+LONGEST_VIDEO_S, MOST_FRAMES = 60, 3600  # the second for videos that do not tell their length
 MAX_FILE_SIZE = "200mb"
 CACHE_S = 3600  # what visitors have sent and got is deleted after this
 
@@ -173,8 +173,10 @@ class Page:
         end = max_depth or shown.colour_end()
         writer = replace(self._writer(0), colormap=colormap, max_depth=end, camera=lambda *_: shown.camera)
         paths = depth_files.Job(Path(shown.name), shown.folder / (Path(shown.name).stem or "picture")).outputs(FORMS)
-        writer.save(paths, shown.rgb, shown.depth_m)
-        return tuple(map(str, paths.values()))
+        with contextlib.suppress(FileNotFoundError):  # another picture has come meanwhile
+            writer.save(paths, shown.rgb, shown.depth_m)
+            return tuple(map(str, paths.values()))
+        return (None,) * len(FORMS)
 
     def mesh(self, shown, tab):
         """The file of the coloured mesh, where the visitor looks at it: Gradio (6.25 to 6.31) never shows a mesh that
@@ -182,8 +184,10 @@ class Page:
         if not shown or tab != MESH_TAB:
             return None
         path = shown.folder / "mesh.glb"
-        write_glb(path, shown.depth_m, shown.rgb, shown.camera)
-        return str(path)
+        with contextlib.suppress(FileNotFoundError):
+            write_glb(path, shown.depth_m, shown.rgb, shown.camera)
+            return str(path)
+        return None
 
     def video(self, path, colormap, max_depth, request: gr.Request, progress=gr.Progress()):  # noqa: B008
         """The picture beside its depth, as a video of VP8."""
@@ -291,7 +295,8 @@ class Page:
             forgotten = predicted.failure(lambda: None, None, shown, queue=False)
             changes += [predicted.success, forgotten.then]
         for event in changes:
-            seeing = event(self.show, colours, seen, show_progress="hidden", trigger_mode="always_last")
+            seeing = event(self.show, colours, seen, show_progress="hidden", trigger_mode="always_last",
+                           concurrency_id="show", concurrency_limit=1)  # the last to be asked is the last to be seen
             turning = seeing.then(self.mesh, [shown, tab], mesh, show_progress="hidden")
             turning.then(save, colours, files, show_progress="hidden")
 
@@ -316,6 +321,8 @@ class _Bar:
         self.done += count
         if self.stopped():
             raise UserError("stopped")
+        if self.done > MOST_FRAMES:
+            raise UserError(f"more than {MOST_FRAMES} frames: expected at most {LONGEST_VIDEO_S} s")
         self.progress((self.done, max(self.total, self.done)), unit="frames")
 
 

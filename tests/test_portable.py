@@ -45,3 +45,13 @@ def test_onnx_files_predict_where_linux_is_not(red_onnx, tmp_path):
     assert result.returncode == 0, result.stderr
     np.testing.assert_allclose(np.load(tmp_path / "predictions" / "a picture_depth.npy"), np.exp(0.8), rtol=1e-4)
     assert (tmp_path / "predictions" / "a picture.ply").exists()
+
+
+def test_the_page_says_what_it_lacks(red_onnx, tmp_path):
+    without = 'import sys; sys.modules["gradio"] = None; sys.argv = sys.argv[1:]\n' \
+        'import os, runpy; sys.path.insert(0, os.path.dirname(sys.argv[0]))\n' \
+        'runpy.run_path(sys.argv[0], run_name="__main__")'
+    command = [sys.executable, "-c", without, ROOT / "app.py", "--coarse_onnx", red_onnx[0], "--fine_onnx", red_onnx[1]]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr == "app.py: error: Python has no gradio: pip install -r requirements-app.txt\n"
