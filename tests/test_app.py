@@ -73,6 +73,7 @@ def watched(browser, address, expected=None, **options):
     context = browser.new_context(**options)
     context.add_init_script("delete Navigator.prototype.gpu")  # without a GPU, WebGPU complains and WebGL does not
     tab, wrong = context.new_page(), []
+    tab.set_default_timeout(90_000)  # a machine may have other work
     tab.on("console", lambda message: message.type == "error" and not (
         expected and re.search(expected, message.text)) and wrong.append(message.text))
     tab.on("pageerror", lambda error: wrong.append(str(error)))
