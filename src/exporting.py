@@ -45,7 +45,10 @@ def export(net, file_format, folder, batch_size=1, mindir_version="1"):
         ms.set_context(jit_config={"jit_level": "O2"})
     with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as work:
         written = Path(work) / target.name
-        ms.export(net, *_tensors(net, batch_size), file_name=str(written.with_suffix("")), file_format=file_format)
+        with tempfile.TemporaryDirectory(prefix="depthnet-") as plain:  # MindSpore refuses names with spaces and others
+            link = Path(plain) / "out"
+            link.symlink_to(written.parent.resolve())
+            ms.export(net, *_tensors(net, batch_size), file_name=str(link / name), file_format=file_format)
         if not written.is_file():
             raise UserError(f"{target}: MindSpore has written nothing: it exports AIR on Ascend 910A only; use MINDIR")
         written.chmod(target.parent.stat().st_mode & 0o666)  # MindSpore's files are 0400

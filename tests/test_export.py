@@ -76,6 +76,13 @@ def test_native_mindir_keeps_what_mindspore_wrote(tmp_path):
     assert mindir(exporting.export(net, "MINDIR", tmp_path)).mind_ir_version == 1
 
 
+@pytest.mark.parametrize("file_format", ["MINDIR", "ONNX"])
+def test_any_folder_will_do(tmp_path, file_format):
+    """MindSpore itself takes only names of letters, digits and a few signs."""
+    path = exporting.export(FineNet(), file_format, tmp_path / "räume & $HOME, 2nd")
+    assert path.is_file() and {one.name for one in path.parent.iterdir()} == {path.name}
+
+
 def test_a_fixed_batch_of_three(tmp_path):
     path = exporting.export(PaperCoarseNet(), "MINDIR", tmp_path, batch_size=3)
     assert list(mindir(path).graph.input[0].tensor[0].dims) == [3, 3, 228, 304]
