@@ -25,10 +25,9 @@ def parse_args(arguments=None):
     return options
 
 
-def about(options):
+def about(predictor):
     """A line on the nets, and how accurate they are where that is known."""
-    given = options.coarse_onnx, options.coarse_ckpt_model, options.fine_ckpt_model
-    if any(given) or any(cli.default_checkpoint(net).exists() for net in cli.SHIPPED):
+    if predictor.sources != tuple(cli.SHIPPED.values()):
         return "Your own nets: `eval.py` tells how accurate they are."
     return ("The nets of `weights/`: on 60 pictures of NYU that they have not seen, the depth is wrong by 27 % on the "
             "average (abs_rel 0.270, delta1 0.510).")
@@ -54,7 +53,8 @@ def main():
         from src.page import Page
         from src.predict import from_options
 
-        page = Page(from_options(options), about(options), examples(options.examples, work), work, options.queue)
+        predictor = from_options(options)
+        page = Page(predictor, about(predictor), examples(options.examples, work), work, options.queue)
         blocks = page.launch(options.host, options.port)
         logging.info("%s (Ctrl-C ends it)", blocks.local_url)
         blocks.block_thread()

@@ -18,13 +18,15 @@ printf '#include <filesystem>\n' | "${CXX:-c++}" -std=c++17 -x c++ -fsyntax-only
 
 # Python's cmake package is the program itself.
 fetch_cmake() {
-    CMAKE=$BUILD/cmake-wheel/cmake/data/bin/cmake
-    if [[ ! -x $CMAKE ]]; then
+    local wheel=$BUILD/cmake-wheel
+    if [[ ! -e $wheel ]]; then
         echo "fetching cmake into $BUILD"
-        rm -rf -- "$BUILD/cmake-wheel"
-        "$PYTHON" -m pip install --quiet --disable-pip-version-check --target "$BUILD/cmake-wheel" 'cmake>=3.16,<5' \
+        rm -rf -- "$wheel.partial"
+        "$PYTHON" -m pip install --quiet --disable-pip-version-check --target "$wheel.partial" 'cmake>=3.16,<5' \
             2>"$BUILD/cmake.log" || fail "cmake is missing, and cannot be fetched (on Debian: apt install cmake)"
+        mv -- "$wheel.partial" "$wheel"
     fi
+    CMAKE=$wheel/cmake/data/bin/cmake
 }
 
 fetch_lite() {

@@ -38,8 +38,7 @@ class Baselines:
             try:
                 source = PlainPairs(root)
                 found = mean_map(source, workers)
-                indices = list(evenly(range(len(source.names)), MOST_PAIRS))
-                self.kernel = KernelRegression.of(source, indices, workers)
+                self.kernel = KernelRegression.of(source, list(_spread(source)), workers)
                 self.mean_map = found
             except UserError as error:
                 logger.warning("no mean training map: %s", error)
@@ -64,7 +63,11 @@ class Baselines:
 
 def mean_map(source, workers, skip_bad=False):
     """The mean log-depth map (1, 55, 74) of at most MOST_PAIRS training pairs."""
-    return mean_log_depth(source.depth_maps(evenly(range(len(source.names)), MOST_PAIRS), workers, skip_bad))
+    return mean_log_depth(source.depth_maps(_spread(source), workers, skip_bad))
+
+
+def _spread(source):
+    return evenly(range(len(source.names)), MOST_PAIRS)
 
 
 def _with_training_pairs(folder):

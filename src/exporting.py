@@ -11,7 +11,7 @@ from mindspore import nn
 from mindspore.train import mind_ir_pb2
 
 from src.errors import CheckFailed, UserError
-from src.files import writable_folder
+from src.files import linked, writable_folder
 from src.net import DEPTH_SHAPE, RGB_SHAPE, FineNet
 
 FOLDERS = {"MINDIR": "MindIR", "AIR": "AIR", "ONNX": "ONNX"}
@@ -45,9 +45,7 @@ def export(net, file_format, folder, batch_size=1, mindir_version="1"):
         ms.set_context(jit_config={"jit_level": "O2"})
     with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as work:
         written = Path(work) / target.name
-        with tempfile.TemporaryDirectory(prefix="depthnet-") as plain:  # MindSpore refuses names with spaces and others
-            link = Path(plain) / "out"
-            link.symlink_to(written.parent.resolve())
+        with linked(written.parent) as link:  # MindSpore refuses names with spaces and others
             ms.export(net, *_tensors(net, batch_size), file_name=str(link / name), file_format=file_format)
         if not written.is_file():
             raise UserError(f"{target}: MindSpore has written nothing: it exports AIR on Ascend 910A only; use MINDIR")

@@ -130,16 +130,23 @@ def claim(paths, overwrite):
 def utf8_path(path):
     """`path` as text that libraries which want UTF-8 can open (OpenCV crashes on other names): itself, or a link to
     its folder with a name that is."""
-    path = Path(path)
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        with tempfile.TemporaryDirectory(prefix="depthnet-") as folder:
-            link = Path(folder) / f"link{path.suffix}"
-            link.symlink_to(path.resolve())
+        with linked(path) as link:
             yield str(link)
     else:
         yield str(path)
+
+
+@contextlib.contextmanager
+def linked(path):
+    """A link to `path` of which the whole name is letters, digits and a few signs, for libraries that want that."""
+    path = Path(path)
+    with tempfile.TemporaryDirectory(prefix="depthnet-") as folder:
+        link = Path(folder) / f"link{path.suffix}"
+        link.symlink_to(path.resolve())
+        yield link
 
 
 def _fsync(folder):

@@ -5,6 +5,7 @@ Gradio serves it (https://www.gradio.app). Nothing is loaded from elsewhere and 
 
 import base64
 import contextlib
+import functools
 import hashlib
 import html
 import json
@@ -17,7 +18,6 @@ from pathlib import Path
 
 import cv2
 import gradio as gr
-import matplotlib
 import numpy as np
 
 from src import depth_files, image, visual
@@ -92,6 +92,7 @@ class Shown:
     seconds: float
     folder: Path  # of the files to download
 
+    @functools.cached_property
     def colour_end(self):
         """Metres at the end of the colours where nobody says: the prediction and the truth fit."""
         maps = [self.depth_m] if self.truth_m is None else [self.depth_m, self.truth_m]
@@ -151,7 +152,7 @@ class Page:
         """What is seen at once: (map under the pointer, picture and depth to compare, the nets side by side, facts)."""
         if not shown:
             return None, None, None, self.about
-        end = max_depth or shown.colour_end()
+        end = max_depth or shown.colour_end
         pictures = [(visual.colour(shown.coarse_m, end, colormap), "CoarseNet"),
                     (visual.colour(shown.depth_m, end, colormap), "FineNet")]
         facts = f"**{shown.seconds:.2f} s** for {shown.rgb.shape[1]} x {shown.rgb.shape[0]} pixels. {self.about}"
@@ -170,7 +171,7 @@ class Page:
         """The file of each form."""
         if not shown:
             return (None,) * len(FORMS)
-        end = max_depth or shown.colour_end()
+        end = max_depth or shown.colour_end
         writer = replace(self._writer(0), colormap=colormap, max_depth=end, camera=lambda *_: shown.camera)
         paths = depth_files.Job(Path(shown.name), shown.folder / (Path(shown.name).stem or "picture")).outputs(FORMS)
         with contextlib.suppress(FileNotFoundError):  # another picture has come meanwhile
@@ -348,9 +349,9 @@ def pointer_value(shown, max_depth, colormap):
         return base64.b64encode(millimetres.astype("<u2").tobytes()).decode()
 
     across, down = size[1] / width, size[0] / height
-    table = (matplotlib.colormaps[colormap](np.linspace(0, 1, 256))[:, :3] * 255).round().astype(int)
     return json.dumps({
-        "width": size[1], "height": size[0], "max_depth": max_depth, "colours": table.ravel().tolist(),
+        "width": size[1], "height": size[0],
+        "max_depth": max_depth, "colours": visual.colour_table(colormap).ravel().tolist(),
         "depth": packed(shown.depth_m), "truth": None if shown.truth_m is None else packed(shown.truth_m),
         "fx": shown.camera.fx * across, "cx": (shown.camera.cx + 0.5) * across - 0.5,
         "fy": shown.camera.fy * down, "cy": (shown.camera.cy + 0.5) * down - 0.5,

@@ -35,7 +35,8 @@ class DepthPredictor:
 
     def __init__(self, coarse=None, fine=None, batch_size=8, flip_average=False):
         defaults = cli.default_or_shipped_checkpoints() if coarse is None or fine is None else (None, None)
-        self.coarse, self.fine = _net(coarse or defaults[0], "coarse"), _net(fine or defaults[1], "fine")
+        self.sources = coarse or defaults[0], fine or defaults[1]
+        self.coarse, self.fine = _net(self.sources[0], "coarse"), _net(self.sources[1], "fine")
         self.batch_size, self.flip_average = batch_size, flip_average
 
     def __call__(self, picture):

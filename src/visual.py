@@ -41,10 +41,14 @@ def check_colormap(name):
         raise UserError(f"--colormap {name}: unknown to matplotlib; expected for example viridis, turbo, magma or gray")
 
 
+def colour_table(colormap):
+    """The colours from 0 to the greatest depth: uint8 RGB (256, 3)."""
+    return (matplotlib.colormaps[colormap](np.linspace(0, 1, 256))[:, :3] * 255).round().astype(np.uint8)
+
+
 def colour(depth_m, max_depth, colormap):
     """Depth (H, W) in metres as uint8 RGB (H, W, 3): the colour map from 0 to `max_depth`, black where not measured."""
-    table = (matplotlib.colormaps[colormap](np.linspace(0, 1, 256))[:, :3] * 255).round().astype(np.uint8)
-    rgb = table[(depth_m * (255 / max_depth)).clip(0, 255).astype(np.uint8)]
+    rgb = colour_table(colormap)[(depth_m * (255 / max_depth)).clip(0, 255).astype(np.uint8)]
     rgb[depth_m <= 0] = 0
     return rgb
 
@@ -111,6 +115,11 @@ def _validation_curve(axis, name, rows, mark):
     axis.legend()
 
 
+def _thumbnail(rgb):
+    """What the nets see of a picture, at their size."""
+    return cv2.resize(image.crop(rgb), image.RGB_SIZE[::-1], interpolation=cv2.INTER_AREA)
+
+
 LEARNING_COLUMNS = 8
 
 
@@ -127,7 +136,7 @@ def learning(pictures, targets_m, maps_m):
     for row, (rgb, target_m) in enumerate(zip(pictures, targets_m, strict=True)):
         target_m = np.where(target_m > 0, target_m, np.nan)
         high = np.nanmax(target_m) if np.isfinite(target_m).any() else 10
-        axes[row, 0].imshow(cv2.resize(image.crop(rgb), (304, 228), interpolation=cv2.INTER_AREA))
+        axes[row, 0].imshow(_thumbnail(rgb))
         for axis, depth_m in zip(axes[row, 1:], [target_m, *(maps_m[step][row] for step in chosen)], strict=True):
             shown = axis.imshow(depth_m, vmin=0, vmax=high, cmap="turbo")
         figure.colorbar(shown, ax=axes[row].tolist(), label="m", pad=0.01, aspect=12)
@@ -157,7 +166,7 @@ def _panel_row(figure, axes, title, rgb, target_m, predictions_m):
     measured_m = target_m[target_m > 0] if (target_m > 0).any() else next(iter(predictions_m.values()))
     low, high = measured_m.min(), measured_m.max()
     target_m = np.where(target_m > 0, target_m, np.nan)
-    axes[0].imshow(cv2.resize(image.crop(rgb), (304, 228), interpolation=cv2.INTER_AREA))
+    axes[0].imshow(_thumbnail(rgb))
     axes[0].set_ylabel("\n".join(map(label, title.split("\n"))), fontsize=8)
     for axis, depth_m in zip(axes[1:-1], [target_m, *predictions_m.values()], strict=True):
         shown = axis.imshow(depth_m, vmin=low, vmax=high, cmap="viridis")

@@ -27,7 +27,7 @@ ms.set_device("CPU")
 
 
 # What needs one of these starts programs, builds the C++ one, or trains for minutes.
-PROCESSES = {"run", "trained", "models", "lite", "sanitized", "infer", "app", "browser", "two_and_one"}
+PROCESSES = {"run", "lite"}  # what the other fixtures of that kind are made with
 LONG = {"test_benchmarks", "test_distributed", "test_fuzz", "test_hostile", "test_interruption", "test_recipe",
         "test_resume", "test_start", "test_app", "test_zoo", "test_shipped", "test_training", "test_weights"}
 
