@@ -17,6 +17,7 @@ from mindspore import nn, ops  # noqa: E402
 
 import src  # noqa: E402, F401 (sets the environment that MindSpore reads)
 from src import exporting  # noqa: E402
+from src.net import PaperCoarseNet  # noqa: E402
 from tools import make_sample_nyu  # noqa: E402
 
 SOURCE = ROOT / "ascend310_infer"
@@ -67,6 +68,15 @@ def run():
                               capture_output=True, env={**os.environ, "PATH": path, **environment}, check=False)
 
     return run_command
+
+
+@pytest.fixture(scope="session")
+def fine_stage(tmp_path_factory):
+    """train.py's arguments for the training that costs least: FineNet's, on an untrained CoarseNet."""
+    path = tmp_path_factory.mktemp("untrained") / "coarse.ckpt"
+    ms.set_seed(0)
+    ms.save_checkpoint(PaperCoarseNet(), str(path))
+    return ["--stage", "fine", "--pre_trained", str(path)]
 
 
 @pytest.fixture(scope="session")

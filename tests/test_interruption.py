@@ -23,8 +23,8 @@ ENVIRONMENT = {
     "PYTHON": sys.executable,
 }
 
-# A quick net, and a state to wait for after each step.
-STATE_A_STEP = ["--stage", "coarse", "--coarse_net", "paper", "--batch_size", "1", "--save_checkpoint_steps", "1"]
+# A state to wait for after each step.
+STATE_A_STEP = ["--batch_size", "1", "--save_checkpoint_steps", "1"]
 
 
 class Terminal:
@@ -78,18 +78,19 @@ def leftovers(folder):
 
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
-def test_standalone_training_saves_and_says_how_to_go_on(nyu, tmp_path, number, code):
+def test_standalone_training_saves_and_says_how_to_go_on(nyu, fine_stage, tmp_path, number, code):
     command = [
         "/bin/bash",
         ROOT / "scripts/run_standalone_train_ascend.sh",
         nyu,
         "0",
+        *fine_stage,
         *STATE_A_STEP,
-        "--epochs_coarse",
-        "50",
+        "--epochs_fine",
+        "100",
     ]
     terminal = Terminal(command, tmp_path)
-    wait_for(lambda: (tmp_path / "Model/Ckpt/CoarseNet_2.ckpt").exists())
+    wait_for(lambda: (tmp_path / "Model/Ckpt/FineNet_2.ckpt").exists())
     interrupt(terminal, number)
     assert terminal.exit_code() == code
     wait_for(lambda: "the state is saved; to go on: bash " in (tmp_path / "train.log").read_text(), 10)
@@ -162,7 +163,7 @@ def test_a_prediction_leaves_nothing_partial(trained, tmp_path, number, code):
 
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
-def test_two_workers_stop_together(nyu, tmp_path, number, code):
+def test_two_workers_stop_together(nyu, fine_stage, tmp_path, number, code):
     ranks = write(tmp_path / "table.json", table(2))
     terminal = Terminal(
         [
@@ -170,13 +171,14 @@ def test_two_workers_stop_together(nyu, tmp_path, number, code):
             ROOT / "scripts/run_distributed_train_ascend.sh",
             nyu,
             ranks,
+            *fine_stage,
             *STATE_A_STEP,
-            "--epochs_coarse",
-            "50",
+            "--epochs_fine",
+            "100",
         ],
         tmp_path,
     )
-    wait_for(lambda: (tmp_path / "Model/Ckpt/CoarseNet_2_rank0.ckpt").exists())
+    wait_for(lambda: (tmp_path / "Model/Ckpt/FineNet_2_rank0.ckpt").exists())
     interrupt(terminal, number)
     assert terminal.exit_code() == code
     (log,) = tmp_path.glob("train_logs/*/device0/train.log")
@@ -185,7 +187,7 @@ def test_two_workers_stop_together(nyu, tmp_path, number, code):
         assert b"the state is saved; to go on: bash " in terminal.screen
 
 
-def test_nohup_keeps_a_training_alive(nyu, tmp_path):
+def test_nohup_keeps_a_training_alive(nyu, fine_stage, tmp_path):
     terminal = Terminal(
         [
             "/usr/bin/env",
@@ -194,13 +196,14 @@ def test_nohup_keeps_a_training_alive(nyu, tmp_path):
             ROOT / "scripts/run_standalone_train_ascend.sh",
             nyu,
             "0",
+            *fine_stage,
             *STATE_A_STEP,
             "--max_steps",
-            "6",
+            "40",
         ],
         tmp_path,
     )
-    wait_for(lambda: (tmp_path / "Model/Ckpt/CoarseNet_1.ckpt").exists())
+    wait_for(lambda: (tmp_path / "Model/Ckpt/FineNet_1.ckpt").exists())
     terminal.close()
     assert terminal.exit_code() == 0
-    assert (tmp_path / "Model/Ckpt/FinalCoarseNet.ckpt").exists()
+    assert (tmp_path / "Model/Ckpt/FinalFineNet.ckpt").exists()

@@ -102,7 +102,7 @@ def test_the_commands_pack_and_train_to_the_same_bits(nyu, run, tmp_path):
     assert run("tools/pack_nyu.py", "set", "--verify", cwd=tmp_path).returncode == 0
     weights = []
     for data, form in ((nyu, "plain"), ("set", "packed")):
-        result = run("train.py", "--data_url", data, "--stage", "coarse", "--batch_size", 2, "--max_steps", 5,
+        result = run("train.py", "--data_url", data, "--stage", "coarse", "--batch_size", 2, "--max_steps", 3,
                      "--mean_depth_start", "--train_url", form, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         assert f"{data}, {form} form, 8 pairs" in result.stdout

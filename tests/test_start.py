@@ -11,16 +11,12 @@ import sys
 import time
 
 import cv2
-import mindspore as ms
 import numpy as np
 import pytest
 
 from src import checkpoint, data_loader, packed
-from src.net import PaperCoarseNet
 from tests.conftest import ROOT
 from tests.test_commands import one_line
-
-NET = ["--stage", "coarse", "--coarse_net", "paper", "--batch_size", 4]
 
 
 def tree(folder):
@@ -33,10 +29,15 @@ def tree(folder):
 
 
 @pytest.fixture(scope="module")
-def earlier(nyu, run, tmp_path_factory):
-    """A folder with a finished CoarseNet of two epochs."""
+def fine(fine_stage):
+    return [*fine_stage, "--batch_size", 4]
+
+
+@pytest.fixture(scope="module")
+def earlier(nyu, run, fine, tmp_path_factory):
+    """A folder with a finished FineNet of two epochs."""
     folder = tmp_path_factory.mktemp("earlier")
-    result = run("train.py", "--data_url", nyu, "--val_data", nyu, *NET, "--epochs_coarse", 2, cwd=folder)
+    result = run("train.py", "--data_url", nyu, "--val_data", nyu, *fine, "--epochs_fine", 2, cwd=folder)
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -51,45 +52,50 @@ def again(earlier, tmp_path):
     ("arguments", "message"),
     [
         (["--pre_trained", "absent.ckpt"], "absent.ckpt: no such checkpoint"),
-        (["--pre_trained", "Model/Ckpt/FinalCoarseNet.ckpt"], "is of the run that --overwrite replaces"),
         (["--batch_size", 9], "8 training pairs do not fill a batch of 9"),
         (["--val_data", "absent"], "absent: no such folder"),
     ],
 )
-def test_an_overwrite_that_cannot_begin_leaves_the_old_run_as_it_was(again, nyu, run, arguments, message):
+def test_an_overwrite_that_cannot_begin_leaves_the_old_run_as_it_was(again, nyu, run, fine, arguments, message):
     before = tree(again)
-    line = one_line(run("train.py", "--data_url", nyu, *NET, "--overwrite", *arguments, cwd=again))
+    line = one_line(run("train.py", "--data_url", nyu, *fine, "--overwrite", *arguments, cwd=again))
     assert message in line
     assert tree(again) == before
 
 
-def test_a_broken_validation_picture_is_named_before_anything_is_touched(again, nyu, run):
+def test_an_overwrite_does_not_begin_with_weights_that_it_replaces(nyu, run, fine_stage, tmp_path):
+    (tmp_path / "Model" / "Ckpt").mkdir(parents=True)
+    shutil.copy(fine_stage[-1], tmp_path / "Model" / "Ckpt" / "FinalCoarseNet.ckpt")
+    before = tree(tmp_path)
+    line = one_line(run("train.py", "--data_url", nyu, "--stage", "coarse", "--coarse_net", "paper", "--batch_size", 4,
+                        "--overwrite", "--pre_trained", "Model/Ckpt/FinalCoarseNet.ckpt", cwd=tmp_path))
+    assert "is of the run that --overwrite replaces" in line and tree(tmp_path) == before
+
+
+def test_a_broken_validation_picture_is_named_before_anything_is_touched(again, nyu, run, fine):
     data = shutil.copytree(nyu, again / "NYU")
     broken = data / "Test" / "00002_colors.png"
     broken.write_bytes(broken.read_bytes()[:5000])
     before = tree(again)
-    line = one_line(run("train.py", "--data_url", nyu, "--val_data", data, *NET, "--overwrite", cwd=again))
+    line = one_line(run("train.py", "--data_url", nyu, "--val_data", data, *fine, "--overwrite", cwd=again))
     assert "00002_colors.png: broken image" in line and tree(again) == before
-    line = one_line(run("train.py", "--data_url", nyu, "--val_data", data, *NET, "--train_url", "new", cwd=again))
+    line = one_line(run("train.py", "--data_url", nyu, "--val_data", data, *fine, "--train_url", "new", cwd=again))
     assert "00002_colors.png" in line and not (again / "new").exists()
 
 
-def test_an_overwrite_that_dies_in_its_first_steps_leaves_the_old_run_as_it_was(again, nyu, run):
-    ms.set_seed(0)
-    net = PaperCoarseNet()
-    net.fc7.bias.set_data(ms.Tensor(np.full(4070, np.nan, np.float32)))
-    ms.save_checkpoint(net, str(again / "nan.ckpt"))
+def test_an_overwrite_that_dies_in_its_first_steps_leaves_the_old_run_as_it_was(again, nyu, run, fine):
     before = tree(again)
-    line = one_line(run("train.py", "--data_url", nyu, *NET, "--overwrite", "--pre_trained", "nan.ckpt", cwd=again))
-    assert "the loss is nan" in line and tree(again) == before
+    line = one_line(run("train.py", "--data_url", nyu, *fine, "--overwrite", "--batch_size", 2,
+                        "--learning_rate_fine", 1e30, cwd=again))
+    assert "step 2: the loss is " in line and tree(again) == before
 
 
-def test_an_overwrite_replaces_the_run_at_its_first_state(again, nyu, run):
+def test_an_overwrite_replaces_the_run_at_its_first_state(again, nyu, run, fine):
     result = run(
         "train.py",
         "--data_url",
         nyu,
-        *NET,
+        *fine,
         "--overwrite",
         "--max_steps",
         3,
@@ -101,47 +107,47 @@ def test_an_overwrite_replaces_the_run_at_its_first_state(again, nyu, run):
     )
     assert result.returncode == 0, result.stderr
     names = {path.name for path in (again / "Model" / "Ckpt").iterdir()}
-    assert names == {"CoarseNet_2.ckpt", "CoarseNet_3.ckpt", "FinalCoarseNet.ckpt"}  # an epoch's end, and step 3
+    assert names == {"FineNet_2.ckpt", "FineNet_3.ckpt", "FinalFineNet.ckpt"}  # an epoch's end, and step 3
     assert json.loads((again / "Model" / "Log" / "options.json").read_text())["seed"] == 5
-    rows = list(csv.DictReader((again / "Model" / "Log" / "coarse.csv").open()))
+    rows = list(csv.DictReader((again / "Model" / "Log" / "fine.csv").open()))
     assert [row["step"] for row in rows if row["loss"]] == ["1"] and not any(row["abs_rel"] for row in rows)
 
 
-def test_a_kill_between_the_new_state_and_the_end_of_the_old_run_is_mended(again, nyu, run):
+def test_a_kill_between_the_new_state_and_the_end_of_the_old_run_is_mended(again, nyu, run, fine):
     """The first state of an overwriting run is complete under its committed name: that run counts."""
     checkpoints = again / "Model" / "Ckpt"
-    arguments = ["--data_url", nyu, *NET, "--seed", 5, "--save_checkpoint_steps", 1]
+    arguments = ["--data_url", nyu, *fine, "--seed", 5, "--save_checkpoint_steps", 1]
     assert run("train.py", *arguments, "--max_steps", 1, "--train_url", "other", cwd=again).returncode == 0
-    shutil.copy(again / "other" / "Ckpt" / "CoarseNet_1.ckpt", checkpoints / ".next-CoarseNet_1.ckpt")
+    shutil.copy(again / "other" / "Ckpt" / "FineNet_1.ckpt", checkpoints / ".next-FineNet_1.ckpt")
     result = run("train.py", *arguments, "--max_steps", 2, "--resume", cwd=again)
-    assert result.returncode == 0 and "CoarseNet_1.ckpt" in result.stdout.split("resuming from ")[1], result.stderr
+    assert result.returncode == 0 and "FineNet_1.ckpt" in result.stdout.split("resuming from ")[1], result.stderr
     assert {path.name for path in checkpoints.iterdir()} == {
-        "CoarseNet_1.ckpt",
-        "CoarseNet_2.ckpt",
-        "FinalCoarseNet.ckpt",
+        "FineNet_1.ckpt",
+        "FineNet_2.ckpt",
+        "FinalFineNet.ckpt",
     }
 
 
-def test_a_resume_without_a_state_says_what_it_found(again, nyu, run):
-    for path in (again / "Model" / "Ckpt").glob("CoarseNet_*"):
+def test_a_resume_without_a_state_says_what_it_found(again, nyu, run, fine):
+    for path in (again / "Model" / "Ckpt").glob("FineNet_*"):
         path.unlink()
     before = tree(again)
-    line = one_line(run("train.py", "--data_url", nyu, *NET, "--resume", cwd=again))
-    assert "CoarseNet_<step>.ckpt: --resume finds no state to go on from (found: FinalCoarseNet.ckpt" in line
+    line = one_line(run("train.py", "--data_url", nyu, *fine, "--resume", cwd=again))
+    assert "FineNet_<step>.ckpt: --resume finds no state to go on from (found: FinalFineNet.ckpt" in line
     assert tree(again) == before
-    line = one_line(run("train.py", "--data_url", nyu, *NET, "--resume", "--train_url", "Modle", cwd=again))
-    assert "Modle/Ckpt/CoarseNet_<step>.ckpt: --resume finds no state to go on from (found: no run)" in line
-    result = run("train.py", "--data_url", nyu, *NET, "--resume", "--overwrite", cwd=again)
+    line = one_line(run("train.py", "--data_url", nyu, *fine, "--resume", "--train_url", "Modle", cwd=again))
+    assert "Modle/Ckpt/FineNet_<step>.ckpt: --resume finds no state to go on from (found: no run)" in line
+    result = run("train.py", "--data_url", nyu, *fine, "--resume", "--overwrite", cwd=again)
     assert result.returncode == 2 and "not allowed with" in result.stderr
 
 
-def test_two_trainings_do_not_share_a_folder(again, nyu, run):
+def test_two_trainings_do_not_share_a_folder(again, nyu, run, fine):
     with open(again / "Model" / ".lock", "a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
-        line = one_line(run("train.py", "--data_url", nyu, *NET, "--resume", cwd=again))
+        line = one_line(run("train.py", "--data_url", nyu, *fine, "--resume", cwd=again))
     assert f"another training writes there (process {os.getpid()})" in line
     process = subprocess.Popen(
         [
@@ -149,20 +155,22 @@ def test_two_trainings_do_not_share_a_folder(again, nyu, run):
             ROOT / "train.py",
             "--data_url",
             nyu,
-            *map(str, NET),
+            *map(str, fine),
             "--train_url",
             "two",
             "--save_checkpoint_steps",
             "1",
+            "--epochs_fine",
+            "1000",
         ],
         cwd=again,
         stdout=subprocess.DEVNULL,
     )
-    while not (again / "two" / "Ckpt" / "CoarseNet_1.ckpt").exists():
+    while not (again / "two" / "Ckpt" / "FineNet_1.ckpt").exists():
         assert process.poll() is None
         time.sleep(0.02)
     assert f"process {process.pid}" in one_line(
-        run("train.py", "--data_url", nyu, *NET, "--train_url", "two", "--overwrite", cwd=again)
+        run("train.py", "--data_url", nyu, *fine, "--train_url", "two", "--overwrite", cwd=again)
     )
     process.send_signal(signal.SIGKILL)  # the lock goes with the process
     process.wait()
@@ -170,20 +178,18 @@ def test_two_trainings_do_not_share_a_folder(again, nyu, run):
         "train.py",
         "--data_url",
         nyu,
-        *NET,
+        *fine,
         "--train_url",
         "two",
         "--resume",
-        "--max_steps",
-        2,
-        "--save_checkpoint_steps",
+        "--epochs_fine",
         1,
         cwd=again,
     )
     assert result.returncode == 0, result.stderr
 
 
-def test_a_validation_that_fails_costs_a_warning_and_no_state(nyu, run, tmp_path):
+def test_a_validation_that_fails_costs_a_warning_and_no_state(nyu, run, fine, tmp_path):
     """A picture that breaks after the start: the epoch's state is there, training goes on to its end."""
     data = shutil.copytree(nyu, tmp_path / "NYU")
     process = subprocess.Popen(
@@ -194,40 +200,40 @@ def test_a_validation_that_fails_costs_a_warning_and_no_state(nyu, run, tmp_path
             nyu,
             "--val_data",
             data,
-            *map(str, NET),
-            "--epochs_coarse",
+            *map(str, fine),
+            "--epochs_fine",
             "3",
         ],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         text=True,
     )
-    while not (tmp_path / "Model" / "Ckpt" / "CoarseNet_2.ckpt").exists():
+    while not (tmp_path / "Model" / "Ckpt" / "FineNet_2.ckpt").exists():
         assert process.poll() is None
         time.sleep(0.01)
     (data / "Test" / "00002_colors.png").write_bytes(b"\x89PNG no more")
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0
     assert "warning: no validation of epoch 3:" in output and "00002_colors.png: broken image" in output
-    assert (tmp_path / "Model" / "Ckpt" / "FinalCoarseNet.ckpt").exists()
-    rows = [row for row in csv.DictReader((tmp_path / "Model" / "Log" / "coarse.csv").open()) if row["mean_loss"]]
+    assert (tmp_path / "Model" / "Ckpt" / "FinalFineNet.ckpt").exists()
+    rows = [row for row in csv.DictReader((tmp_path / "Model" / "Log" / "fine.csv").open()) if row["mean_loss"]]
     assert len(rows) == 3 and not rows[2]["abs_rel"]
 
 
-def test_an_epoch_whose_validation_was_cut_off_is_validated_by_the_resume(nyu, run, tmp_path):
+def test_an_epoch_whose_validation_was_cut_off_is_validated_by_the_resume(nyu, run, fine, tmp_path):
     """Killed after the state and before the row of the epoch: the resumed run writes the row that is missing."""
-    arguments = ["--data_url", nyu, "--val_data", nyu, *NET]
+    arguments = ["--data_url", nyu, "--val_data", nyu, *fine]
     for name, epochs in (("whole", 2), ("cut", 1)):
-        assert run("train.py", *arguments, "--epochs_coarse", epochs, "--train_url", name, cwd=tmp_path).returncode == 0
-    log = tmp_path / "cut" / "Log" / "coarse.csv"
+        assert run("train.py", *arguments, "--epochs_fine", epochs, "--train_url", name, cwd=tmp_path).returncode == 0
+    log = tmp_path / "cut" / "Log" / "fine.csv"
     log.write_text(
         "".join(line for line in log.read_text().splitlines(True) if line.split(",")[4] in ("", "mean_loss"))
     )
-    result = run("train.py", *arguments, "--epochs_coarse", 2, "--train_url", "cut", "--resume", cwd=tmp_path)
+    result = run("train.py", *arguments, "--epochs_fine", 2, "--train_url", "cut", "--resume", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     tables = []
     for name in ("whole", "cut"):
-        with open(tmp_path / name / "Log" / "coarse.csv", newline="") as file:
+        with open(tmp_path / name / "Log" / "fine.csv", newline="") as file:
             tables.append(
                 [
                     {key: value for key, value in row.items() if key not in ("step_seconds", "images_per_s")}
@@ -236,24 +242,24 @@ def test_an_epoch_whose_validation_was_cut_off_is_validated_by_the_resume(nyu, r
                 ]
             )
     assert tables[0] == tables[1]
-    ours, theirs = ((tmp_path / name / "Ckpt" / "CoarseNet_4.ckpt").read_bytes() for name in ("whole", "cut"))
+    ours, theirs = ((tmp_path / name / "Ckpt" / "FineNet_4.ckpt").read_bytes() for name in ("whole", "cut"))
     assert ours == theirs
 
 
-def test_predictions_that_are_not_finite_are_no_best_weights(nyu, run, tmp_path):
+def test_predictions_that_are_not_finite_are_no_best_weights(nyu, run, fine, tmp_path):
     """A net whose every prediction is NaN while its loss is not: the validation is refused, by name."""
     data = shutil.copytree(nyu, tmp_path / "NYU")
     for path in (data / "Test").glob("*_depth.png"):
         cv2.imwrite(str(path), np.zeros((480, 640), np.uint16))
-    result = run("train.py", "--data_url", nyu, "--val_data", data, *NET, "--epochs_coarse", 1, cwd=tmp_path)
+    result = run("train.py", "--data_url", nyu, "--val_data", data, *fine, "--epochs_fine", 1, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "warning: no validation of epoch 1: no measured pixel in any target" in result.stdout
-    assert not (tmp_path / "Model" / "Ckpt" / "BestCoarseNet.ckpt").exists() and "abs_rel: 0.0000" not in result.stdout
+    assert not (tmp_path / "Model" / "Ckpt" / "BestFineNet.ckpt").exists() and "abs_rel: 0.0000" not in result.stdout
 
 
-def test_data_that_changed_under_the_same_names_is_not_resumed_on_in_silence(nyu, run, tmp_path):
+def test_data_that_changed_under_the_same_names_is_not_resumed_on_in_silence(nyu, run, fine, tmp_path):
     data = shutil.copytree(nyu, tmp_path / "NYU")
-    arguments = ["--data_url", data, *NET, "--save_checkpoint_steps", 1]
+    arguments = ["--data_url", data, *fine, "--save_checkpoint_steps", 1]
     assert run("train.py", *arguments, "--max_steps", 1, cwd=tmp_path).returncode == 0
     picture = data / "Train" / "sample_0001_out" / "2.jpg"
     shutil.copy(data / "Train" / "sample_0001_out" / "1.jpg", picture)
@@ -263,16 +269,16 @@ def test_data_that_changed_under_the_same_names_is_not_resumed_on_in_silence(nyu
     assert result.returncode == 0, result.stderr
 
 
-def test_a_packed_set_stands_for_the_files_it_was_made_of(nyu, run, tmp_path):
+def test_a_packed_set_stands_for_the_files_it_was_made_of(nyu, run, fine, tmp_path):
     packed.pack(nyu, tmp_path / "set", 2)
     assert packed.open_training(tmp_path / "set").data_digest() == data_loader.PlainPairs(nyu).data_digest()
-    arguments = [*NET, "--save_checkpoint_steps", 1]
+    arguments = [*fine, "--save_checkpoint_steps", 1]
     assert run("train.py", "--data_url", nyu, *arguments, "--max_steps", 1, cwd=tmp_path).returncode == 0
     result = run("train.py", "--data_url", "set", *arguments, "--max_steps", 2, "--resume", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
 
 
-def test_flipped_bytes_in_a_packed_set_are_noticed_while_training(nyu, run, tmp_path):
+def test_flipped_bytes_in_a_packed_set_are_noticed_while_training(nyu, run, fine, tmp_path):
     packed.pack(nyu, tmp_path / "set", 2)
     shard = tmp_path / "set" / "train_000.mindrecord"
     content = bytearray(shard.read_bytes())
@@ -281,7 +287,7 @@ def test_flipped_bytes_in_a_packed_set_are_noticed_while_training(nyu, run, tmp_
     assert place > 0
     content[place] ^= 255
     shard.write_bytes(content)
-    line = one_line(run("train.py", "--data_url", "set", *NET, "--epochs_coarse", 1, cwd=tmp_path))
+    line = one_line(run("train.py", "--data_url", "set", *fine, "--epochs_fine", 1, cwd=tmp_path))
     assert "set: sample_0001_out/4: damaged: does not match its checksum" in line
 
 

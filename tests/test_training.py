@@ -33,8 +33,9 @@ def train_until(trainer, batch, share, most):
     return first, loss
 
 
-def test_a_tiny_set_is_overfitted(batch):
+def test_a_picture_is_learnt_by_heart(batch):
     ms.set_seed(0)
+    batch = [part[:1] for part in batch]
     trainer = Trainer(CoarseNet(), "composite", 3e-4)
     first, loss = train_until(trainer, batch, 0.08, 300)
     worst = 0.0

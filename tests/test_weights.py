@@ -156,7 +156,7 @@ def test_factors_are_multiplied_out_and_must_belong_together(tmp_path):
 
 def test_compressed_weights_predict_what_the_whole_ones_do(nyu, run, tmp_path):
     """On the pictures that the directions were taken of: there are no others in so small a set."""
-    done = run("train.py", "--data_url", nyu, "--stage", "coarse", "--coarse_net", "paper", "--start", "closed_form",
+    done = run("train.py", "--data_url", nyu, "--stage", "coarse", "--coarse_net", "paper", "--start", "lsuv",
                "--epochs_coarse", 0, "--batch_size", 8, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     whole = tmp_path / "Model" / "Ckpt" / "FinalCoarseNet.ckpt"
