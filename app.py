@@ -1,18 +1,26 @@
 """A page in the browser that predicts the depth of pictures and videos: drop one and look."""
 
+from __future__ import annotations
+
 import argparse
 import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from src import cli
 from src.files import discarded_at_exit
 
+if TYPE_CHECKING:
+    from src.data_loader import Pair
+    from src.predict import DepthPredictor
+
 EXAMPLES = 12
 
 
-def parse_args(arguments=None):
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     add = parser.add_argument
     cli.add_nets(parser)
@@ -25,7 +33,7 @@ def parse_args(arguments=None):
     return options
 
 
-def about(predictor):
+def about(predictor: DepthPredictor) -> str:
     """A line on the nets, and how accurate they are where that is known."""
     if predictor.sources != tuple(cli.SHIPPED.values()):
         return "Your own nets: `eval.py` tells how accurate they are."
@@ -33,7 +41,7 @@ def about(predictor):
             "average (abs_rel 0.270, delta1 0.510).")
 
 
-def examples(folder, work):
+def examples(folder: Path | None, work: Path) -> Sequence[Pair]:
     """Test pairs to offer: of the user's NYU folder, or rendered into the folder `work`."""
     from src.data_loader import evenly, list_test
 
@@ -45,7 +53,7 @@ def examples(folder, work):
     return evenly(list_test(folder), EXAMPLES)
 
 
-def main():
+def main() -> int:
     options = parse_args()
     work = Path(tempfile.mkdtemp(prefix="depthnet-page-"))
     with discarded_at_exit(work):

@@ -2,13 +2,14 @@
 
 import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from src import cli
 from src.files import writable_folder
 
 
-def parse_args(arguments=None):
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     add = parser.add_argument
     add("--test_data", type=Path, help="the NYU folder, or its Test folder")
@@ -30,7 +31,7 @@ def parse_args(arguments=None):
     return options
 
 
-def versions():
+def versions() -> dict[str, str]:
     import cv2
     import mindspore
     import numpy
@@ -39,7 +40,7 @@ def versions():
     return {module.__name__: module.__version__ for module in (mindspore, numpy, cv2, PIL)}
 
 
-def evaluate(options):
+def evaluate(options: argparse.Namespace) -> int:
     from src import baselines, checkpoint, data_loader, device, evaluation, report, stages, visual
     from src.predict import flip_averaged
 
@@ -53,9 +54,10 @@ def evaluate(options):
     predict = stages.predictors(coarse, fine)
     if options.flip_average:
         predict = flip_averaged(predict)
-    details = {} if options.output_dir else None
+    details: dict[str, evaluation.Details] = {}
     workers = cli.default_workers()
-    scores = evaluation.score(pairs, predict, options.protocol, options.batch_size, workers, details,
+    scores = evaluation.score(pairs, predict, options.protocol, options.batch_size, workers,
+                              details if options.output_dir else None,
                               baselines.Baselines(options.test_data, pairs, workers))
     logging.info("%d images, protocol %s\n%s", len(pairs), options.protocol, evaluation.table(scores))
     logging.info("%s: fitted to the targets that they are scored against",
@@ -73,7 +75,7 @@ def evaluate(options):
     return 0
 
 
-def main():
+def main() -> int:
     options = parse_args()
     if not options.compare:
         return evaluate(options)

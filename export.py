@@ -1,12 +1,13 @@
 """Export a trained CoarseNet or FineNet to MindIR, AIR or ONNX, each verified against the checkpoint."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from src import cli
 
 
-def parse_args(arguments=None):
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     add = parser.add_argument
     add("--coarse_or_fine", choices=("coarse", "fine"), required=True)
@@ -23,7 +24,7 @@ def parse_args(arguments=None):
     return parser.parse_args(arguments)
 
 
-def main():
+def main() -> int:
     options = parse_args()
     from src import checkpoint, device, exporting
 

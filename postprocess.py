@@ -2,18 +2,20 @@
 
 import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from src import cli, evaluation, image, metrics
+from src.arrays import Floats
 from src.errors import UserError
 from src.files import writable_folder
 
 RESULT_ENDING, LABEL_ENDING = "_0.bin", ".bin"
 
 
-def parse_args(arguments=None):
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("--result_path", type=Path, default=Path("result_Files"), help="folder of <id>_0.bin")
     parser.add_argument("--label_file", type=Path, default=Path("preprocess_Result/label"),
@@ -22,7 +24,7 @@ def parse_args(arguments=None):
     return parser.parse_args(arguments)
 
 
-def names(folder, ending):
+def names(folder: Path, ending: str) -> list[str]:
     """The ids of the files in `folder`. Raises UserError when there is no such folder or none in it."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
@@ -33,7 +35,7 @@ def names(folder, ending):
     return found
 
 
-def check_same(labels, results, result_path):
+def check_same(labels: list[str], results: list[str], result_path: Path) -> None:
     """Raise UserError naming the results that are missing or too many."""
     missing, surplus = sorted(set(labels) - set(results)), sorted(set(results) - set(labels))
     problems = [f"{len(names_)} {what}: " + ", ".join(f"{name}{RESULT_ENDING}" for name in names_[:5])
@@ -42,19 +44,19 @@ def check_same(labels, results, result_path):
         raise UserError(f"{result_path}: " + "; ".join(problems))
 
 
-def read(path):
+def read(path: Path) -> Floats:
     """One map as (1, 1, 55, 74) float32. Raises UserError when the file has any other size or is not finite."""
-    values = np.fromfile(path, np.uint8)
+    content = np.fromfile(path, np.uint8)
     expected = 4 * image.DEPTH_SIZE[0] * image.DEPTH_SIZE[1]
-    if values.size != expected:
-        raise UserError(f"{path}: {values.size} bytes, expected {expected} (float32 1x1x55x74)")
-    values = values.view(np.float32).reshape(1, 1, *image.DEPTH_SIZE)
+    if content.size != expected:
+        raise UserError(f"{path}: {content.size} bytes, expected {expected} (float32 1x1x55x74)")
+    values = content.view(np.float32).reshape(1, 1, *image.DEPTH_SIZE)
     if not np.isfinite(values).all():
         raise UserError(f"{path}: not finite")
     return values
 
 
-def main():
+def main() -> int:
     options = parse_args()
     labels = names(options.label_file, LABEL_ENDING)
     check_same(labels, names(options.result_path, RESULT_ENDING), options.result_path)

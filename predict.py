@@ -1,21 +1,28 @@
 """Predict the depth of pictures and videos, and save it in the forms that are asked for."""
 
+from __future__ import annotations
+
 import argparse
 import dataclasses
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from src import cli
 from src.errors import CheckFailed
 from src.files import writable_folder
 
+if TYPE_CHECKING:
+    from src.pointcloud import Intrinsics
 
-def positive_float_or_auto(text):
+
+def positive_float_or_auto(text: str) -> float | str:
     """An argparse type."""
     return text if text == "auto" else cli.positive_float(text)
 
 
-def parse_args(arguments=None):
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     add = parser.add_argument
     add("--input", nargs="+", required=True, help="pictures, videos, folders of them, or quoted glob patterns")
@@ -44,7 +51,7 @@ def parse_args(arguments=None):
     return options
 
 
-def camera(options):
+def camera(options: argparse.Namespace) -> Callable[[int, int], Intrinsics]:
     """The function of a picture's (height, width) -> Intrinsics."""
     from src.pointcloud import Intrinsics
 
@@ -55,10 +62,10 @@ def camera(options):
     return Intrinsics.kinect
 
 
-def main():
+def main() -> int:
     options = parse_args()
     from src import depth_files, visual
-    from src.predict import from_options
+    from src.predict import Maps, from_options
 
     visual.check_colormap(options.colormap)
     jobs = depth_files.find(options.input, options.output_dir)
@@ -69,7 +76,7 @@ def main():
     own_camera = options.fov or options.fx
     writer = depth_files.Writer(kinds, options.colormap, options.max_depth, camera(options),
                                 follow_exif=options.camera == "exif" and not own_camera)
-    known = {}
+    known: dict[depth_files.Job, Maps] = {}
     if options.max_depth == "auto":
         coloured = {"color", "side"} & set(kinds)
         found, known = depth_files.depth_range(jobs, predict, writer) if coloured else (10.0, {})

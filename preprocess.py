@@ -2,17 +2,18 @@
 
 import argparse
 import logging
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from src import cli, image
-from src.data_loader import list_test, load_test_pair
+from src.data_loader import Pair, list_test, load_test_pair
 from src.errors import UserError
 from src.files import replacing, writable_folder
 
 
-def parse_args(arguments=None):
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("--dataset_path", type=Path, required=True, help="the NYU folder, or its Test folder")
     parser.add_argument("--output_path", type=Path, default=Path("preprocess_Result"),
@@ -20,21 +21,21 @@ def parse_args(arguments=None):
     return parser.parse_args(arguments)
 
 
-def write_pair(folder, pair):
+def write_pair(folder: Path, pair: Pair) -> None:
     rgb, depth_m = load_test_pair(pair)
     for name, array in (("img_data", rgb), ("label", image.network_depth(depth_m))):
         with replacing(folder / name / f"{pair.name}.bin", "wb") as file:
             file.write(array.tobytes())
 
 
-def check_folder(folder, names):
+def check_folder(folder: Path, names: set[str]) -> None:
     """Raise UserError when an earlier run on other pictures has left its files there: they would be scored as well."""
     for path in (path for part in ("img_data", "label") for path in sorted((folder / part).glob("*.bin"))):
         if path.name not in names and not path.name.startswith("."):
             raise UserError(f"{path}: of another run: move {folder} away, or name another folder with --output_path")
 
 
-def main():
+def main() -> int:
     options = parse_args()
     pairs = list_test(options.dataset_path)
     check_folder(options.output_path, {f"{pair.name}.bin" for pair in pairs})

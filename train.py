@@ -5,12 +5,14 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from src import cli, stopping
+from src.options import Options
 
 
-def parse_args(arguments=None):
+def parse_args(arguments: Sequence[str] | None = None) -> Options:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     add = parser.add_argument
     add("--data_url", type=Path, required=True,
@@ -77,10 +79,10 @@ def parse_args(arguments=None):
         parser.error("--start closed_form and --mean_depth_start are two starts: expected one of them")
     if options.val_panels and not options.val_data:
         parser.error("--val_panels shows images of --val_data: expected both")
-    return options
+    return Options(**vars(options))
 
 
-def resume_command():
+def resume_command() -> str:
     """What to type to go on: of the script, where one was run."""
     if command := os.environ.get("DEPTHNET_COMMAND"):
         return command if "--resume" in shlex.split(command) else f"{command} --resume".replace(" --overwrite", "")
@@ -88,7 +90,7 @@ def resume_command():
     return shlex.join([Path(sys.executable).name, *arguments, "--resume"])
 
 
-def main(stop):
+def main(stop: stopping.StopRequest) -> int:
     options = parse_args()
     from src import device, stages
 

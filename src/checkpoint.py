@@ -9,16 +9,20 @@ factors (tools/compress_weights.py) that are multiplied out when it is loaded.
 import hashlib
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mindspore as ms
 import numpy as np
 from google.protobuf.message import DecodeError
+from mindspore import nn
 from mindspore.train import checkpoint_pb2
 
+from src.arrays import Array
 from src.errors import UserError
-from src.files import replacing
+from src.files import StrPath, replacing
 from src.net import COARSE_NETS, FineNet
 
 INFO_KEY = "depthnet"
@@ -45,11 +49,11 @@ class Checkpoint:
     """A loaded file: float arrays by parameter name, and what was written beside them."""
 
     path: Path
-    arrays: dict
-    info: dict
+    arrays: dict[str, Array]
+    info: dict[str, Any]
 
 
-def save(path, parameters, info):
+def save(path: StrPath, parameters: Mapping[str, Any], info: Mapping[str, Any]) -> None:
     """Write `parameters` (name -> Parameter, Tensor or array) and the JSON-able `info` to `path`.
 
     The file appears under its name complete and on disk, or not at all: temporary file, fsync, rename.
@@ -67,7 +71,7 @@ def save(path, parameters, info):
             file.write(_entry(name, _TYPE_NAMES[array.dtype], array.shape, array.tobytes()))
 
 
-def _entry(name, kind, shape, content):
+def _entry(name: str, kind: str, shape: tuple[int, ...], content: bytes) -> bytes:
     """One value of MindSpore's checkpoint format: a file is these, one after the other."""
     message = checkpoint_pb2.Checkpoint()
     value = message.value.add(tag=name)
@@ -77,7 +81,7 @@ def _entry(name, kind, shape, content):
     return message.SerializeToString()
 
 
-def _hash(arrays, info):
+def _hash(arrays: Mapping[str, Array], info: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(info, sort_keys=True).encode())
     for name in sorted(arrays):
         array = arrays[name]
@@ -86,12 +90,12 @@ def _hash(arrays, info):
     return digest.hexdigest()
 
 
-def digest(net):
+def digest(net: nn.Cell) -> str:
     """SHA-256 of a net's parameters, as hexadecimal text."""
     return _hash({parameter.name: parameter.asnumpy() for parameter in net.get_parameters()}, {})
 
 
-def load(path):
+def load(path: StrPath) -> Checkpoint:
     """Read and verify a checkpoint. Raises CheckpointError when it is missing or damaged in any way."""
     path = Path(path)
     if not path.is_file():
@@ -116,7 +120,7 @@ def load(path):
         raise CheckpointError(f"{path}: factors that do not belong together") from error
 
 
-def _multiplied_out(arrays):
+def _multiplied_out(arrays: Mapping[str, Array]) -> dict[str, Array]:
     """The arrays with the product in place of each pair of factors."""
     whole = {}
     for name, array in arrays.items():
@@ -128,27 +132,27 @@ def _multiplied_out(arrays):
     return whole
 
 
-def _parse(content):
+def _parse(content: bytes) -> dict[str, Array]:
     """The arrays of a checkpoint file by name. `mindspore.load_checkpoint` would do, but on some damaged files it
     corrupts the memory of the process."""
     message = checkpoint_pb2.Checkpoint()
     message.ParseFromString(content)
     if not message.value:
         raise ValueError("no parameters")
-    chunks = {}
+    chunks: dict[str, list[Any]] = {}
     for entry in message.value:  # a parameter over 512 MiB is in several
         chunks.setdefault(entry.tag, []).append(entry.tensor)
     return {name: _array(tensors) for name, tensors in chunks.items()}
 
 
-def _array(tensors):
+def _array(tensors: Sequence[Any]) -> Array:
     content, kind = b"".join(tensor.tensor_content for tensor in tensors), tensors[0].tensor_type
     if kind == "str":
         return np.array(content.decode("utf-32-le"))
     return np.frombuffer(content, _DTYPES[kind]).reshape(tuple(tensors[0].dims)).copy()
 
 
-def assign(net, checkpoint):
+def assign(net: nn.Cell, checkpoint: Checkpoint) -> None:
     """Copy a checkpoint's parameters into `net`. Raises CheckpointError naming the parameters that differ."""
     own = {parameter.name: parameter for parameter in net.get_parameters()}
     given = weights_only(checkpoint)
@@ -163,13 +167,13 @@ def assign(net, checkpoint):
         parameter.set_data(ms.Tensor(given[name], parameter.dtype))
 
 
-def weights_only(checkpoint):
+def weights_only(checkpoint: Checkpoint) -> dict[str, Array]:
     """A checkpoint's arrays less what belongs to the optimizer."""
     return {name: array for name, array in checkpoint.arrays.items()
             if not name.startswith(_OPTIMIZER_PREFIXES) and name not in _OPTIMIZER_NAMES}
 
 
-def load_coarse(path):
+def load_coarse(path: StrPath) -> nn.Cell:
     """The coarse net of a checkpoint, default or paper, as the checkpoint says. Raises CheckpointError."""
     checkpoint = load(path)
     kind = checkpoint.info.get("coarse_net") or ("paper" if "fc7.weight" in checkpoint.arrays else "default")
@@ -178,12 +182,12 @@ def load_coarse(path):
     return _loaded(COARSE_NETS[kind](), checkpoint)
 
 
-def load_fine(path):
+def load_fine(path: StrPath) -> FineNet:
     """The FineNet of a checkpoint. Raises CheckpointError."""
     return _loaded(FineNet(), load(path))
 
 
-def _loaded(net, checkpoint):
+def _loaded(net: nn.Cell, checkpoint: Checkpoint) -> Any:
     assign(net, checkpoint)
     net.set_train(False)
     return net

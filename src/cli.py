@@ -8,7 +8,9 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn, Protocol
 
 from src.errors import CheckFailed, UserError
 from src.files import printable
@@ -20,7 +22,7 @@ CHECK_FAILED, USER_MISTAKE = 1, 2
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Names the defaults that are values."""
 
-    def _get_help_string(self, action):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
@@ -28,7 +30,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 MODEL = Path(os.environ.get("DEPTHNET_MODEL", "Model"))
 
 
-def positive_int(text):
+def positive_int(text: str) -> int:
     """An argparse type: an integer from 1."""
     value = int(text)
     if value < 1:
@@ -36,7 +38,7 @@ def positive_int(text):
     return value
 
 
-def non_negative_int(text):
+def non_negative_int(text: str) -> int:
     """An argparse type: an integer from 0."""
     value = int(text)
     if value < 0:
@@ -44,7 +46,7 @@ def non_negative_int(text):
     return value
 
 
-def seed(text):
+def seed(text: str) -> int:
     """An argparse type: what MindSpore and NumPy take as a seed."""
     value = int(text)
     if not 0 <= value < 2**32:
@@ -52,7 +54,7 @@ def seed(text):
     return value
 
 
-def finite_float(text):
+def finite_float(text: str) -> float:
     """An argparse type: a finite number."""
     value = float(text)
     if not math.isfinite(value):
@@ -60,7 +62,7 @@ def finite_float(text):
     return value
 
 
-def positive_float(text):
+def positive_float(text: str) -> float:
     """An argparse type: a finite number above 0."""
     value = float(text)
     if not 0 < value < float("inf"):
@@ -68,7 +70,7 @@ def positive_float(text):
     return value
 
 
-def non_negative_float(text):
+def non_negative_float(text: str) -> float:
     """An argparse type: a finite number from 0."""
     value = finite_float(text)
     if value < 0:
@@ -76,7 +78,7 @@ def non_negative_float(text):
     return value
 
 
-def share(text):
+def share(text: str) -> float:
     """An argparse type: a number from 0 to below 1."""
     value = float(text)
     if not 0 <= value < 1:
@@ -84,7 +86,7 @@ def share(text):
     return value
 
 
-def add_nets(parser):
+def add_nets(parser: argparse.ArgumentParser) -> None:
     """The options of a command that predicts: which nets, where they run, and how. For `predict.from_options`."""
     add = parser.add_argument
     add("--coarse_ckpt_model", type=Path, help="default: Model/Ckpt/FinalCoarseNet.ckpt, or else weights/ of this repo")
@@ -98,7 +100,7 @@ def add_nets(parser):
     add("--device_id", type=non_negative_int, default=0)
 
 
-def check_nets(parser, options):
+def check_nets(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Refuse options of `add_nets` that do not belong together."""
     if (options.coarse_onnx is None) != (options.fine_onnx is None):
         parser.error("--coarse_onnx and --fine_onnx belong together")
@@ -107,7 +109,7 @@ def check_nets(parser, options):
 SHIPPED = {net: Path(__file__).resolve().parent.parent / "weights" / f"{net}.ckpt" for net in ("CoarseNet", "FineNet")}
 
 
-def default_or_shipped_checkpoints():
+def default_or_shipped_checkpoints() -> list[Path]:
     """The `default_checkpoint` of CoarseNet and of FineNet; where there is neither, this repo's, which is said."""
     defaults = [default_checkpoint(net) for net in SHIPPED]
     if any(path.exists() for path in defaults) or not all(path.exists() for path in SHIPPED.values()):
@@ -117,7 +119,7 @@ def default_or_shipped_checkpoints():
     return list(SHIPPED.values())
 
 
-def default_checkpoint(net):
+def default_checkpoint(net: str) -> Path:
     """MODEL/Ckpt/Final<net>.ckpt, or what a distributed run has left in its place, which is said."""
     alone = MODEL / "Ckpt" / f"Final{net}.ckpt"
     distributed = alone.with_stem(f"{alone.stem}_rank0")
@@ -127,7 +129,7 @@ def default_checkpoint(net):
     return alone
 
 
-def default_workers():
+def default_workers() -> int:
     """Threads for decoding: one a processor that this process may use, at most 8."""
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
@@ -135,28 +137,28 @@ def default_workers():
 class _Formatter(logging.Formatter):
     """Names that are no text are shown all the same."""
 
-    def format(self, record):
+    def format(self, record: logging.LogRecord) -> str:
         return "\n".join(map(printable, super().format(record).split("\n")))
 
 
-class _Screen(logging.StreamHandler):
+class _Screen(logging.StreamHandler[Any]):
     """Standard output. When it cannot be written any more (a closed terminal or pipe, a full disk) the work goes on in
     silence, and `error` holds why: a result that nobody got is no success."""
 
-    error = None
+    error: OSError | None = None
 
-    def emit(self, record):
+    def emit(self, record: logging.LogRecord) -> None:
         if self.error is None:
             super().emit(record)
 
-    def handleError(self, record):
+    def handleError(self, record: logging.LogRecord) -> None:
         if isinstance(error := sys.exc_info()[1], OSError):
             self.error = error
         else:
             super().handleError(record)
 
 
-def run(main):
+def run(main: Callable[..., int]) -> NoReturn:
     """Run `main` and exit with its code; a user's mistake is one line on stderr and exit code 2, a failed
     check the same with 1.
 
@@ -176,7 +178,7 @@ def run(main):
     except (UserError, OSError) as error:
         code = _complain(error, USER_MISTAKE)
     except ModuleNotFoundError as error:
-        if error.name.startswith("src"):
+        if (error.name or "").startswith("src"):
             raise
         requirements = "requirements-app.txt" if error.name in ("gradio", "trimesh") else "requirements.txt"
         code = _complain(f"Python has no {error.name}: pip install -r {requirements}", USER_MISTAKE)
@@ -187,7 +189,7 @@ def run(main):
     sys.exit(_flushed(screen, code))
 
 
-def _flushed(screen, code):
+def _flushed(screen: _Screen, code: int) -> int:
     """The exit code after the last of standard output is out, or could not be."""
     try:
         sys.stdout.flush()
@@ -199,21 +201,21 @@ def _flushed(screen, code):
     return code or _complain(f"standard output could not be written: {screen.error.strerror}", CHECK_FAILED)
 
 
-def _complain(error, code):
+def _complain(error: object, code: int) -> int:
     message = printable(" ".join(str(error).split()))
     with contextlib.suppress(OSError):
         sys.stderr.write(f"{os.path.basename(sys.argv[0])}: error: {message}\n")
     return code
 
 
-class _LogProgress(contextlib.AbstractContextManager):
+class _LogProgress(contextlib.AbstractContextManager[Any]):
     """What tqdm is on a terminal, as a plain line now and then."""
 
-    def __init__(self, total, desc, unit, initial=0, interval_s=10.0):
+    def __init__(self, total: int | None, desc: str, unit: str, initial: int = 0, interval_s: float = 10.0) -> None:
         self.total, self.desc, self.unit, self.done, self.interval_s = total, desc, unit, initial, interval_s
         self.last = time.monotonic()
 
-    def update(self, count=1):
+    def update(self, count: int = 1) -> None:
         """`count` more are done."""
         self.done += count
         if time.monotonic() - self.last >= self.interval_s:
@@ -221,11 +223,11 @@ class _LogProgress(contextlib.AbstractContextManager):
             of = "" if self.total is None else f" of {self.total}"
             logging.info("%s: %d%s %ss", self.desc, self.done, of, self.unit)
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         return None
 
 
-def _has_tqdm():
+def _has_tqdm() -> bool:
     """On a terminal, where tqdm is: a 310 host runs preprocess.py with NumPy, OpenCV and Pillow only."""
     if not sys.stderr or not sys.stderr.isatty():
         return False
@@ -236,7 +238,15 @@ def _has_tqdm():
     return True
 
 
-def progress(total, desc, unit, initial=0):
+class Progress(Protocol):
+    """A tqdm bar, or what stands for it in a log."""
+
+    def update(self, count: int = 1, /) -> object: ...
+    def __enter__(self) -> "Progress": ...
+    def __exit__(self, *_: object) -> bool | None: ...
+
+
+def progress(total: int | None, desc: str, unit: str, initial: int = 0) -> Progress:
     """A tqdm bar on a terminal; in a log a line every ten seconds. `total` None is not known."""
     if not _has_tqdm():
         return _LogProgress(total, desc, unit, initial)
@@ -245,14 +255,14 @@ def progress(total, desc, unit, initial=0):
     class Bar(tqdm):
         """Goes on in silence when the terminal is closed."""
 
-        def display(self, *arguments, **named):
+        def display(self, *arguments: Any, **named: Any) -> Any:
             with contextlib.suppress(OSError):
                 return super().display(*arguments, **named)
 
     return Bar(total=total, desc=desc, unit=unit, initial=initial)
 
 
-def log_above_progress():
+def log_above_progress() -> contextlib.AbstractContextManager[None]:
     """A context in which log lines do not tear a progress bar."""
     if not _has_tqdm():
         return contextlib.nullcontext()

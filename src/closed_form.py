@@ -9,12 +9,16 @@ side by side, as 4x4 pixels.
 """
 
 import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import mindspore as ms
 import numpy as np
+from mindspore import nn
 
 from src import cli
-from src.data_loader import counter_rng, evenly, filled_log_depth
+from src.arrays import Array, Doubles, Floats, Pixels
+from src.data_loader import TrainingData, counter_rng, evenly, filled_log_depth
 from src.errors import UserError
 from src.net import DEPTH_CELLS, PaperCoarseNet
 
@@ -30,8 +34,10 @@ _STEP = 1.0  # by which one ramp is later than its twin: their difference is a r
 
 logger = logging.getLogger(__name__)
 
+Name: TypeAlias = tuple[Any, ...]  # of a filter: what it is of, and its numbers
 
-def solve(net, data, design=True, ridge=None):
+
+def solve(net: nn.Cell, data: TrainingData, design: bool = True, ridge: float | None = None) -> None:
     """Set the weights of a coarse net from the samples of `data` (a TrainingData) and their mirror images.
 
     Args:
@@ -62,7 +68,7 @@ def solve(net, data, design=True, ridge=None):
     logger.info("closed form: %d pairs and their mirror images, ridge %g", len(used) // 2, ridge)
 
 
-def _set(layer, weight, bias):
+def _set(layer: nn.Cell, weight: Array, bias: Array) -> None:
     layer.weight.set_data(ms.Tensor(np.ascontiguousarray(weight), ms.float32))
     layer.bias.set_data(ms.Tensor(np.ascontiguousarray(bias), ms.float32))
 
@@ -71,28 +77,28 @@ def _set(layer, weight, bias):
 
 _TENT = np.outer([1, 2, 3, 2, 1], [1, 2, 3, 2, 1]) / 81  # 5x5
 _MEAN = np.full((3, 3), 1 / 9)
-_CENTRE = np.pad([[1.0]], 1)
+_CENTRE = np.pad(np.ones((1, 1)), 1)
 
 
-def _grid(size):
+def _grid(size: int) -> Doubles:
     return np.stack(np.meshgrid(*2 * [np.arange(size) - (size - 1) / 2]))
 
 
-def _gauss(sigma, size):
+def _gauss(sigma: float, size: int) -> Doubles:
     return np.exp(-(_grid(size)**2).sum(0) / 2 / sigma**2)
 
 
-def _unit(kernel):
+def _unit(kernel: Doubles) -> Doubles:
     """Scaled so that an edge of height 1 gives 1 at most."""
     return kernel / (np.abs(kernel).sum() / 2)
 
 
-def _derivative(sigma, angle, size):
+def _derivative(sigma: float, angle: float, size: int) -> Doubles:
     x, y = _grid(size)
     return _unit((np.cos(angle) * x + np.sin(angle) * y) * _gauss(sigma, size))
 
 
-def _blob(sigma, size):
+def _blob(sigma: float, size: int) -> Doubles:
     laplacian = ((_grid(size)**2).sum(0) / 2 / sigma**2 - 1) * _gauss(sigma, size)
     return _unit(laplacian - laplacian.mean())
 
@@ -100,11 +106,12 @@ def _blob(sigma, size):
 class _Filters:
     """The designed filters of one convolution, by name; each is a sum of kernels on channels of the layer below."""
 
-    def __init__(self, conv, below=None):
-        self.conv, self.below, self.names = conv, below, {}
+    def __init__(self, conv: nn.Conv2d, below: "_Filters | None" = None) -> None:
+        self.conv, self.below = conv, below
+        self.names: dict[Name, int] = {}
         self.weight, self.bias = np.zeros(conv.weight.shape), np.zeros(len(conv.bias))
 
-    def add(self, name, parts, bias=0.0):
+    def add(self, name: Name, parts: Sequence[tuple[Any, Doubles]], bias: float = 0.0) -> None:
         """`parts`: (channel below by name, kernel) pairs; for conv1 (colour weights (3,), kernel) pairs."""
         number = self.names[name] = len(self.names)
         for channel, kernel in parts:
@@ -114,7 +121,11 @@ class _Filters:
                 self.weight[number, self.below.names[channel]] += kernel
         self.bias[number] = bias
 
-    def apply(self, rng, forward):
+    def of_below(self) -> list[Name]:
+        """The names of the filters of the layer below."""
+        return list(self.below.names) if self.below else []
+
+    def apply(self, rng: np.random.Generator, forward: Callable[[], Floats]) -> None:
         """Set the layer's weights: the designed filters, and random ones (He et al., 2015) of the same spread behind
         them. `forward` gives the layer's output (N, C, H, W) for some pictures."""
         count, shape = len(self.names), self.weight.shape
@@ -126,7 +137,8 @@ class _Filters:
         _set(self.conv, self.weight, self.bias)
 
 
-def _design(net, rng, rgb, layers):
+def _design(net: nn.Cell, rng: np.random.Generator, rgb: Pixels,
+            layers: Sequence[tuple[str, Callable[[_Filters], None], bool]]) -> None:
     """Set the convolutions by `layers`: name, design, whether a pooling follows. `rgb` uint8 (N, 3, 228, 304) sets the
     spread of the random filters."""
     x = ms.Tensor(rgb.astype(np.float32) / 255)
@@ -135,17 +147,17 @@ def _design(net, rng, rgb, layers):
         conv = getattr(net, name)
         below = _Filters(conv, below)
         design(below)
-        below.apply(rng, lambda conv=conv, x=x: conv(x).asnumpy())
+        below.apply(rng, lambda: conv(x).asnumpy())  # noqa: B023 (called here)
         x = net.relu(conv(x))
         if pooled:
             x = net.pool(x)
 
 
-def _angles(count):
+def _angles(count: int) -> list[tuple[int, float]]:
     return [(number, 2 * np.pi * number / count) for number in range(count)]
 
 
-def _conv1(filters):
+def _conv1(filters: _Filters) -> None:
     """Edges in 16 directions with sign, blobs, colours, edges between colours: 62 filters."""
     size = filters.weight.shape[-1]
     for sigma in _SCALES:
@@ -164,15 +176,15 @@ def _conv1(filters):
             filters.add((name, "hue", sign), [(colour, sign * mean)])
 
 
-def _both_signs(sigma, orientation):
+def _both_signs(sigma: float, orientation: int) -> list[Name]:
     return [("edge", sigma, orientation), ("edge", sigma, orientation + _DIRECTIONS // 2)]
 
 
-def _energy(sigma, kernel):
+def _energy(sigma: float, kernel: Doubles) -> list[tuple[Name, Doubles]]:
     return [(("edge", sigma, direction), 2 * kernel / _DIRECTIONS) for direction, _ in _angles(_DIRECTIONS)]
 
 
-def _excess(filters, sigma, kernel):
+def _excess(filters: _Filters, sigma: float, kernel: Doubles) -> None:
     """For each orientation how far it exceeds the mean of all: ramps whose difference saturates."""
     for orientation in range(_DIRECTIONS // 2):
         for share in (1.2, 2.0):
@@ -182,7 +194,7 @@ def _excess(filters, sigma, kernel):
                             + _energy(sigma, -25 * share * kernel), -0.25 - late * _STEP)
 
 
-def _edge_means(filters, sigma, kernel):
+def _edge_means(filters: _Filters, sigma: float, kernel: Doubles) -> None:
     for direction, _ in _angles(_DIRECTIONS):
         filters.add(("edge", sigma, direction), [(("edge", sigma, direction), kernel)])
     for threshold in (0.0, 0.03, 0.08, 0.16):
@@ -191,7 +203,7 @@ def _edge_means(filters, sigma, kernel):
         filters.add(("blob", sigma, sign), [(("blob", sigma, sign), kernel)])
 
 
-def _colour_means(filters, kernel):
+def _colour_means(filters: _Filters, kernel: Doubles) -> None:
     for channel in range(3):
         filters.add(("colour", channel), [(("colour", channel), kernel)])
         filters.add(("dark", channel), [(("dark", channel), kernel)])
@@ -204,7 +216,7 @@ def _colour_means(filters, kernel):
             filters.add((name, "hue", sign), [((name, "hue", sign), kernel)])
 
 
-def _conv2(filters):
+def _conv2(filters: _Filters) -> None:
     """Local means, and the excess of each orientation."""
     for sigma in _SCALES:
         _excess(filters, sigma, _TENT)
@@ -212,28 +224,28 @@ def _conv2(filters):
     _colour_means(filters, _TENT)
 
 
-def _means(filters, ramps=None):
+def _means(filters: _Filters, ramps: str | None = None) -> None:
     """Means of all channels below; of those called `ramps` the difference of each early one and its late twin."""
-    for name in filters.below.names:
+    for name in filters.of_below():
         if name[0] != ramps:
             filters.add(name, [(name, _MEAN)])
         elif name[-1] == 0:
             filters.add(name[:-1], [(name, _MEAN), ((*name[:-1], 1), -_MEAN)])
 
 
-def _conv3(filters):
+def _conv3(filters: _Filters) -> None:
     """The ramps' differences; means of the rest."""
     _means(filters, "more")
 
 
-def _conv4(filters):
+def _conv4(filters: _Filters) -> None:
     """What is there, and each orientation's share of the energy in the wider neighbourhood: ramps again."""
-    for name in filters.below.names:
+    for name in filters.of_below():
         filters.add(name, [(name, _CENTRE)])
     _shares(filters)
 
 
-def _shares(filters):
+def _shares(filters: _Filters) -> None:
     for sigma in _SCALES:
         for orientation in range(_DIRECTIONS // 2):
             for share in (0.5, 1.0, 1.5, 2.2):
@@ -243,7 +255,7 @@ def _shares(filters):
                                 + [(("energy", sigma, 0.0), -70 * share * _MEAN)], -0.14 - late * _STEP)
 
 
-def _conv5(filters):
+def _conv5(filters: _Filters) -> None:
     """Means on 6x8 places; of the colours also in the quarters of each."""
     _means(filters, "share")
     for channel in range(3):
@@ -253,21 +265,21 @@ def _conv5(filters):
             filters.add(("quarter", channel, row, column), [(("colour", channel), corner)])
 
 
-def _coarse_conv2(filters):
+def _coarse_conv2(filters: _Filters) -> None:
     """Local means: CoarseNet's layers see less of the picture at once."""
     for sigma in _SCALES:
         _edge_means(filters, sigma, _TENT)
     _colour_means(filters, _TENT)
 
 
-def _coarse_conv3(filters):
+def _coarse_conv3(filters: _Filters) -> None:
     """The excess of each orientation; means of the rest."""
     for sigma in _SCALES:
         _excess(filters, sigma, _MEAN)
     _means(filters)
 
 
-def _coarse_conv4(filters):
+def _coarse_conv4(filters: _Filters) -> None:
     """The ramps' differences and means of the rest; each orientation's share."""
     _means(filters, "more")
     _shares(filters)
@@ -279,13 +291,13 @@ _COARSE = (("conv1", _conv1, True), ("conv2", _coarse_conv2, True), ("conv3", _c
            ("conv4", _coarse_conv4, True))
 
 
-def _lay_side_by_side(net, data, indices):
+def _lay_side_by_side(net: nn.Cell, data: TrainingData, indices: Sequence[int]) -> None:
     """Set the layers of CoarseNet behind conv4: conv5 blurs, three times; the deconvolutions lay the 16 combinations of
     its channels that tell most of depth into 4x4 pixels; what is left hands that one map on. The other channels keep
     their random weights and have no say yet."""
     _set(net.conv5, np.eye(512)[:, :, None, None] * np.outer([1, 2, 1], [1, 2, 1]) / 16, np.zeros(512))
 
-    def blurred(rgb):
+    def blurred(rgb: ms.Tensor) -> ms.Tensor:
         x = rgb
         for name, *_ in _COARSE:
             x = net.pool(net.relu(getattr(net, name)(x)))
@@ -312,7 +324,7 @@ def _lay_side_by_side(net, data, indices):
         _set(getattr(net, name), weights[name], biases[name])
 
 
-def _most_telling(maps, log_depth, count):
+def _most_telling(maps: Floats, log_depth: Floats, count: int) -> tuple[Array, Array]:
     """The `count` combinations of channels, the same in each place, that carry most of what a ridge regression on all
     channels in all places says of depth.
 
@@ -344,16 +356,19 @@ def _most_telling(maps, log_depth, count):
 # --- the dense layers
 
 
-def _samples(data, indices):
+def _samples(data: TrainingData, indices: Sequence[int]) -> Iterator[tuple[int, Pixels, Floats]]:
     yield from data.source.samples(indices, data.workers, data.skip_bad)
 
 
-def _rows(features_of, data, indices):
+def _rows(features_of: Callable[[ms.Tensor], ms.Tensor], data: TrainingData,
+          indices: Sequence[int]) -> tuple[list[int], Floats, Floats]:
     """Of the samples, each followed by its mirror image: index (N,), features (N, ...), log depth (N, 4070).
     `features_of`: what computes them of RGB (N, 3, 228, 304)."""
-    used, features, depth_maps, batch = [], [], [], []
+    used: list[int] = []
+    features, depth_maps = [], []
+    batch: list[Pixels] = []
 
-    def finish_batch():
+    def finish_batch() -> None:
         if batch:
             pictures = np.stack(batch).transpose(0, 3, 1, 2).astype(np.float32) / 255
             features.append(features_of(ms.Tensor(pictures)).asnumpy())
@@ -372,7 +387,7 @@ def _rows(features_of, data, indices):
     return used, np.concatenate(features), log_depth.reshape(-1, DEPTH_CELLS).astype(np.float32)
 
 
-def _random_features(rows, count, rng):
+def _random_features(rows: Floats, count: int, rng: np.random.Generator) -> tuple[Floats, Floats, Floats]:
     """ReLU features (N, count) of random directions among the rows' leading principal components, and the weight
     (count, 12288) and bias (count,) that make them of the rows: every standardisation is folded in."""
     offset, scale = rows.mean(0), rows.std(0)
@@ -391,7 +406,7 @@ def _random_features(rows, count, rng):
     return units, weight.T, bias - offset @ weight
 
 
-def _ridge_regression(units, log_depth, ridge):
+def _ridge_regression(units: Floats, log_depth: Floats, ridge: float) -> tuple[Array, Array]:
     """The weight (4070, count) and bias (4070,) of the ridge regression on the standardised units."""
     offset, scale, mean = units.mean(0), units.std(0) + 1e-6, log_depth.mean(0)
     standard = (units - offset) / scale
@@ -400,7 +415,7 @@ def _ridge_regression(units, log_depth, ridge):
     return weight.T, mean - offset @ weight
 
 
-def _validated_ridge(units, log_depth, scenes):
+def _validated_ridge(units: Floats, log_depth: Floats, scenes: Sequence[str]) -> float:
     """The ridge with the least error on every fifth scene when fitted on the others. Raises UserError."""
     held_out = np.isin(scenes, sorted(set(scenes))[::VALIDATION_SHARE])
     if held_out.all():
@@ -411,4 +426,4 @@ def _validated_ridge(units, log_depth, scenes):
         weight, bias = _ridge_regression(units[~held_out], log_depth[~held_out], ridge)
         scores[ridge] = float(np.sqrt(np.mean((units[held_out] @ weight.T + bias - log_depth[held_out])**2)))
         logger.info("ridge %g: rmse %.4f of log depth on every fifth scene", ridge, scores[ridge])
-    return min(scores, key=scores.get)
+    return min(scores, key=scores.__getitem__)

@@ -3,16 +3,19 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from src.arrays import Doubles
 from src.errors import UserError
+from src.files import StrPath
 from src.metrics import METRICS
 
 RESAMPLES = 10_000
 
 
-def read(path):
+def read(path: StrPath) -> tuple[dict[str, Any], dict[str, dict[str, list[float]]]]:
     """(metrics.json as a dict, {net: {image: (8,) metrics}}) of an evaluation's folder or its metrics.json. Raises
     UserError."""
     path = Path(path)
@@ -21,7 +24,7 @@ def read(path):
         facts = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         with open(folder / "per_image.csv", encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        nets = {net: {} for net in facts["metrics"]}
+        nets: dict[str, dict[str, list[float]]] = {net: {} for net in facts["metrics"]}
         for row in rows:
             nets[row["net"]][row["image"]] = [float(row[name] or "nan") for name in METRICS]
     except FileNotFoundError as error:
@@ -31,7 +34,7 @@ def read(path):
     return facts, nets
 
 
-def compare(first, second):
+def compare(first: StrPath, second: StrPath) -> str:
     """The text that sets two evaluations side by side: for each net that differs the means, their difference, and the
     95 % interval of the difference by a bootstrap over the pictures (Efron, 1979).
 
@@ -61,7 +64,7 @@ def compare(first, second):
     return "\n".join(parts)
 
 
-def interval(differences, share=0.95):
+def interval(differences: Doubles, share: float = 0.95) -> Doubles:
     """The bootstrap interval of the mean over the first axis: (low, high), each of the other axes' shape. What is NaN
     does not count."""
     rng = np.random.default_rng(0)

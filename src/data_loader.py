@@ -12,16 +12,19 @@ import os
 import sys
 import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import cv2
 import numpy as np
 
 from src import image
+from src.arrays import Array, Floats, Indices, Pixels
 from src.errors import UserError
+from src.files import StrPath
 from src.metrics import DEPTH_RANGE_M
 
 BRIGHTNESS = (0.8, 1.0)
@@ -41,6 +44,10 @@ LAYOUT = "expected NYU/Train/<scene>_out/<n>.jpg + <n>.png and NYU/Test/<id>_col
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+Sample: TypeAlias = tuple[Pixels, Array]  # RGB and depth, in one of the two forms of `PlainPairs.load`
+Load: TypeAlias = Callable[[int], Sample]
+
 
 class DataError(UserError):
     """A data folder that cannot be used. The message names the folder or the files."""
@@ -58,12 +65,12 @@ class Pair(NamedTuple):
     depth: Path
 
 
-def _natural_key(name):
+def _natural_key(name: str) -> list[tuple[int, int, str]]:
     """Numbers in numeric order: 2 before 10."""
     return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in name.split("/")]
 
 
-def _split_folder(folder, split):
+def _split_folder(folder: StrPath, split: str) -> Path:
     """`folder`/`split`, or `folder` itself when it is that split's folder. Raises DataError saying what was found."""
     folder = Path(folder)
     if not folder.is_dir():
@@ -76,7 +83,7 @@ def _split_folder(folder, split):
     raise DataError(f"{folder}: no {split} folder in it (found: {found}); {LAYOUT}")
 
 
-def _match(folder, rgb_by_name, depth_by_name):
+def _match(folder: StrPath, rgb_by_name: Mapping[str, Path], depth_by_name: Mapping[str, Path]) -> list[Pair]:
     unpaired = missing_partners(rgb_by_name, depth_by_name)
     if unpaired:
         more = f" (and {len(unpaired) - 3} more)" if len(unpaired) > 3 else ""
@@ -86,27 +93,27 @@ def _match(folder, rgb_by_name, depth_by_name):
     return matched(rgb_by_name, depth_by_name)
 
 
-def missing_partners(rgb_by_name, depth_by_name):
+def missing_partners(rgb_by_name: Mapping[str, Path], depth_by_name: Mapping[str, Path]) -> list[str]:
     """A sentence for each file whose partner is missing."""
-    def missing(name):
+    def missing(name: str) -> str:
         return f"{rgb_by_name[name]} has no depth map" if name in rgb_by_name \
             else f"{depth_by_name[name]} has no RGB image"
 
     return [missing(name) for name in sorted(set(rgb_by_name) ^ set(depth_by_name), key=_natural_key)]
 
 
-def matched(rgb_by_name, depth_by_name):
+def matched(rgb_by_name: Mapping[str, Path], depth_by_name: Mapping[str, Path]) -> list[Pair]:
     """The Pairs of the names that have both, in natural order."""
     return [Pair(name, rgb_by_name[name], depth_by_name[name])
             for name in sorted(set(rgb_by_name) & set(depth_by_name), key=_natural_key)]
 
 
-def train_files(folder):
+def train_files(folder: StrPath) -> tuple[dict[str, Path], dict[str, Path]]:
     """(RGB by name, depth by name) of `folder`/Train, paired or not. Raises DataError when there is no such folder."""
     files = [path for path in _split_folder(folder, "Train").glob("*/*") if not path.name.startswith(".")]
 
-    def by_name(suffixes):
-        found = {}
+    def by_name(suffixes: tuple[str, ...]) -> dict[str, Path]:
+        found: dict[str, Path] = {}
         for path in sorted(path for path in files if path.suffix.lower() in suffixes):
             earlier = found.setdefault(f"{path.parent.name}/{path.stem}", path)
             if earlier != path:
@@ -116,28 +123,28 @@ def train_files(folder):
     return by_name((".jpg", ".jpeg")), by_name((".png",))
 
 
-def test_files(folder):
+def test_files(folder: StrPath) -> tuple[dict[str, Path], dict[str, Path]]:
     """(RGB by id, depth by id) of `folder`/Test, paired or not. Raises DataError when there is no such folder."""
     folder = _split_folder(folder, "Test")
 
-    def by_name(ending):
+    def by_name(ending: str) -> dict[str, Path]:
         return {path.name.removesuffix(ending): path for path in folder.glob(f"*{ending}")
                 if not path.name.startswith(".")}
 
     return by_name("_colors.png"), by_name("_depth.png")
 
 
-def list_train(folder):
+def list_train(folder: StrPath) -> list[Pair]:
     """The pairs of `folder`/Train by scene and number, in the same order on every machine. Raises DataError."""
     return _match(folder, *train_files(folder))
 
 
-def list_test(folder):
+def list_test(folder: StrPath) -> list[Pair]:
     """The pairs of `folder`/Test by id. Raises DataError."""
     return _match(folder, *test_files(folder))
 
 
-def readable_test_pairs(folder, workers):
+def readable_test_pairs(folder: StrPath, workers: int) -> list[Pair]:
     """`list_test` with every file read once: what is broken is known now and not after an hour. Raises DataError and
     image.ImageError."""
     pairs = list_test(folder)
@@ -147,24 +154,25 @@ def readable_test_pairs(folder, workers):
     return pairs
 
 
-def names_digest(names):
+def names_digest(names: Iterable[str]) -> str:
     """Hexadecimal text that stands for these samples in this order."""
     return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def evenly(sequence, most):
+def evenly(sequence: Sequence[T], most: int) -> Sequence[T]:
     """At most `most` items of a list or range, evenly spaced."""
     return sequence[::max(1, -(-len(sequence) // most))]
 
 
-def load_test_pair(pair):
+def load_test_pair(pair: Pair) -> tuple[Floats, Floats]:
     """(3, 228, 304) RGB in [0, 1] and the full (H, W) depth in metres. Raises image.ImageError."""
     rgb, depth_m = image.load_rgb(pair.rgb), image.load_test_depth(pair.depth)
     image.check_pair(rgb, depth_m, pair.rgb, pair.depth)
     return image.network_rgb(rgb), depth_m
 
 
-def test_batches(pairs, batch_size, workers=2):
+def test_batches(pairs: Sequence[Pair], batch_size: int,
+                 workers: int = 2) -> Iterator[tuple[Sequence[Pair], Floats, list[Floats]]]:
     """Yield (pairs, rgb (N, 3, 228, 304), list of N full depth maps (H, W) in metres); the last may be smaller."""
     chunks = [pairs[start:start + batch_size] for start in range(0, len(pairs), batch_size)]
     with ThreadPoolExecutor(workers) as pool:
@@ -172,10 +180,11 @@ def test_batches(pairs, batch_size, workers=2):
             yield chunk, np.stack([rgb for rgb, _ in loaded]), [depth_m for _, depth_m in loaded]
 
 
-def _ahead(pool, batches, depth=2):
+def _ahead(pool: ThreadPoolExecutor, batches: Iterable[tuple[Any, list[Any]]],
+           depth: int = 2) -> Iterator[tuple[Any, list[Any]]]:
     """Run the calls of each (batch, list of (function, *arguments)) in the pool, `depth` batches ahead of the
     consumer. Yields (batch, list of results)."""
-    queue = deque()
+    queue: deque[tuple[Any, list[Future[Any]]]] = deque()
     try:
         for batch, calls in batches:
             queue.append((batch, [pool.submit(*call) for call in calls]))
@@ -188,7 +197,7 @@ def _ahead(pool, batches, depth=2):
             future.cancel()
 
 
-def _finished(batch, futures):
+def _finished(batch: Any, futures: list[Future[Any]]) -> tuple[Any, list[Any]]:
     return batch, [future.result() for future in futures]
 
 
@@ -207,35 +216,35 @@ class Schedule:
     rank: int = 0
     ranks: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.steps_per_epoch:
             whole = f"a batch of {self.batch_size}" + (f" on each of {self.ranks} devices" if self.ranks > 1 else "")
             raise DataError(f"{self.samples} training pairs do not fill {whole}: use a smaller --batch_size")
 
     @property
-    def steps_per_epoch(self):
+    def steps_per_epoch(self) -> int:
         """Whole batches in an epoch; the remainder is dropped."""
         return self.samples // (self.batch_size * self.ranks)
 
-    def shard(self, epoch):
+    def shard(self, epoch: int) -> Indices:
         """This rank's sample indices in `epoch` (from 0), in order."""
         used = self.steps_per_epoch * self.batch_size * self.ranks
         return _permutation(self.seed, epoch, self.samples)[:used][self.rank::self.ranks]
 
-    def batch(self, step):
+    def batch(self, step: int) -> tuple[int, Indices]:
         """(epoch, sample indices) of step `step` (from 0, over all epochs) on this rank."""
         epoch, position = divmod(step, self.steps_per_epoch)
         return epoch, self.shard(epoch)[position * self.batch_size:(position + 1) * self.batch_size]
 
 
-def counter_rng(seed, epoch, sample=None):
+def counter_rng(seed: int, epoch: int, sample: int | None = None) -> np.random.Generator:
     """A generator that depends on nothing but its arguments; `sample` None is the epoch's own."""
     key = np.array([seed, 0 if sample is None else sample + 1], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, epoch], np.uint64)))
 
 
 @functools.lru_cache(maxsize=2)
-def _permutation(seed, epoch, samples):
+def _permutation(seed: int, epoch: int, samples: int) -> Indices:
     return counter_rng(seed, epoch).permutation(samples)
 
 
@@ -250,24 +259,25 @@ class PlainPairs:
 
     form = "plain"
 
-    def __init__(self, folder):
+    def __init__(self, folder: StrPath) -> None:
         self.pairs = list_train(folder)
         self.names = [pair.name for pair in self.pairs]
-        self._kept, self._kept_bytes = {}, 0
+        self._kept: dict[tuple[int, bool], Array] = {}
+        self._kept_bytes = 0
 
-    def file(self, index):
+    def file(self, index: int) -> object:
         """What to call sample `index` in a message."""
         return self.pairs[index].rgb
 
-    def data_digest(self):
+    def data_digest(self) -> str:
         """Hexadecimal text that changes with the size or the time of any file."""
-        def facts(path):
+        def facts(path: Path) -> str:
             status = os.stat(path)
             return f"{status.st_size} {status.st_mtime_ns}"
 
         return names_digest([f"{facts(pair.rgb)} {facts(pair.depth)}" for pair in self.pairs])
 
-    def load(self, index, whole=False):
+    def load(self, index: int, whole: bool = False) -> Sample:
         """One sample: what the nets see, uint8 RGB (228, 304, 3) and metres (55, 74); or the `whole` picture at half
         size, uint8 RGB (240, 320, 3) and depth pixels (240, 320). Raises image.ImageError."""
         pair, kept = self.pairs[index], self._kept.get((index, whole))
@@ -281,15 +291,16 @@ class PlainPairs:
                 self._kept_bytes += kept.nbytes
         return (image.half_pixels if whole else image.network_pixels)(rgb), kept
 
-    def read(self, schedule, first_step, last_step, workers, whole=False):
+    def read(self, schedule: Schedule, first_step: int, last_step: int, workers: int,
+             whole: bool = False) -> Iterator[tuple[int, Indices, Load]]:
         """Yield (epoch, sample indices, function that loads one of them) of each step."""
         for step in range(first_step, last_step):
             yield *schedule.batch(step), functools.partial(self.load, whole=whole)
 
-    def depth_maps(self, indices, workers, skip_bad=False):
+    def depth_maps(self, indices: Iterable[int], workers: int, skip_bad: bool = False) -> Iterator[Floats]:
         """Yield the depth (55, 74) in metres of some samples; one that cannot be read raises image.ImageError, or with
         `skip_bad` is all unmeasured."""
-        def depth_map(index):
+        def depth_map(index: int) -> Floats:
             try:
                 return train_target(image.load_train_depth_pixels(self.pairs[index].depth))
             except image.ImageError:
@@ -300,10 +311,11 @@ class PlainPairs:
         with ThreadPoolExecutor(workers) as pool:
             yield from pool.map(depth_map, indices)
 
-    def samples(self, indices, workers, skip_bad=False):
+    def samples(self, indices: Iterable[int], workers: int,
+                skip_bad: bool = False) -> Iterator[tuple[int, Pixels, Floats]]:
         """Yield (index, RGB, depth in metres) of some samples, as `load` has them; one that cannot be read raises
         image.ImageError, or with `skip_bad` is left out."""
-        def sample(index):
+        def sample(index: int) -> tuple[int, Pixels, Floats] | None:
             try:
                 return index, *self.load(index)
             except image.ImageError:
@@ -313,6 +325,23 @@ class PlainPairs:
 
         with ThreadPoolExecutor(workers) as pool:
             yield from filter(None, pool.map(sample, indices))
+
+
+class Source(Protocol):
+    """Training pairs by index: PlainPairs, packed.PackedPairs."""
+
+    @property
+    def form(self) -> str: ...
+    @property
+    def names(self) -> list[str]: ...
+
+    def file(self, index: int) -> object: ...
+    def data_digest(self) -> str: ...
+    def read(self, schedule: Schedule, first_step: int, last_step: int, workers: int,
+             whole: bool = False) -> Iterator[tuple[int, Indices, Load]]: ...
+    def depth_maps(self, indices: Sequence[int], workers: int, skip_bad: bool = False) -> Iterator[Floats]: ...
+    def samples(self, indices: Sequence[int], workers: int,
+                skip_bad: bool = False) -> Iterator[tuple[int, Pixels, Floats]]: ...
 
 
 class TrainingData:
@@ -327,14 +356,15 @@ class TrainingData:
         skip_bad: replace a sample that cannot be read by the next of the same shard that can, instead of stopping.
     """
 
-    def __init__(self, source, schedule, workers=2, dropout_units=0, dropout_rate=0.0, augmentation="reference",
-                 skip_bad=False):
+    def __init__(self, source: Source, schedule: Schedule, workers: int = 2, dropout_units: int = 0,
+                 dropout_rate: float = 0.0, augmentation: str = "reference", skip_bad: bool = False) -> None:
         self.augment = AUGMENTATIONS[augmentation]
         self.source, self.schedule, self.workers = source, schedule, workers
         self.dropout_units, self.dropout_rate = dropout_units, dropout_rate
-        self.skip_bad, self.bad, self._lock = skip_bad, set(), threading.Lock()
+        self.skip_bad, self._lock = skip_bad, threading.Lock()
+        self.bad: set[int] = set()
 
-    def batches(self, first_step, last_step):
+    def batches(self, first_step: int, last_step: int) -> Iterator[list[Array]]:
         """Yield the arrays of steps first_step..last_step - 1: [rgb, depth_m] or [rgb, depth_m, kept_units].
 
         RGB is uint8 (N, 3, 228, 304), a quarter of what float32 would move to the device; depth is (N, 1, 55, 74).
@@ -345,14 +375,14 @@ class TrainingData:
             for arrays, _ in _ahead(pool, self._work(first_step, last_step)):
                 yield arrays
 
-    def files(self, step):
+    def files(self, step: int) -> list[object]:
         """What the samples of one step are called."""
         return [self.source.file(index) for index in self.schedule.batch(step)[1]]
 
-    def _work(self, first_step, last_step):
+    def _work(self, first_step: int, last_step: int) -> Iterator[tuple[list[Array], list[Any]]]:
         for epoch, indices, load in self.source.read(self.schedule, first_step, last_step, self.workers,
                                                      whole=self.augment is augment_as_paper):
-            arrays = [np.empty((len(indices), 3, *image.RGB_SIZE), np.uint8),
+            arrays: list[Array] = [np.empty((len(indices), 3, *image.RGB_SIZE), np.uint8),
                       np.empty((len(indices), 1, *image.DEPTH_SIZE), np.float32)]
             if self.dropout_units:
                 arrays.append(np.empty((len(indices), self.dropout_units), np.float32))
@@ -360,7 +390,7 @@ class TrainingData:
             yield arrays, [(self._fill, [array[part] for array in arrays], epoch, indices[part], load)
                            for part in parts]
 
-    def _fill(self, arrays, epoch, indices, load):
+    def _fill(self, arrays: Sequence[Array], epoch: int, indices: Iterable[int], load: Load) -> None:
         for index, rgb_out, depth_out, *kept_out in zip(indices, *arrays, strict=True):
             index, rgb, depth = self._load(load, epoch, int(index))
             rng = counter_rng(self.schedule.seed, epoch, index)
@@ -368,7 +398,7 @@ class TrainingData:
             for kept in kept_out:
                 kept[:] = rng.random(self.dropout_units) >= self.dropout_rate
 
-    def _load(self, load, epoch, index):
+    def _load(self, load: Load, epoch: int, index: int) -> tuple[int, Pixels, Array]:
         """(index, RGB, depth) of the sample, or with `skip_bad` of the next of this epoch's shard that can be read:
         a function of the epoch and the sample like everything else."""
         while True:
@@ -381,7 +411,7 @@ class TrainingData:
             shard = self.schedule.shard(epoch)
             index = int(shard[(np.flatnonzero(shard == index)[0] + 1) % len(shard)])
 
-    def _note_bad(self, index, error):
+    def _note_bad(self, index: int, error: image.ImageError) -> None:
         with self._lock:
             if index in self.bad:
                 return
@@ -392,7 +422,7 @@ class TrainingData:
                                 f"{MOST_BAD:.0%}; the last: {error}")
 
 
-def keep_freed_memory():
+def keep_freed_memory() -> None:
     """Have glibc keep freed arrays for the next ones. By default everything over 128 KiB goes back to the system and
     is paged in anew, which for pictures costs about as much as decoding them."""
     if sys.platform != "linux":
@@ -403,25 +433,25 @@ def keep_freed_memory():
         mallopt(_M_TRIM_THRESHOLD, 256 << 20)
 
 
-def decode_train_pair(pair):
+def decode_train_pair(pair: Pair) -> tuple[Pixels, Pixels]:
     """uint8 RGB (H, W, 3) and depth pixels (H, W) of a training pair. Raises image.ImageError."""
     rgb, pixels = image.load_rgb(pair.rgb), image.load_train_depth_pixels(pair.depth)
     image.check_pair(rgb, pixels, pair.rgb, pair.depth)
     return rgb, pixels
 
 
-def load_train_pair(pair):
+def load_train_pair(pair: Pair) -> tuple[Pixels, Floats]:
     """Decoded, cropped and resized: uint8 (228, 304, 3) and float32 metres (55, 74). Raises image.ImageError."""
     rgb, pixels = decode_train_pair(pair)
     return image.network_pixels(rgb), train_target(pixels)
 
 
-def train_target(pixels):
+def train_target(pixels: Pixels) -> Floats:
     """uint8 (H, W) -> metres (55, 74). The unit is changed last, on the small map: the resize is linear."""
     return image.network_depth(pixels)[0] * image.TRAIN_DEPTH_SCALE
 
 
-def augment(rgb, depth_m, rng, rgb_out, depth_out):
+def augment(rgb: Pixels, depth_m: Floats, rng: np.random.Generator, rgb_out: Pixels, depth_out: Floats) -> None:
     """Flip both, change the brightness and the sharpness of RGB, and write them into the batch's arrays.
 
     uint8 (228, 304, 3) and metres (55, 74) -> uint8 (3, 228, 304) and float32 (1, 55, 74).
@@ -440,7 +470,7 @@ def augment(rgb, depth_m, rng, rgb_out, depth_out):
     depth_out[0] = depth_m
 
 
-def augment_as_paper(rgb, pixels, rng, rgb_out, depth_out):
+def augment_as_paper(rgb: Pixels, pixels: Pixels, rng: np.random.Generator, rgb_out: Pixels, depth_out: Floats) -> None:
     """The paper's augmentation (section 3.4): the scale grows by 1 to 1.5 and the depth is divided by it, rotation
     within 5 degrees, a translation as far as the picture reaches, each colour times 0.8 to 1.2, a flip.
 
@@ -457,7 +487,7 @@ def augment_as_paper(rgb, pixels, rng, rgb_out, depth_out):
     centre = full / 2 + place * room / 2
     turn = turn @ np.diag([-1 if flip else 1, 1])
 
-    def cut(array, size, border):
+    def cut(array: Array, size: tuple[int, int], border: int) -> Array:
         """The window on a grid of `size` (height, width) cells, half-pixel centres."""
         cells = np.array(size[::-1])
         matrix = turn @ np.diag(seen / cells)
@@ -472,15 +502,16 @@ def augment_as_paper(rgb, pixels, rng, rgb_out, depth_out):
     depth_out[0] = np.where(weight >= 0.5, total / np.maximum(weight, 0.5), 0) * (image.TRAIN_DEPTH_SCALE / scale)
 
 
-AUGMENTATIONS = {"reference": augment, "paper": augment_as_paper}
+Augmentation: TypeAlias = Callable[[Pixels, Array, np.random.Generator, Pixels, Floats], None]
+AUGMENTATIONS: dict[str, Augmentation] = {"reference": augment, "paper": augment_as_paper}
 
 
-def clipped_log(depth_m):
+def clipped_log(depth_m: Array) -> Array:
     """The natural logarithm of metres, which are clipped as the metrics clip them."""
     return np.log(np.clip(depth_m, *DEPTH_RANGE_M))
 
 
-def mean_log_depth(depth_maps):
+def mean_log_depth(depth_maps: Iterable[Floats]) -> Floats:
     """The mean log depth of each cell over an iterable of depth maps (55, 74) in metres: (1, 55, 74).
 
     It is the constant prediction to beat. Unmeasured pixels do not count.
@@ -492,7 +523,7 @@ def mean_log_depth(depth_maps):
     return (total[0] / np.maximum(total[1], 1))[None].astype(np.float32)
 
 
-def filled_log_depth(depth_maps):
+def filled_log_depth(depth_maps: Sequence[Floats]) -> tuple[Floats, Floats]:
     """The log depth (N, 55, 74) of a list of depth maps in metres, for a regression: where nothing was measured stands
     the mean (55, 74) of the others, which is returned beside it."""
     mean = mean_log_depth(depth_maps)[0]

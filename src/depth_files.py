@@ -7,18 +7,22 @@ import io
 import logging
 import os
 import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, Protocol, TypeAlias
 
 import cv2
 import numpy as np
 
 from src import cli, image, visual
+from src.arrays import Array, Floats, Pixels
 from src.data_loader import evenly
 from src.errors import NotFinite, UserError
-from src.files import claim, discarded_at_exit, partial_path, printable, replacing, utf8_path
+from src.files import StrPath, claim, discarded_at_exit, partial_path, printable, replacing, utf8_path
 from src.pointcloud import Intrinsics, write_ply
-from src.predict import blended
+from src.predict import DepthPredictor, Maps, blended
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 HEIF = (".heic", ".heif")  # found, so that it can be said that they are not read
@@ -38,6 +42,12 @@ MISSING_FRAMES = 0.02
 logger = logging.getLogger(__name__)
 
 
+class Bar(Protocol):
+    """What is told of each picture or frame that is done."""
+
+    def update(self, count: int = 1, /) -> object: ...
+
+
 class VideoError(UserError):
     """A video that cannot be read or written. The message names the file."""
 
@@ -51,23 +61,23 @@ class Job:
     video_suffix: str = ".mp4"  # of CODECS
 
     @property
-    def is_video(self):
+    def is_video(self) -> bool:
         """Whether the input is a video rather than a picture."""
         return self.source.suffix.lower() in VIDEOS
 
-    def outputs(self, kinds):
+    def outputs(self, kinds: Collection[str]) -> dict[str, Path]:
         """The path of each kind of output file; of a video's frames see `frames`."""
         if not self.is_video:
             return {kind: Path(f"{self.target}{ENDINGS[kind]}") for kind in kinds}
         return {kind: Path(f"{self.target}{VIDEO_ENDINGS[kind]}").with_suffix(self.video_suffix)
                 for kind in kinds if kind in VIDEO_ENDINGS}
 
-    def frames(self, kinds):
+    def frames(self, kinds: Collection[str]) -> Path | None:
         """The folder of a video's outputs that are a file a frame, or None."""
         return Path(f"{self.target}{FRAMES}") if self.is_video and set(kinds) - set(VIDEO_ENDINGS) else None
 
 
-def find(inputs, output_dir):
+def find(inputs: Iterable[StrPath], output_dir: Path) -> list[Job]:
     """The Jobs of files, folders (searched through) and glob patterns; folders are kept below `output_dir`.
 
     What an earlier run has made of a picture beside it, what lies in an `output_dir` within a folder, and depth maps
@@ -81,7 +91,7 @@ def find(inputs, output_dir):
                             f"{' '.join((*PICTURES, *VIDEOS))}")
         sources += [(path, path.relative_to(root)) for path in found]
     stems = collections.Counter(relative.with_suffix("") for _, relative in sources)
-    jobs = {}
+    jobs: dict[Path, Job] = {}
     for path, relative in sources:
         stem = relative.with_suffix("")
         name = stem if stems[stem] == 1 else stem.with_name(relative.name.replace(".", "_"))
@@ -91,10 +101,10 @@ def find(inputs, output_dir):
     return list(jobs.values())
 
 
-def check_outputs(jobs, kinds, overwrite):
+def check_outputs(jobs: Sequence[Job], kinds: Collection[str], overwrite: bool) -> None:
     """Decide that all outputs of the Jobs may be written. Raises UserError."""
     claim([path for job in jobs for path in job.outputs(kinds).values()], overwrite)
-    folders = {job.frames(kinds): job for job in jobs if job.frames(kinds)}
+    folders = {folder: job for job in jobs if (folder := job.frames(kinds))}
     for job in jobs:
         for parent in job.target.parents:
             if parent in folders:
@@ -105,7 +115,7 @@ def check_outputs(jobs, kinds, overwrite):
             raise UserError(f"{folder} is there already: --overwrite replaces it, --output_dir names another folder")
 
 
-def _expand(text, output_dir):
+def _expand(text: str, output_dir: Path) -> tuple[Path, list[Path]]:
     """(folder that the outputs' folders are relative to, files) of one input."""
     path = Path(text)
     if path.is_dir():
@@ -121,24 +131,27 @@ def _expand(text, output_dir):
     return root, [file for file in files if not _is_output(file, stems) and not _is_nyu_depth(file)]
 
 
-def _is_input(path):
+def _is_input(path: Path) -> bool:
     return path.is_file() and path.suffix.lower() in PICTURES + HEIF + VIDEOS and not path.name.startswith(".")
 
 
-def _is_output(path, stems):
+def _is_output(path: Path, stems: set[Path]) -> bool:
     """Whether predict.py has made it of another of the inputs."""
     return any(path.name.endswith(ending) and path.with_name(path.name.removesuffix(ending)) in stems
                for ending in (*ENDINGS.values(), *VIDEO_ENDINGS.values())) \
-        or (path.parent.name.endswith(FRAMES) and _FRAME.fullmatch(path.name)
+        or (path.parent.name.endswith(FRAMES) and _FRAME.fullmatch(path.name) is not None
             and path.parent.with_name(path.parent.name.removesuffix(FRAMES)) in stems)
 
 
 _FRAME = re.compile(r"\d{6,}(" + "|".join(map(re.escape, ENDINGS.values())) + ")")
 
 
-def _is_nyu_depth(path):
+def _is_nyu_depth(path: Path) -> bool:
     return (path.name.endswith("_depth.png") and path.with_name(path.name.replace("_depth", "_colors")).is_file()) \
         or (path.suffix == ".png" and path.parent.name.endswith("_out") and path.with_suffix(".jpg").is_file())
+
+
+Group: TypeAlias = list[tuple[Job, Pixels | image.ImageError]]
 
 
 @dataclass(frozen=True)
@@ -155,21 +168,21 @@ class Writer:
             that is as large in the picture of a longer lens is that much farther away.
     """
 
-    kinds: tuple
+    kinds: tuple[str, ...]
     colormap: str
     max_depth: float
-    camera: object
+    camera: Callable[[int, int], Intrinsics]
     follow_exif: bool = False
 
-    def of_photograph(self, path, size):
+    def of_photograph(self, path: StrPath, size: tuple[int, ...]) -> tuple["Writer", np.float32]:
         """(the Writer for one photograph, what its depth is multiplied by): as EXIF tells its camera, if it does."""
         focal_mm = image.focal_length_35mm(path) if self.follow_exif else None
         if not focal_mm:
             return self, np.float32(1)
-        camera = Intrinsics.from_35mm(*size, focal_mm)
+        camera = Intrinsics.from_35mm(size[0], size[1], focal_mm)
         return replace(self, camera=lambda *_: camera), np.float32(camera.fx / Intrinsics.kinect(*size).fx)
 
-    def save(self, paths, rgb, depth_m):
+    def save(self, paths: Mapping[str, Path], rgb: Pixels, depth_m: Floats) -> None:
         """Write a depth map in each kind of `paths`, whole or not at all."""
         for kind, path in paths.items():
             if kind == "npy":
@@ -183,21 +196,22 @@ class Writer:
                 _write_png(path, image.encode_test_depth(depth_m) if kind == "png16"
                            else self.picture(kind, rgb, depth_m))
 
-    def picture(self, kind, rgb, depth_m):
+    def picture(self, kind: str, rgb: Pixels, depth_m: Floats) -> Pixels:
         """The coloured depth with its scale bar, for "side" with the picture before it. uint8 RGB."""
         coloured = visual.with_scale_bar(visual.colour(depth_m, self.max_depth, self.colormap), self.max_depth,
                                          self.colormap)
         return np.hstack([rgb, coloured]) if kind == "side" else coloured
 
 
-def _write_png(path, pixels):
+def _write_png(path: Path, pixels: Array) -> None:
     if pixels.ndim == 3:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
     with replacing(path, "wb") as file:
         file.write(cv2.imencode(".png", pixels)[1].tobytes())
 
 
-def predict_all(jobs, predictor, writer, size, bar, known=None):
+def predict_all(jobs: Sequence[Job], predictor: DepthPredictor, writer: Writer, size: int, bar: Bar,
+                known: Mapping[Job, Maps] | None = None) -> int:
     """Predict and save every Job, `size` pictures or frames at a time. The number of those that failed, which are
     named; the others go on. `known`: of `depth_range`."""
     failed = 0
@@ -205,12 +219,12 @@ def predict_all(jobs, predictor, writer, size, bar, known=None):
         failed += _predict_group(group, predictor, writer, known or {})
         bar.update(len(group))
     for job in (job for job in jobs if job.is_video):
-        failed += not _named(job, lambda job=job: _predict_video_shown(job, predictor, writer, size))
+        failed += not _named(job, partial(_predict_video_shown, job, predictor, writer, size))
         bar.update()
     return failed
 
 
-def depth_range(jobs, predictor, writer):
+def depth_range(jobs: Sequence[Job], predictor: DepthPredictor, writer: Writer) -> tuple[float, dict[Job, Maps]]:
     """The end of the colours for these Jobs, one for all, and what was predicted for it.
 
     Returns:
@@ -230,12 +244,12 @@ def depth_range(jobs, predictor, writer):
     return deepest or 10.0, known
 
 
-def colour_end(depth_m):
+def colour_end(depth_m: Floats) -> float:
     """Where the colours of a depth map may end: whole metres over its 98th percentile."""
     return float(np.floor(np.percentile(depth_m, 98)) + 1)
 
 
-def _sampled_frames(path):
+def _sampled_frames(path: Path) -> Iterator[Pixels]:
     with _opened(path) as capture:
         for number in evenly(range(int(capture.get(cv2.CAP_PROP_FRAME_COUNT))), SAMPLED):
             capture.set(cv2.CAP_PROP_POS_FRAMES, number)
@@ -244,7 +258,7 @@ def _sampled_frames(path):
                 yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
 
-def _named(job, work):
+def _named(job: Job, work: Callable[[], object]) -> bool:
     """Whether `work` ended well; else its error is logged with the input that it is about."""
     try:
         work()
@@ -254,10 +268,12 @@ def _named(job, work):
     return True
 
 
-def _groups(jobs, size):
+def _groups(jobs: Iterable[Job], size: int) -> Iterator[Group]:
     """Lists of (job, RGB or the error that it cannot be read), at most `size` and PIXELS_AT_ONCE each."""
-    group, pixels = [], 0
+    group: Group = []
+    pixels = 0
     for job in jobs:
+        loaded: Pixels | image.ImageError
         try:
             loaded = image.load_rgb(job.source)
             pixels += loaded.size // 3
@@ -273,7 +289,7 @@ def _groups(jobs, size):
         yield group
 
 
-def _predict_group(group, predictor, writer, known):
+def _predict_group(group: Group, predictor: DepthPredictor, writer: Writer, known: Mapping[Job, Maps]) -> int:
     """Predict and save a group; the number that failed. When it cannot be predicted together, each is by itself."""
     loaded = [(job, rgb) for job, rgb in group if isinstance(rgb, np.ndarray)]
     for _, error in (one for one in group if not isinstance(one[1], np.ndarray)):
@@ -289,7 +305,7 @@ def _predict_group(group, predictor, writer, known):
         logger.warning("skipped: %s", error)
         return failed + 1
 
-    def save(job, rgb):
+    def save(job: Job, rgb: Pixels) -> None:
         depth_m = blended(rgb.shape[:2], known[job])
         job.target.parent.mkdir(parents=True, exist_ok=True)
         one, factor = writer.of_photograph(job.source, depth_m.shape)
@@ -297,15 +313,15 @@ def _predict_group(group, predictor, writer, known):
             logger.info("%s: another lens than the Kinect's, by its EXIF: depth times %.2f", job.source, factor)
         one.save(job.outputs(writer.kinds), rgb, depth_m * factor)
 
-    return failed + sum(not _named(job, lambda one=(job, rgb): save(*one)) for job, rgb in loaded)
+    return failed + sum(not _named(job, partial(save, job, rgb)) for job, rgb in loaded)
 
 
-def _predict_video_shown(job, predictor, writer, size):
+def _predict_video_shown(job: Job, predictor: DepthPredictor, writer: Writer, size: int) -> None:
     with cli.progress(video_length(job.source)[0] or None, printable(job.source.name), "frame") as bar:
         predict_video(job, predictor, writer, size, bar)
 
 
-def video_length(path):
+def video_length(path: StrPath) -> tuple[int, float]:
     """(frames, seconds) that a video declares, 0 where it does not. Raises VideoError when it cannot be read, or is too
     large to try."""
     with _opened(path) as capture:
@@ -317,7 +333,7 @@ def video_length(path):
         return frames, frames / (capture.get(cv2.CAP_PROP_FPS) or 25)
 
 
-def predict_video(job, predictor, writer, size, bar):
+def predict_video(job: Job, predictor: DepthPredictor, writer: Writer, size: int, bar: Bar) -> None:
     """Predict a video frame by frame: all of its outputs, or none; `bar` is told of each. Raises VideoError naming it,
     also (after the outputs are written) when the video ends before it says it does."""
     outputs, frames_folder = job.outputs(writer.kinds), job.frames(writer.kinds)
@@ -337,15 +353,17 @@ def predict_video(job, predictor, writer, size, bar):
                     frames_out.add(rgb, depth_m)
                 number += 1
                 bar.update()
-        for output in (*videos, *([frames_out] if frames_out else [])):
-            output.finish()
+        for video in videos:
+            video.finish()
+        if frames_out:
+            frames_out.finish()
         declared = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     if declared - number > max(1, MISSING_FRAMES * declared):
         raise VideoError(f"{job.source}: cut off: {number} of its {declared} frames could be read, and were predicted")
 
 
 @contextlib.contextmanager
-def _opened(path):
+def _opened(path: StrPath) -> Iterator[cv2.VideoCapture]:
     with utf8_path(path) as text:
         capture = cv2.VideoCapture(text)
         try:
@@ -354,13 +372,13 @@ def _opened(path):
             capture.release()
 
 
-def _frames(path, capture):
+def _frames(path: StrPath, capture: cv2.VideoCapture) -> Iterator[Pixels]:
     """The frames of a video as RGB; VideoError when there is none."""
     read, frame = capture.read()
     if not read:
         raise VideoError(f"{path}: not a readable video")
 
-    def rest(read, frame):
+    def rest(read: bool, frame: Array) -> Iterator[Pixels]:
         while read:
             yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
             read, frame = capture.read()
@@ -371,26 +389,27 @@ def _frames(path, capture):
 class _Video(contextlib.ExitStack):
     """A video that takes its name when it is complete, and has been read back."""
 
-    def __init__(self, path, kind, rate):
+    def __init__(self, path: Path, kind: str, rate: float) -> None:
         super().__init__()
-        self.path, self.kind, self.rate, self.writer, self.count = path, kind, rate, None, 0
+        self.path, self.kind, self.rate, self.count = path, kind, rate, 0
+        self.writer: Any = None
         self.partial = self.enter_context(discarded_at_exit(partial_path(path, path.suffix)))
         folder = Path(self.enter_context(utf8_path(path.parent)))
         self.opened = str(folder / self.partial.name)
         self.callback(lambda: self.writer and self.writer.release())
 
-    def add(self, rgb):
+    def add(self, rgb: Pixels) -> None:
         """Append a frame; MP4 wants even sizes, so an odd last row or column goes."""
         height, width = (length // 2 * 2 for length in rgb.shape[:2])
         if self.writer is None:
-            codec = cv2.VideoWriter_fourcc(*CODECS[self.path.suffix])
+            codec = cv2.VideoWriter.fourcc(*CODECS[self.path.suffix])
             self.writer = cv2.VideoWriter(self.opened, codec, self.rate, (width, height))
             if not self.writer.isOpened():
                 raise VideoError(f"{self.path}: cannot write a video there")
         self.writer.write(cv2.cvtColor(rgb[:height, :width], cv2.COLOR_RGB2BGR))
         self.count += 1
 
-    def finish(self):
+    def finish(self) -> None:
         """Close the file, count its frames, and give it its name: OpenCV does not say that a disk is full."""
         self.writer.release()
         capture = cv2.VideoCapture(self.opened)
@@ -406,19 +425,19 @@ class _Video(contextlib.ExitStack):
 class _Frames(contextlib.ExitStack):
     """A file a frame, in a new folder that takes the place of an earlier one's frames when it is complete."""
 
-    def __init__(self, folder, writer):
+    def __init__(self, folder: Path, writer: Writer) -> None:
         super().__init__()
         self.folder, self.writer, self.count = folder, writer, 0
         self.kinds = [kind for kind in writer.kinds if kind not in VIDEO_ENDINGS]
         self.partial = self.enter_context(discarded_at_exit(partial_path(folder)))
         self.partial.mkdir()
 
-    def add(self, rgb, depth_m):
+    def add(self, rgb: Pixels, depth_m: Floats) -> None:
         """Write the next frame."""
         self.writer.save({kind: self.partial / f"{self.count:06d}{ENDINGS[kind]}" for kind in self.kinds}, rgb, depth_m)
         self.count += 1
 
-    def finish(self):
+    def finish(self) -> None:
         """Put the frames in their place; those of an earlier, longer video go."""
         self.folder.mkdir(exist_ok=True)
         new = {path.name for path in self.partial.iterdir()}

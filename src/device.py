@@ -4,12 +4,14 @@ import functools
 import glob
 import logging
 import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import mindspore as ms
 import numpy as np
 from mindspore import communication, nn, ops
 
+from src.arrays import Array, Floats
 from src.errors import UserError
 
 _BROADCAST_VALUES = 1 << 24
@@ -30,18 +32,18 @@ class Device:
     ranks: int = 1
 
     @property
-    def is_first(self):
+    def is_first(self) -> bool:
         """Rank 0: the one that writes files and logs."""
         return self.rank == 0
 
-    def sum(self, values):
+    def sum(self, values: Sequence[float] | Array) -> Floats:
         """The sum of a few float32 numbers over all ranks; each rank waits for the others."""
         values = np.asarray(values, np.float32)
         if self.ranks == 1:
             return values
         return _all_reduce()(ms.Tensor(values)).asnumpy()
 
-    def broadcast(self, parameters):
+    def broadcast(self, parameters: Iterable[ms.Parameter]) -> None:
         """Give every rank the values that rank 0 has in these Parameters."""
         if self.ranks == 1:
             return
@@ -54,7 +56,7 @@ class Device:
                 parameter.set_data(ms.Tensor(part.reshape(parameter.shape), dtype))
 
     @staticmethod
-    def _broadcast(values):
+    def _broadcast(values: Array) -> Array:
         """Rank 0's array on every rank, piece by piece of one size: one graph is compiled for all."""
         first = _Collective(ops.Broadcast(0))
         size = min(len(values), _BROADCAST_VALUES)
@@ -62,27 +64,27 @@ class Device:
         return np.concatenate([first((ms.Tensor(np.resize(piece, size)),))[0].asnumpy()[:len(piece)]
                                for piece in pieces])
 
-    def broadcast_int(self, value):
+    def broadcast_int(self, value: int) -> int:
         """Rank 0's `value` on every rank."""
         return int(self.sum([value if self.is_first else 0])[0])
 
 
 class _Collective(nn.Cell):
-    def __init__(self, operator):
+    def __init__(self, operator: ops.Primitive) -> None:
         super().__init__()
         self.operator = operator
 
-    def construct(self, value):
+    def construct(self, value: ms.Tensor) -> ms.Tensor:
         return self.operator(value)
 
 
 @functools.cache
-def _all_reduce():
+def _all_reduce() -> _Collective:
     """One cell a process: it runs after every step, and a new one would be compiled again."""
     return _Collective(ops.AllReduce())
 
 
-def choose(target, available, davinci=()):
+def choose(target: str, available: Callable[[str], bool], davinci: Sequence[str] = ()) -> str:
     """The target meant by `target`: "auto" is Ascend where it is available, else CPU.
 
     Raises DeviceError when MindSpore cannot use it, or when "auto" would pass over a chip (`davinci`: /dev/davinci*):
@@ -101,7 +103,7 @@ def choose(target, available, davinci=()):
     return target
 
 
-def auto():
+def auto() -> str:
     """The target that "auto" means here. Raises DeviceError."""
     target = choose("auto", ms.hal.is_available, sorted(glob.glob("/dev/davinci[0-9]*")))
     if target == "CPU":
@@ -109,7 +111,7 @@ def auto():
     return target
 
 
-def select(target="auto", device_id=0):
+def select(target: str = "auto", device_id: int = 0) -> Device:
     """Make `target` MindSpore's device, join the other processes of a distributed run, and say which it is.
 
     In a distributed run the launcher's DEVICE_ID counts, not `device_id`. Raises DeviceError when it cannot be used.
@@ -134,13 +136,13 @@ def select(target="auto", device_id=0):
     return device
 
 
-def check_device_id(device_id, count):
+def check_device_id(device_id: int, count: int) -> None:
     """Raise DeviceError unless there is such a device: MindSpore says it only when the first net is compiled."""
     if device_id >= count:
         raise DeviceError(f"--device_id {device_id}: expected 0 to {count - 1}: there are {count} devices")
 
 
-def _join(target):
+def _join(target: str) -> Device:
     communication.init()  # HCCL on Ascend, MindSpore's own collectives on CPU
     device = Device(target, communication.get_rank(), communication.get_group_size())
     ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True,
@@ -149,7 +151,7 @@ def _join(target):
     return device
 
 
-def amp_level(level, target):
+def amp_level(level: str, target: str) -> str:
     """The precision that "auto" means: fp16 compute (O2) on Ascend, fp32 (O0) elsewhere."""
     if level != "auto":
         return level

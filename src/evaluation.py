@@ -3,22 +3,27 @@
 import csv
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from src import image, metrics
+from src.arrays import Doubles, Floats, Pixels, Predict
+from src.baselines import Baselines
 from src.cli import progress
-from src.data_loader import keep_freed_memory, load_test_pair, names_digest, test_batches
+from src.data_loader import Pair, keep_freed_memory, load_test_pair, names_digest, test_batches
 from src.errors import UserError
-from src.files import replacing, write_text
+from src.files import StrPath, replacing, write_text
 
 DEPTH_EDGES_M = np.arange(0, 10.5, 0.5)
 JOINT_EDGES_M = np.linspace(0, 10, 51)
 logger = logging.getLogger(__name__)
 
 SCALE_COLUMN = "r(median)"
+PanelRow: TypeAlias = tuple[str, Pixels, Floats, dict[str, Floats]]  # a row of `visual.panels`
 
 
 @dataclass
@@ -26,13 +31,14 @@ class Scores:
     """The metrics of one net, image by image, and what the pooled RMSE needs."""
 
     protocol: str
-    names: list = field(default_factory=list)
-    per_image: dict = field(default_factory=lambda: {name: [] for name in metrics.METRICS})
+    names: list[str] = field(default_factory=list)
+    per_image: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in metrics.METRICS})
     squared_error: float = 0.0
     pixels: int = 0
-    medians_m: list = field(default_factory=list)  # (predicted, true) of each image with a measured pixel
+    # (predicted, true) of each image with a measured pixel
+    medians_m: list[tuple[float, float]] = field(default_factory=list)
 
-    def add(self, names, log_depth, depth_m):
+    def add(self, names: Sequence[str], log_depth: Floats, depth_m: Floats) -> None:
         """Score a batch: (N, 1, 55, 74) log depth against targets as `metrics.evaluate` takes them."""
         values = metrics.evaluate(log_depth, depth_m, self.protocol)
         self.names += names
@@ -45,11 +51,11 @@ class Scores:
             if target_m.size:
                 self.medians_m.append((float(np.median(prediction_m)), float(np.median(target_m))))
 
-    def means(self):
+    def means(self) -> dict[str, float]:
         """The mean over images of each metric. Raises CheckFailed when no image has a measured pixel."""
         return metrics.means(self.per_image)
 
-    def scale_correlation(self):
+    def scale_correlation(self) -> float | None:
         """How far the predicted median depth follows the true one over the images: Pearson's correlation; None where
         one of them does not vary."""
         predicted, true = np.array(self.medians_m).T
@@ -57,7 +63,7 @@ class Scores:
             return None
         return float(np.corrcoef(predicted, true)[0, 1])
 
-    def pooled_rmse(self):
+    def pooled_rmse(self) -> float:
         """RMSE in metres over the pixels of all images at once."""
         return float(np.sqrt(self.squared_error / self.pixels))
 
@@ -66,13 +72,13 @@ class Scores:
 class Details:
     """What the report shows of one net beside its metrics, on the 55x74 grid."""
 
-    cells: np.ndarray = field(default_factory=lambda: np.zeros((2, *image.DEPTH_SIZE)))  # sum of errors, count
-    depths: np.ndarray = field(default_factory=lambda: np.zeros((2, len(DEPTH_EDGES_M) - 1)))
+    cells: Doubles = field(default_factory=lambda: np.zeros((2, *image.DEPTH_SIZE)))  # sum of errors, count
+    depths: Doubles = field(default_factory=lambda: np.zeros((2, len(DEPTH_EDGES_M) - 1)))
     # Cells, true x predicted.
-    joint: np.ndarray = field(default_factory=lambda: np.zeros(2 * [len(JOINT_EDGES_M) - 1]))
-    medians_m: list = field(default_factory=list)  # (predicted, true) of each image
+    joint: Doubles = field(default_factory=lambda: np.zeros(2 * [len(JOINT_EDGES_M) - 1]))
+    medians_m: list[tuple[float, float]] = field(default_factory=list)  # (predicted, true) of each image
 
-    def add(self, log_depth, depth_m):
+    def add(self, log_depth: Floats, depth_m: Floats) -> None:
         """Take in a batch: (N, 1, 55, 74) log depth and target metres."""
         prediction_m = np.exp(log_depth[:, 0]).clip(*metrics.DEPTH_RANGE_M)
         for one_m, target_m in zip(prediction_m, depth_m[:, 0], strict=True):
@@ -84,19 +90,20 @@ class Details:
             self.cells += error, measured
             self.depths += [np.histogram(target_m[measured], DEPTH_EDGES_M, weights=weights)[0]
                             for weights in (error[measured], None)]
-            self.joint += np.histogram2d(target_m[measured], one_m[measured], 2 * [JOINT_EDGES_M])[0]
+            bins: Any = 2 * [JOINT_EDGES_M]
+            self.joint += np.histogram2d(target_m[measured], one_m[measured], bins)[0]
             self.medians_m.append((float(np.median(one_m[measured])), float(np.median(target_m[measured]))))
 
-    def error_by_cell(self):
+    def error_by_cell(self) -> Doubles:
         """The mean relative error (55, 74); NaN where nothing was measured."""
         return self.cells[0] / np.where(self.cells[1], self.cells[1], np.nan)
 
-    def error_by_depth(self):
+    def error_by_depth(self) -> tuple[Doubles, Doubles, Doubles]:
         """(edges in metres, mean relative error, share of the cells) of bins of true depth."""
         errors, counts = self.depths
         return DEPTH_EDGES_M, errors / np.where(counts, counts, np.nan), counts / counts.sum()
 
-    def predicted_over_true(self):
+    def predicted_over_true(self) -> tuple[Doubles, Doubles, Doubles]:
         """(edges in metres, counts (true, predicted) of cells, the median prediction in each bin of true depth, NaN
         where there is none)."""
         below = self.joint.cumsum(axis=1)
@@ -105,7 +112,7 @@ class Details:
         return JOINT_EDGES_M, self.joint, np.where(below[:, -1] > 0, centres[place], np.nan)
 
 
-def targets(full_depth_m, protocol, pairs):
+def targets(full_depth_m: Sequence[Floats], protocol: str, pairs: Sequence[Pair]) -> Floats:
     """What `protocol` scores against: the 55x74 grid, or the full picture. (N, 1, H, W) metres."""
     if protocol == "depthnet":
         return np.stack([image.network_depth(depth_m) for depth_m in full_depth_m])
@@ -116,7 +123,8 @@ def targets(full_depth_m, protocol, pairs):
     return np.stack(full_depth_m)[:, None]
 
 
-def score(pairs, predict, protocol, batch_size, workers, details=None, baselines=None):
+def score(pairs: Sequence[Pair], predict: Predict, protocol: str, batch_size: int, workers: int,
+          details: dict[str, Details] | None = None, baselines: Baselines | None = None) -> dict[str, Scores]:
     """Score the test pairs: a dict of net name to Scores.
 
     Args:
@@ -126,7 +134,7 @@ def score(pairs, predict, protocol, batch_size, workers, details=None, baselines
 
     Raises errors.NotFinite naming the pictures whose prediction is not, and image.ImageError.
     """
-    scores = {}
+    scores: dict[str, Scores] = {}
     keep_freed_memory()
     with progress(total=len(pairs), desc="scoring", unit="image") as bar:
         for chunk, rgb, full_depth_m in test_batches(pairs, batch_size, workers):
@@ -144,7 +152,7 @@ def score(pairs, predict, protocol, batch_size, workers, details=None, baselines
     return scores
 
 
-def table(scores):
+def table(scores: Mapping[str, Scores]) -> str:
     """The means of every net as a text table; the last column is `Scores.scale_correlation`."""
     from tabulate import tabulate  # not on a 310 host
 
@@ -152,12 +160,12 @@ def table(scores):
     return tabulate(rows, ["", *metrics.METRICS, SCALE_COLUMN], floatfmt=".4f")
 
 
-def final_lines(scores):
+def final_lines(scores: Mapping[str, Scores]) -> str:
     """The lines that end an evaluation, with the names that users' scripts look for."""
     return "\n".join(metrics.final_line(net, scores[net].means()) for net in ("CoarseNet", "FineNet"))
 
 
-def panel_rows(pairs, scores, predict, each=2):
+def panel_rows(pairs: Sequence[Pair], scores: Scores, predict: Predict, each: int = 2) -> list[PanelRow]:
     """What `visual.panels` takes: the best, median and worst images by abs_rel, at most `each` of each."""
     abs_rel = np.array(scores.per_image["abs_rel"])
     order = np.argsort(abs_rel)[:np.count_nonzero(~np.isnan(abs_rel))]  # images without a measured pixel come last
@@ -172,20 +180,21 @@ def panel_rows(pairs, scores, predict, each=2):
     return rows
 
 
-def panel_row(title, pair, predict):
+def panel_row(title: str, pair: Pair, predict: Predict) -> PanelRow:
     """One row of `visual.panels`; `predict` as in `score`."""
     rgb, full_depth_m = load_test_pair(pair)
     predictions_m = {net: np.exp(log_depth[0, 0]) for net, log_depth in predict(rgb[None]).items()}
     return title, image.load_rgb(pair.rgb), image.network_depth(full_depth_m)[0], predictions_m
 
 
-def data_facts(pairs):
+def data_facts(pairs: Sequence[Pair]) -> dict[str, Any]:
     """What names a set of test pairs, wherever it lies: how many, and a fingerprint of its files' names and sizes."""
     facts = [f"{pair.name} {pair.rgb.stat().st_size} {pair.depth.stat().st_size}" for pair in pairs]
     return {"pairs": len(pairs), "fingerprint": names_digest(facts)}
 
 
-def report(scores, checkpoints, versions, data=None):
+def report(scores: Mapping[str, Scores], checkpoints: Mapping[str, str], versions: Mapping[str, str],
+           data: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What metrics.json holds."""
     first = next(iter(scores.values()))
     return {
@@ -201,7 +210,8 @@ def report(scores, checkpoints, versions, data=None):
     }
 
 
-def write_report(folder, scores, checkpoints, versions, data=None):
+def write_report(folder: StrPath, scores: Mapping[str, Scores], checkpoints: Mapping[str, str],
+                 versions: Mapping[str, str], data: Mapping[str, Any] | None = None) -> None:
     """metrics.json and per_image.csv into `folder`."""
     folder = Path(folder)
     text = json.dumps(report(scores, checkpoints, versions, data), indent=2, allow_nan=False)

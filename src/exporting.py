@@ -3,15 +3,18 @@
 import logging
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn
 from mindspore.train import mind_ir_pb2
 
+from src.arrays import Array, Floats
 from src.errors import CheckFailed, UserError
-from src.files import linked, writable_folder
+from src.files import StrPath, linked, writable_folder
 from src.net import DEPTH_SHAPE, RGB_SHAPE, FineNet
 
 FOLDERS = {"MINDIR": "MindIR", "AIR": "AIR", "ONNX": "ONNX"}
@@ -23,7 +26,7 @@ _VERSION_1_ATTRIBUTES = {"Concat": ("axis",), "BiasAdd": ("format",), "MatMul": 
 logger = logging.getLogger(__name__)
 
 
-def export(net, file_format, folder, batch_size=1, mindir_version="1"):
+def export(net: nn.Cell, file_format: str, folder: StrPath, batch_size: int = 1, mindir_version: str = "1") -> Path:
     """Write `net` as `folder`/<MindIR, AIR or ONNX>/Final<net>.<ending> and return the path.
 
     Args:
@@ -61,7 +64,7 @@ def export(net, file_format, folder, batch_size=1, mindir_version="1"):
     return target
 
 
-def example_inputs(net, batch_size, seed=0):
+def example_inputs(net: nn.Cell, batch_size: int, seed: int = 0) -> list[Floats]:
     """Random inputs of the net's kind: RGB in [0, 1], and for FineNet a plausible coarse log depth."""
     rng = np.random.default_rng(seed)
     inputs = [rng.random((batch_size, *RGB_SHAPE), np.float32)]
@@ -70,11 +73,11 @@ def example_inputs(net, batch_size, seed=0):
     return inputs
 
 
-def _tensors(net, batch_size, seed=0):
+def _tensors(net: nn.Cell, batch_size: int, seed: int = 0) -> list[ms.Tensor]:
     return [ms.Tensor(array) for array in example_inputs(net, batch_size, seed)]
 
 
-def to_version_1(content):
+def to_version_1(content: bytes) -> bytes:
     """MindIR format 3 rewritten as format 1: constants that are inputs of an operator become its attributes.
 
     Raises CheckFailed when two uses of one operator disagree, which format 1 cannot tell apart.
@@ -103,14 +106,14 @@ def to_version_1(content):
     return model.SerializeToString()
 
 
-def _pop_inputs(node, count):
+def _pop_inputs(node: Any, count: int) -> list[str]:
     """Take the last `count` inputs off a node and return their names."""
     names = list(node.input)[len(node.input) - count:]
     del node.input[len(node.input) - count:]
     return names
 
 
-def mend_onnx(path):
+def mend_onnx(path: Path) -> None:
     """Mend what MindSpore 2.10 writes wrongly, name the output, and make the batch dynamic. In place."""
     import onnx
 
@@ -137,7 +140,7 @@ def mend_onnx(path):
     onnx.save(model, path)
 
 
-def _difference(net, batch_size, run):
+def _difference(net: nn.Cell, batch_size: int, run: Callable[..., Array]) -> float:
     """The largest difference between the net and `run` on random inputs. Raises CheckFailed above TOLERANCE."""
     largest = 0.0
     for seed in (1, 2):
@@ -153,21 +156,22 @@ def _difference(net, batch_size, run):
     return largest
 
 
-def _verify_mindir(net, path, batch_size):
+def _verify_mindir(net: nn.Cell, path: Path, batch_size: int) -> float:
     cell = nn.GraphCell(ms.load(str(path)))
     return _difference(net, batch_size, lambda *inputs: cell(*map(ms.Tensor, inputs)).asnumpy())
 
 
-def _verify_onnx(net, path, batch_size):
+def _verify_onnx(net: nn.Cell, path: Path, batch_size: int) -> float:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
 
-    def run(*inputs):
+    def run(*inputs: Array) -> Array:
         return session.run(None, dict(zip(names, inputs, strict=True)))[0]
 
     return max(_difference(net, size, run) for size in {1, batch_size, 3})
 
 
-_VERIFIERS = {"MINDIR": _verify_mindir, "ONNX": _verify_onnx, "AIR": lambda *_: None}
+_VERIFIERS: dict[str, Callable[[nn.Cell, Path, int], float | None]] = {
+    "MINDIR": _verify_mindir, "ONNX": _verify_onnx, "AIR": lambda *_: None}

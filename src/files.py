@@ -7,19 +7,24 @@ import secrets
 import shutil
 import tempfile
 import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO, Any, TypeAlias
 
 from src.errors import UserError
 
+StrPath: TypeAlias = str | os.PathLike[str]
+
 _PARTIAL = ".partial-"  # and a random part: two processes that write the same file do not meet
 
-_open_partials, _exiting = set(), threading.Lock()
+_open_partials: set[Path] = set()
+_exiting = threading.Lock()
 
 
-def printable(name):
+def printable(name: object) -> str:
     """A file name as text that every screen, page and picture can show: bytes that are not UTF-8 and control
     characters as \\xNN."""
-    def shown(letter):
+    def shown(letter: str) -> str:
         if letter.isprintable():
             return letter
         byte = ord(letter) - 0xDC00  # how Python keeps a byte that is not UTF-8
@@ -28,20 +33,20 @@ def printable(name):
     return "".join(map(shown, str(name)))
 
 
-def partial_path(path, ending=""):
+def partial_path(path: StrPath, ending: str = "") -> Path:
     """A new short name beside `path`, for what is not complete yet."""
     return Path(path).parent / f"{_PARTIAL}{secrets.token_hex(6)}{ending}"
 
 
 @contextlib.contextmanager
-def replacing(path, mode="w", durable=True):
+def replacing(path: StrPath, mode: str = "w", durable: bool = True) -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`; when the block ends well it takes the name, else it goes.
 
     `durable`: it is on disk (fsync) before it takes the name, so that a power cut leaves the old file or the new one.
     """
     path = Path(path)
     partial = partial_path(path)
-    options = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    options: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
     with discarded_at_exit(partial):
         with open(partial, mode.replace("w", "x"), **options) as file:
             yield file
@@ -54,7 +59,7 @@ def replacing(path, mode="w", durable=True):
 
 
 @contextlib.contextmanager
-def discarded_at_exit(partial):
+def discarded_at_exit(partial: Path) -> Iterator[Path]:
     """While entered, `partial` (a file or a folder) is removed when the process is told to stop; at the end it is
     removed, too, unless it has got another name by then."""
     with _exiting:
@@ -66,7 +71,7 @@ def discarded_at_exit(partial):
         _open_partials.discard(partial)
 
 
-def discard_partials():
+def discard_partials() -> None:
     """Remove what this process is writing: it is about to exit, and other threads begin nothing new."""
     _exiting.acquire()
     for partial in list(_open_partials):
@@ -74,27 +79,27 @@ def discard_partials():
             _remove(partial.rename(partial_path(partial)))  # nobody puts anything into a folder that is gone
 
 
-def _remove(partial):
+def _remove(partial: Path) -> None:
     if partial.is_dir():
         shutil.rmtree(partial)
     else:
         partial.unlink(missing_ok=True)
 
 
-def remove_partial(folder):
+def remove_partial(folder: StrPath) -> None:
     """Remove what processes that were killed while writing into `folder` have left there. Only for a folder that no
     other process writes to."""
     for path in Path(folder).glob(f"{_PARTIAL}*"):
         _remove(path)
 
 
-def write_text(path, text):
+def write_text(path: StrPath, text: str) -> None:
     """Write `text` to `path`, whole or not at all."""
     with replacing(path) as file:
         file.write(text)
 
 
-def writable_folder(path):
+def writable_folder(path: StrPath) -> Path:
     """Create folder `path` and prove that a file can be written there. Raises UserError."""
     path = Path(path)
     try:
@@ -106,7 +111,7 @@ def writable_folder(path):
     return path
 
 
-def claim(paths, overwrite):
+def claim(paths: Iterable[StrPath], overwrite: bool) -> None:
     """Decide that these outputs may be written. Raises UserError naming the one that is there already (unless
     `overwrite`), that is a folder, or that two inputs would write."""
     seen = set()
@@ -127,7 +132,7 @@ def claim(paths, overwrite):
 
 
 @contextlib.contextmanager
-def utf8_path(path):
+def utf8_path(path: StrPath) -> Iterator[str]:
     """`path` as text that libraries which want UTF-8 can open (OpenCV crashes on other names): itself, or a link to
     its folder with a name that is."""
     try:
@@ -140,7 +145,7 @@ def utf8_path(path):
 
 
 @contextlib.contextmanager
-def linked(path):
+def linked(path: StrPath) -> Iterator[Path]:
     """A link to `path` of which the whole name is letters, digits and a few signs, for libraries that want that."""
     path = Path(path)
     with tempfile.TemporaryDirectory(prefix="depthnet-") as folder:
@@ -149,7 +154,7 @@ def linked(path):
         yield link
 
 
-def _fsync(folder):
+def _fsync(folder: StrPath) -> None:
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except PermissionError:  # Windows opens no folders

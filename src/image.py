@@ -6,13 +6,17 @@ bilinear is OpenCV's INTER_LINEAR: half-pixel centres, no anti-aliasing. Depth 0
 
 import contextlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from src.arrays import Array, Floats, Pixels
 from src.errors import UserError
+from src.files import StrPath
 
 FULL_SIZE = (480, 640)
 CROP_ROWS = (12, 468)
@@ -45,7 +49,7 @@ class BitDepthError(ImageError):
 
 
 @contextlib.contextmanager
-def _naming(path):
+def _naming(path: StrPath) -> Iterator[None]:
     """Make what Pillow raises an ImageError that names `path`."""
     try:
         yield
@@ -61,7 +65,7 @@ def _naming(path):
         raise ImageError(f"{path}: broken image: {error}") from error
 
 
-def _read(path):
+def _read(path: StrPath) -> tuple[bytes, Image.Image]:
     """(content, Pillow image that knows its size and is not decoded yet). Raises ImageError.
 
     What a file could fill the memory with is looked at first: its own size, and the size that it declares.
@@ -78,13 +82,13 @@ def _read(path):
     return content, image
 
 
-def _is_plain_jpeg(content, image):
+def _is_plain_jpeg(content: bytes, image: Image.Image) -> bool:
     """Whether OpenCV decodes it to the pixels that Pillow would: complete, RGB or grey, and not rotated by EXIF."""
     return (image.format == "JPEG" and image.mode in ("RGB", "L") and "exif" not in image.info
             and content.endswith(b"\xff\xd9"))
 
 
-def load_rgb(path):
+def load_rgb(path: StrPath) -> Pixels:
     """Read any picture as uint8 (H, W, 3): EXIF rotation applied, grey repeated, alpha dropped, 16 bits to 8.
 
     Raises ImageError when it is missing, broken, truncated or over MAX_PIXELS.
@@ -103,7 +107,7 @@ def load_rgb(path):
         return np.asarray(image.convert("RGB"))
 
 
-def focal_length_35mm(path):
+def focal_length_35mm(path: StrPath) -> float | None:
     """The focal length in mm that a 36x24 mm picture of the same angle would have, as the EXIF of a photograph tells
     it; None where it does not."""
     try:
@@ -114,7 +118,7 @@ def focal_length_35mm(path):
     return focal if 0 < focal < 10_000 else None
 
 
-def _load_depth_pixels(path, bits, trap):
+def _load_depth_pixels(path: StrPath, bits: int, trap: str) -> Array:
     content, image = _read(path)
     found = _DEPTH_BITS.get(image.mode)
     if found != bits:
@@ -132,33 +136,33 @@ def _load_depth_pixels(path, bits, trap):
     return pixels
 
 
-def load_train_depth_pixels(path):
+def load_train_depth_pixels(path: StrPath) -> Pixels:
     """Read an 8-bit training depth map as uint8 (H, W); times TRAIN_DEPTH_SCALE it is metres, 0 = not measured."""
     return _load_depth_pixels(path, 8, "Train is 8-bit, metres = pixel / 255 * 10; 16-bit millimetres belong in Test")
 
 
-def load_train_depth(path):
+def load_train_depth(path: StrPath) -> Floats:
     """Read an 8-bit training depth map as float32 metres (H, W): pixel / 255 * 10, 0 = not measured."""
     return load_train_depth_pixels(path).astype(np.float32) * TRAIN_DEPTH_SCALE
 
 
-def load_test_depth(path):
+def load_test_depth(path: StrPath) -> Floats:
     """Read a 16-bit test depth map as float32 metres (H, W): pixel / 1000, 0 = not measured."""
     pixels = _load_depth_pixels(path, 16, "Test is 16-bit millimetres; 8-bit pixel / 255 * 10 belongs in Train")
     return pixels.astype(np.float32) * TEST_DEPTH_SCALE
 
 
-def encode_train_depth(depth_m):
+def encode_train_depth(depth_m: Floats) -> Pixels:
     """Metres -> Train's uint8 pixels, the inverse of `load_train_depth`; what is measured stays above 0."""
     return np.where(depth_m > 0, np.clip(np.rint(depth_m / 10 * 255), 1, 255), 0).astype(np.uint8)
 
 
-def encode_test_depth(depth_m):
+def encode_test_depth(depth_m: Floats) -> npt.NDArray[np.uint16]:
     """Metres -> Test's uint16 millimetres, the inverse of `load_test_depth`."""
     return np.where(depth_m > 0, np.rint(depth_m * 1000), 0).astype(np.uint16)
 
 
-def crop(array):
+def crop(array: Array) -> Array:
     """The part that the nets see: rows 12..468, columns 16..624 at 480x640, the same share at k times that size.
 
     Raises ImageError for any other ratio or below 228x304 after the crop.
@@ -173,12 +177,12 @@ def crop(array):
     return array[top:bottom, left:right]
 
 
-def resize(array, size):
+def resize(array: Array, size: tuple[int, ...]) -> Array:
     """OpenCV bilinear to `size` (height, width)."""
     return cv2.resize(array, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
-def resize_depth(depth_m, size):
+def resize_depth(depth_m: Array, size: tuple[int, ...]) -> Floats:
     """Bilinear over the measured pixels only, float32; 0 where less than half of the weight is measured.
 
     Without unmeasured pixels it is `resize`.
@@ -191,7 +195,7 @@ def resize_depth(depth_m, size):
     return np.where(weight >= 0.5, weighted_sum / np.maximum(weight, np.float32(0.5)), np.float32(0))
 
 
-def _full(rgb):
+def _full(rgb: Pixels) -> Pixels:
     """uint8 (H, W, 3) of about 4:3 -> (480, 640, 3). Pixels are averaged where they are too many."""
     if rgb.shape[:2] == FULL_SIZE:
         return rgb
@@ -199,7 +203,7 @@ def _full(rgb):
     return cv2.resize(rgb, FULL_SIZE[::-1], interpolation=cv2.INTER_AREA if fewer else cv2.INTER_LINEAR)
 
 
-def view(rgb):
+def view(rgb: Pixels) -> Pixels:
     """uint8 (H, W, 3) of about 4:3 -> what the nets see of it at 480x640: uint8 (456, 608, 3).
 
     The one way of every picture to the nets.
@@ -207,33 +211,33 @@ def view(rgb):
     return crop(_full(rgb))
 
 
-def network_rgb(rgb):
+def network_rgb(rgb: Pixels) -> Floats:
     """uint8 (H, W, 3) of about 4:3 -> float32 (3, 228, 304) in [0, 1]: what the nets take."""
     resized = resize(view(rgb).astype(np.float32), RGB_SIZE)
     return np.ascontiguousarray(resized.transpose(2, 0, 1)) / np.float32(255)
 
 
-def network_pixels(rgb):
+def network_pixels(rgb: Pixels) -> Pixels:
     """The same, rounded: uint8 (228, 304, 3), what is kept and augmented while training."""
     return resize(view(rgb), RGB_SIZE)
 
 
-def half_pixels(rgb):
+def half_pixels(rgb: Pixels) -> Pixels:
     """The whole picture at half of 480x640: uint8 (240, 320, 3), with `network_pixels` in its middle, bit for bit."""
     return resize(_full(rgb), HALF_SIZE)
 
 
-def half_depth(pixels):
+def half_depth(pixels: Pixels) -> Pixels:
     """The whole of a training depth map at half of 480x640, in its own encoding: uint8 (240, 320), 0 = not measured."""
     return np.rint(resize_depth(pixels, HALF_SIZE)).astype(np.uint8)
 
 
-def network_depth(depth_m):
+def network_depth(depth_m: Array) -> Floats:
     """Depth (480, 640) in any unit -> float32 (1, 55, 74) in the same: the target's grid."""
     return resize_depth(crop(depth_m), DEPTH_SIZE)[None]
 
 
-def check_pair(rgb, depth_m, rgb_path, depth_path):
+def check_pair(rgb: Pixels, depth_m: Array, rgb_path: StrPath, depth_path: StrPath) -> None:
     """Raise ImageError, naming the files, unless RGB and depth have one size and `crop` takes it."""
     if rgb.shape[:2] != depth_m.shape[:2]:
         raise SizeError(f"{rgb_path} is {rgb.shape[0]}x{rgb.shape[1]} but {depth_path} is "

@@ -4,6 +4,7 @@ Both are called as `loss(log_depth, depth_m)`: predicted log depth and target me
 the mean over the batch. Target pixels of 0 ("not measured") do not count.
 """
 
+import mindspore as ms
 from mindspore import nn, ops
 
 from src.metrics import DEPTH_RANGE_M, evaluate
@@ -12,39 +13,39 @@ __all__ = ["LOSSES", "CompositeLoss", "ScaleInvariantLoss", "evaluate"]
 
 
 class _LogDepthLoss(nn.Cell):
-    def __init__(self, balance):
+    def __init__(self, balance: float) -> None:
         super().__init__()
         self.balance = balance
         self.low, self.high = DEPTH_RANGE_M
 
-    def log_difference(self, log_depth, depth_m):
+    def log_difference(self, log_depth: ms.Tensor, depth_m: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
         """d = log(clip(target, 0.1, 10)) - log_depth, 0 where not measured, and the mask of measured pixels."""
         measured = (depth_m > 0).astype(log_depth.dtype)
         # log1p, for on CPU ops.log rounds by how its input is split among threads, which varies from run to run.
         log_target = ops.log1p(ops.clamp(depth_m, self.low, self.high) - 1)
         return (log_target - log_depth) * measured, measured
 
-    def scale_invariant(self, difference, count):
+    def scale_invariant(self, difference: ms.Tensor, count: ms.Tensor) -> ms.Tensor:
         """sum(d^2)/n - balance (sum d)^2/n^2 for each image: the paper's equation 4. (N,)"""
         mean = _image_sum(difference) / count
         return _image_sum(difference * difference) / count - self.balance * mean * mean
 
 
-def _image_sum(values):
+def _image_sum(values: ms.Tensor) -> ms.Tensor:
     return values.sum((1, 2, 3))
 
 
-def _pixel_count(measured):
+def _pixel_count(measured: ms.Tensor) -> ms.Tensor:
     return ops.maximum(_image_sum(measured), 1.0)
 
 
 class ScaleInvariantLoss(_LogDepthLoss):
     """The paper's loss (section 3.3, equation 4): sum(d^2)/n - balance (sum d)^2/n^2."""
 
-    def __init__(self, balance=0.5):
+    def __init__(self, balance: float = 0.5) -> None:
         super().__init__(balance)
 
-    def construct(self, log_depth, depth_m):
+    def construct(self, log_depth: ms.Tensor, depth_m: ms.Tensor) -> ms.Tensor:
         difference, measured = self.log_difference(log_depth, depth_m)
         return self.scale_invariant(difference, _pixel_count(measured)).mean()
 
@@ -56,10 +57,10 @@ class CompositeLoss(_LogDepthLoss):
     (0 at the last row and column, and wherever one of their two pixels is not measured).
     """
 
-    def __init__(self, balance=0.5):
+    def __init__(self, balance: float = 0.5) -> None:
         super().__init__(balance)
 
-    def construct(self, log_depth, depth_m):
+    def construct(self, log_depth: ms.Tensor, depth_m: ms.Tensor) -> ms.Tensor:
         d, measured = self.log_difference(log_depth, depth_m)
         down = (d[:, :, 1:] - d[:, :, :-1]) * measured[:, :, 1:] * measured[:, :, :-1]
         right = (d[:, :, :, 1:] - d[:, :, :, :-1]) * measured[:, :, :, 1:] * measured[:, :, :, :-1]

@@ -3,9 +3,12 @@
 Predictions are **log depth** on the net's 55x74 grid; targets are metres, 0 where not measured.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
+
 import cv2
 import numpy as np
 
+from src.arrays import Array, Doubles
 from src.errors import CheckFailed, NotFinite
 
 METRICS = ("delta1", "delta2", "delta3", "abs_rel", "sq_rel", "rmse", "rmse_log", "si")
@@ -23,7 +26,7 @@ _FINAL_LINE_NAMES = {"delta1": "delta1_loss", "delta2": "delta2_loss", "delta3":
                      "rmse": "rmse_linear_loss", "rmse_log": "rmse_log_loss"}
 
 
-def evaluate(log_depth, depth_m, protocol="depthnet"):
+def evaluate(log_depth: Array, depth_m: Array, protocol: str = "depthnet") -> dict[str, Doubles]:
     """Score predictions image by image.
 
     Args:
@@ -48,7 +51,7 @@ def evaluate(log_depth, depth_m, protocol="depthnet"):
     return {name: np.array([row[i] for row in rows], np.float64) for i, name in enumerate(METRICS)}
 
 
-def finite(log_depth, names):
+def finite(log_depth: Array, names: Iterable[object]) -> Array:
     """`log_depth` (N, ...) as it is: the check between a net and whoever uses its values.
 
     Raises NotFinite naming the pictures (`names`, N of them) whose prediction is not.
@@ -60,7 +63,7 @@ def finite(log_depth, names):
     return log_depth
 
 
-def valid_pixels(log_depth, depth_m, protocol):
+def valid_pixels(log_depth: Array, depth_m: Array, protocol: str) -> tuple[Doubles, Doubles]:
     """The two float64 vectors, predicted and target metres, that `protocol` compares in one image."""
     log_depth, depth_m = np.squeeze(log_depth, 0), np.squeeze(depth_m, 0).astype(np.float64)
     if protocol == "eigen":
@@ -74,7 +77,7 @@ def valid_pixels(log_depth, depth_m, protocol):
     return np.clip(prediction_m, *DEPTH_RANGE_M), np.clip(depth_m[valid], *DEPTH_RANGE_M)
 
 
-def _eigen_region(log_depth, depth_m):
+def _eigen_region(log_depth: Array, depth_m: Doubles) -> tuple[Doubles, Doubles]:
     if depth_m.shape != (480, 640):
         raise ValueError(f"protocol eigen scores targets of 480x640, got {depth_m.shape}")
     view_size = VIEW_COLUMNS[1] - VIEW_COLUMNS[0], VIEW_ROWS[1] - VIEW_ROWS[0]
@@ -85,7 +88,7 @@ def _eigen_region(log_depth, depth_m):
     return np.log(scored), depth_m[top:bottom, left:right]
 
 
-def _image_metrics(prediction_m, target_m):
+def _image_metrics(prediction_m: Doubles, target_m: Doubles) -> list[float]:
     if not target_m.size:
         return [np.nan] * len(METRICS)
     ratio = np.maximum(prediction_m / target_m, target_m / prediction_m)
@@ -101,7 +104,7 @@ def _image_metrics(prediction_m, target_m):
     ]
 
 
-def means(per_image):
+def means(per_image: Mapping[str, Sequence[float] | Doubles]) -> dict[str, float]:
     """The mean over images of each metric, images without a valid pixel left out. Raises CheckFailed when none is
     left: a mean over nothing is not 0."""
     if not np.isfinite(per_image[METRICS[0]]).any():
@@ -109,6 +112,6 @@ def means(per_image):
     return {name: float(np.nanmean(values)) for name, values in per_image.items()}
 
 
-def final_line(net_name, mean):
+def final_line(net_name: str, mean: Mapping[str, float]) -> str:
     """The line that ends an evaluation, with the names that users' scripts look for."""
     return f"{net_name}: " + ", ".join(f"{label}: {mean[name]:.6f}" for name, label in _FINAL_LINE_NAMES.items())

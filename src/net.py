@@ -7,19 +7,23 @@ logarithm of metres.
 
 import contextlib
 import math
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
-from mindspore.common.initializer import HeNormal, Normal
+from mindspore.common.initializer import HeNormal, Initializer, Normal
+
+from src.arrays import Floats
 
 RGB_SHAPE = (3, 228, 304)
 DEPTH_SHAPE = (1, 55, 74)
 DEPTH_CELLS = math.prod(DEPTH_SHAPE)
 
 
-def _conv(in_channels, out_channels, kernel_size, padding=None, stride=1, init=None):
+def _conv(in_channels: int, out_channels: int, kernel_size: int, padding: int | tuple[int, ...] | None = None,
+          stride: int = 1, init: Initializer | None = None) -> nn.Conv2d:
     """A convolution with bias, He-initialised (He et al., ICCV 2015); "same" unless `padding` is given."""
     pad = {"pad_mode": "same"} if padding is None else {"pad_mode": "pad", "padding": padding}
     init = HeNormal(mode="fan_in", nonlinearity="relu") if init is None else init
@@ -27,13 +31,13 @@ def _conv(in_channels, out_channels, kernel_size, padding=None, stride=1, init=N
                      weight_init=init, bias_init="zeros", **pad)
 
 
-def _upsample(in_channels, out_channels):
+def _upsample(in_channels: int, out_channels: int) -> nn.Conv2dTranspose:
     """A transposed convolution that doubles height and width; every output pixel has `in_channels` inputs."""
     return nn.Conv2dTranspose(in_channels, out_channels, 2, 2, pad_mode="valid", has_bias=True,
                               weight_init=Normal(math.sqrt(2 / in_channels)), bias_init="zeros")
 
 
-def _dense(in_channels, out_channels, weight_init):
+def _dense(in_channels: int, out_channels: int, weight_init: Initializer | ms.Tensor) -> nn.Dense:
     return nn.Dense(in_channels, out_channels, weight_init=weight_init, bias_init="zeros")
 
 
@@ -44,7 +48,7 @@ class CoarseNet(nn.Cell):
     convolutions learn from the first step.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.conv1 = _conv(3, 64, 7)
         self.conv2 = _conv(64, 128, 5, padding=(1, 1, 2, 2))
@@ -65,11 +69,11 @@ class CoarseNet(nn.Cell):
         self.pool = nn.MaxPool2d(2, 2)
         self.concat = ops.Concat(1)  # a primitive: mixed precision O1 cannot rewrite ops.concat
 
-    def construct(self, rgb):
+    def construct(self, rgb: ms.Tensor) -> ms.Tensor:
         """(N, 3, 228, 304) RGB -> (N, 1, 55, 74) log depth."""
         return self.fc13(self.features(rgb)).reshape((-1, *DEPTH_SHAPE))
 
-    def features(self, rgb):
+    def features(self, rgb: ms.Tensor) -> ms.Tensor:
         """(N, 3, 228, 304) RGB -> (N, 4070): what the dense layer sees."""
         x1 = self.pool(self.relu(self.conv1(rgb)))
         x2 = self.pool(self.relu(self.conv2(x1)))
@@ -84,7 +88,7 @@ class CoarseNet(nn.Cell):
         x = self.relu(self.conv9(x))
         return self.conv12(self.conv11(self.conv10(x))).reshape((-1, DEPTH_CELLS))
 
-    def start_at(self, log_depth):
+    def start_at(self, log_depth: Floats) -> None:
         """Have training start near this map, (1, 55, 74): the last bias."""
         self.fc13.bias.set_data(ms.Tensor(log_depth.reshape(-1)))
 
@@ -99,7 +103,7 @@ class PaperCoarseNet(nn.Cell):
     dropout_units = 4096
     dropout_rate = 0.5
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.conv1 = _conv(3, 96, 11, padding=0, stride=4)
         self.conv2 = _conv(96, 256, 5, padding=2)
@@ -112,14 +116,14 @@ class PaperCoarseNet(nn.Cell):
         self.relu = nn.ReLU()
         self.pool = nn.MaxPool2d(2, 2)
 
-    def construct(self, rgb, kept_units=None):
+    def construct(self, rgb: ms.Tensor, kept_units: ms.Tensor | None = None) -> ms.Tensor:
         """(N, 3, 228, 304) RGB, and while training (N, 4096) of 0 and 1 -> (N, 1, 55, 74) log depth."""
         x = self.relu(self.fc6(self.features(rgb)))
         if kept_units is not None:
             x = x * kept_units / (1 - self.dropout_rate)
         return self.fc7(x).reshape((-1, *DEPTH_SHAPE))
 
-    def features(self, rgb):
+    def features(self, rgb: ms.Tensor) -> ms.Tensor:
         """(N, 3, 228, 304) RGB -> (N, 12288): what the convolutions see."""
         x = self.pool(self.relu(self.conv1(rgb)))
         x = self.pool(self.relu(self.conv2(x)))
@@ -128,7 +132,7 @@ class PaperCoarseNet(nn.Cell):
         x = self.relu(self.conv5(x))
         return x.reshape((-1, 256 * 6 * 8))
 
-    def start_at(self, log_depth):
+    def start_at(self, log_depth: Floats) -> None:
         """Have training start near this map, (1, 55, 74): the last bias."""
         self.fc7.bias.set_data(ms.Tensor(log_depth.reshape(-1)))
 
@@ -136,7 +140,7 @@ class PaperCoarseNet(nn.Cell):
 class FineNet(nn.Cell):
     """The fine net (section 3.2): local detail on top of the coarse prediction (119,309 parameters, no biases)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 63, 9, 2, pad_mode="valid", weight_init=Normal(0.01))
         self.conv2 = nn.Conv2d(64, 64, 5, pad_mode="pad", padding=2, weight_init=Normal(0.01))
@@ -145,7 +149,7 @@ class FineNet(nn.Cell):
         self.pool = nn.MaxPool2d(2, 2)
         self.concat = ops.Concat(1)
 
-    def start_as_identity(self):
+    def start_as_identity(self) -> None:
         """Have training start at the coarse input as it is: two channels of conv2 carry what is above and what is below
         0 past the ReLU, conv3 puts them together, and the other channels do not count yet."""
         conv2, conv3 = self.conv2.weight.asnumpy().copy(), np.zeros(self.conv3.weight.shape, np.float32)
@@ -155,7 +159,7 @@ class FineNet(nn.Cell):
         self.conv2.weight.set_data(ms.Tensor(conv2))
         self.conv3.weight.set_data(ms.Tensor(conv3))
 
-    def construct(self, rgb, coarse_log_depth):
+    def construct(self, rgb: ms.Tensor, coarse_log_depth: ms.Tensor) -> ms.Tensor:
         """(N, 3, 228, 304) RGB and (N, 1, 55, 74) coarse log depth -> (N, 1, 55, 74) log depth."""
         x = self.pool(self.relu(self.conv1(rgb)))
         x = self.concat((x, coarse_log_depth))
@@ -163,10 +167,10 @@ class FineNet(nn.Cell):
 
 
 @contextlib.contextmanager
-def watched(net, look):
+def watched(net: nn.Cell, look: Callable[[str, nn.Cell, ms.Tensor], None]) -> Iterator[dict[str, nn.Cell]]:
     """While entered, `look(name, layer, output)` is called whenever a layer with weights has run. Gives the layers by
     name."""
-    def hook(name, layer, _inputs, output):
+    def hook(name: str, layer: nn.Cell, _inputs: object, output: ms.Tensor) -> None:
         look(name, layer, output)
 
     layers = {name: cell for name, cell in net.cells_and_names() if hasattr(cell, "weight")}
@@ -181,4 +185,4 @@ def watched(net, look):
             one.remove()
 
 
-COARSE_NETS = {"default": CoarseNet, "paper": PaperCoarseNet}
+COARSE_NETS: dict[str, type[CoarseNet] | type[PaperCoarseNet]] = {"default": CoarseNet, "paper": PaperCoarseNet}

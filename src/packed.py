@@ -7,22 +7,35 @@ same order, so that a seed gives the same batches from either form.
 import hashlib
 import json
 import zlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import mindspore.dataset as ds
 import numpy as np
+import numpy.typing as npt
 from mindspore.mindrecord import FileWriter
 
 from src import cli, image
-from src.data_loader import DataError, PlainPairs, decode_train_pair, keep_freed_memory, train_target
-from src.files import writable_folder, write_text
+from src.arrays import Array, Floats, Indices, Pixels
+from src.data_loader import (
+    DataError,
+    Load,
+    Pair,
+    PlainPairs,
+    Schedule,
+    decode_train_pair,
+    keep_freed_memory,
+    train_target,
+)
+from src.files import StrPath, writable_folder, write_text
 
 MANIFEST = "manifest.json"
 PAIRS_A_SHARD = 4096  # about 1 GB
 
 # What a packed sample depends on. Raise the version when src/image.py changes what it makes of a file.
-GEOMETRY = {
+GEOMETRY: dict[str, Any] = {
     "version": 3,
     "full_size": list(image.FULL_SIZE), "crop_rows": list(image.CROP_ROWS), "crop_columns": list(image.CROP_COLUMNS),
     "interpolation": "bilinear over measured pixels, half-pixel centres",
@@ -39,7 +52,7 @@ _PAGE_BYTES, _ROWS_A_WRITE = 4 << 20, 12
 _PREFETCHED_BATCHES = 4
 
 
-def pack(folder, out, workers):
+def pack(folder: StrPath, out: StrPath, workers: int) -> dict[str, Any]:
     """Write the Train part of NYU `folder` into the new folder `out`; the manifest comes last.
 
     An unfinished packing in `out` is written anew. Returns the manifest. Raises DataError and image.ImageError.
@@ -51,7 +64,7 @@ def pack(folder, out, workers):
             raise DataError(f"{out}: holds {sorted(others)[0]}; expected an empty or a new folder")
     writable_folder(out)
     keep_freed_memory()
-    shards = []
+    shards: list[dict[str, Any]] = []
     with cli.progress(len(source.names), "packing", "pair") as bar, ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(source.names), PAIRS_A_SHARD):
             indices = range(start, min(start + PAIRS_A_SHARD, len(source.names)))
@@ -66,11 +79,11 @@ def pack(folder, out, workers):
     return manifest
 
 
-def _index_file(shard):
+def _index_file(shard: Path) -> Path:
     return shard.with_name(f"{shard.name}.db")
 
 
-def _write_shard(path, source, indices, pool, bar):
+def _write_shard(path: Path, source: PlainPairs, indices: range, pool: ThreadPoolExecutor, bar: cli.Progress) -> None:
     writer = FileWriter(str(path), shard_num=1, overwrite=True)
     writer.set_page_size(_PAGE_BYTES)
     writer.add_schema(_SCHEMA, "NYU Depth V2 training pairs")
@@ -89,24 +102,24 @@ def _write_shard(path, source, indices, pool, bar):
         raise DataError(f"{path}: cannot be written: {_reason(error)}") from error
 
 
-def _sample(pair):
+def _sample(pair: Pair) -> tuple[Pixels, Floats, Pixels]:
     """The whole picture, the target and the whole depth map: what both augmentations start from."""
     rgb, pixels = decode_train_pair(pair)
     return image.half_pixels(rgb), train_target(pixels), image.half_depth(pixels)
 
 
-def _row(index, sample):
+def _row(index: int, sample: Sequence[Array]) -> dict[str, Any]:
     columns = {name: array.tobytes() for name, array in zip(_COLUMNS, sample, strict=True)}
     return {"index": index, **columns, **{f"{name}_crc": zlib.crc32(column) for name, column in columns.items()}}
 
 
-def _reason(error):
+def _reason(error: Exception) -> str:
     """The line of MindSpore's message that says what is wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if line.startswith("[ERROR]")), lines[0] if lines else error)
+    return next((line for line in lines if line.startswith("[ERROR]")), lines[0] if lines else str(error))
 
 
-def _fingerprint(path):
+def _fingerprint(path: Path) -> dict[str, Any]:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -114,13 +127,13 @@ def _fingerprint(path):
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
-def _shaped(name, rows):
+def _shaped(name: str, rows: Pixels) -> Array:
     """The samples of one column, as GEOMETRY describes them."""
     dtype, *shape = GEOMETRY[name]
     return rows.view(dtype).reshape(-1, *shape)
 
 
-def open_training(folder):
+def open_training(folder: StrPath) -> "PlainPairs | PackedPairs":
     """The training pairs of a NYU folder or of a packed one: PlainPairs or PackedPairs. Raises DataError."""
     folder = Path(folder)
     if (folder / MANIFEST).is_file():
@@ -138,13 +151,14 @@ class PackedPairs:
 
     form = "packed"
 
-    def __init__(self, folder):
+    def __init__(self, folder: StrPath) -> None:
         self.folder = Path(folder)
         try:
             manifest = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
             self.names, geometry, self._data = list(manifest["names"]), dict(manifest["geometry"]), manifest.get("data")
-            self._files = [{"name": str(file["name"]), "bytes": int(file["bytes"]), "sha256": str(file["sha256"])}
-                           for shard in manifest["shards"] for file in shard["files"]]
+            self._files: list[dict[str, Any]] = [
+                {"name": str(file["name"]), "bytes": int(file["bytes"]), "sha256": str(file["sha256"])}
+                for shard in manifest["shards"] for file in shard["files"]]
             if not all(isinstance(name, str) for name in self.names):
                 raise TypeError("a name is not a text")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -153,28 +167,29 @@ class PackedPairs:
             different = [key for key in GEOMETRY if geometry.get(key) != GEOMETRY[key]]
             raise DataError(f"{self.folder}: packed with another geometry ({', '.join(different)}): pack it again "
                             "with this version")
-        self._checked = {name: set() for name in _COLUMNS}
+        self._checked: dict[str, set[int]] = {name: set() for name in _COLUMNS}
         for file in self._files:
             path = self.folder / file["name"]
             if not path.is_file() or path.stat().st_size != file["bytes"]:
                 raise DataError(f"{path}: missing or not of {file['bytes']} bytes, as {MANIFEST} says")
 
-    def verify(self):
+    def verify(self) -> None:
         """Compare every file with its checksum. Raises DataError naming the first that differs."""
         for file in self._files:
             path = self.folder / file["name"]
             if _fingerprint(path) != file:
                 raise DataError(f"{path}: damaged: does not match its checksum in {MANIFEST}")
 
-    def data_digest(self):
+    def data_digest(self) -> str:
         """Hexadecimal text that stands for the files that were packed: the same as theirs."""
         return self._data
 
-    def file(self, index):
+    def file(self, index: int) -> str:
         """What to call sample `index` in a message."""
         return f"{self.folder}: {self.names[index]}"
 
-    def read(self, schedule, first_step, last_step, workers, whole=False):
+    def read(self, schedule: Schedule, first_step: int, last_step: int, workers: int,
+             whole: bool = False) -> Iterator[tuple[int, Indices, Load]]:
         """Yield (epoch, sample indices, function that returns one of them, as PlainPairs.load does) of each step."""
         step, depth = first_step, "pixels" if whole else "depth_m"
         rows, columns = (slice(None), slice(None)) if whole else (image.HALF_ROWS, image.HALF_COLUMNS)
@@ -188,18 +203,21 @@ class PackedPairs:
                 yield epoch, batch, samples.__getitem__
             step += steps
 
-    def depth_maps(self, indices, workers, skip_bad=False):  # packing has left nothing bad to skip
+    def depth_maps(self, indices: Sequence[int], workers: int,
+                   skip_bad: bool = False) -> Iterator[Floats]:  # packing has left nothing bad to skip
         """Yield the depth (55, 74) in metres of some samples."""
         for _, depth_m in self._rows(indices, 64, workers, ["depth_m"]):
             yield from _shaped("depth_m", depth_m)
 
-    def samples(self, indices, workers, skip_bad=False):
+    def samples(self, indices: Sequence[int], workers: int,
+                skip_bad: bool = False) -> Iterator[tuple[int, Pixels, Floats]]:
         """Yield (index, RGB, depth in metres) of some samples, as PlainPairs.load has them."""
         for batch, rgb, depth_m in self._rows(indices, 64, workers, ["rgb", "depth_m"]):
             yield from zip(batch.tolist(), _shaped("rgb", rgb)[:, image.HALF_ROWS, image.HALF_COLUMNS],
                            _shaped("depth_m", depth_m), strict=True)
 
-    def _rows(self, indices, batch_size, workers, columns):
+    def _rows(self, indices: Sequence[int] | Indices, batch_size: int, workers: int,
+              columns: Sequence[str]) -> Iterator[Any]:
         """Yield (indices, *columns) of batch after batch, in the order that is asked for."""
         ds.config.set_prefetch_size(_PREFETCHED_BATCHES)
         shards = [str(self.folder / file["name"]) for file in self._files if file["name"].endswith(".mindrecord")]
@@ -218,7 +236,8 @@ class PackedPairs:
         except RuntimeError as error:
             raise DataError(f"{self.folder}: cannot be read: {_reason(error)}") from error
 
-    def _check_rows(self, name, indices, sums, rows):
+    def _check_rows(self, name: str, indices: Sequence[int] | Indices, sums: npt.NDArray[np.int64],
+                    rows: Pixels) -> None:
         """Compare rows that are read for the first time with their checksums. Raises DataError naming the sample."""
         checked = self._checked[name]
         for index, expected, row in zip(map(int, indices), sums, rows, strict=True):

@@ -13,15 +13,20 @@ import logging
 import shutil
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import gradio as gr
 import numpy as np
 
 from src import depth_files, image, visual
+from src.arrays import Floats, Pixels
+from src.data_loader import Pair
 from src.errors import NotFinite, UserError
+from src.files import StrPath
 from src.pointcloud import Intrinsics, write_glb
 from src.predict import DepthPredictor
 
@@ -65,7 +70,7 @@ class Picture(gr.Image):
 
     is_template = True
 
-    def preprocess(self, payload):
+    def preprocess(self, payload: Any) -> str | None:
         return payload and payload.path
 
 
@@ -74,7 +79,7 @@ class Clip(gr.Video):
 
     is_template = True
 
-    def preprocess(self, payload):
+    def preprocess(self, payload: Any) -> str | None:
         return payload and payload.path
 
 
@@ -83,22 +88,22 @@ class Shown:
     """One prediction, as a visitor's page keeps it."""
 
     name: str
-    rgb: np.ndarray  # uint8 (H, W, 3)
-    depth_m: np.ndarray  # float32 (H, W)
-    coarse_m: np.ndarray  # CoarseNet's
-    truth_m: np.ndarray | None  # 0 where not measured
+    rgb: Pixels  # uint8 (H, W, 3)
+    depth_m: Floats  # float32 (H, W)
+    coarse_m: Floats  # CoarseNet's
+    truth_m: Floats | None  # 0 where not measured
     camera: Intrinsics
     lens: float  # what the depth was multiplied by
     seconds: float
     folder: Path  # of the files to download
 
     @functools.cached_property
-    def colour_end(self):
+    def colour_end(self) -> float:
         """Metres at the end of the colours where nobody says: the prediction and the truth fit."""
         maps = [self.depth_m] if self.truth_m is None else [self.depth_m, self.truth_m]
         return max(map(depth_files.colour_end, maps))
 
-    def discard(self):
+    def discard(self) -> None:
         """Delete its files."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -114,15 +119,16 @@ class Page:
         queue: visitors that may wait; the next one is told to come again.
     """
 
-    def __init__(self, predictor, about, pairs, folder, queue=16):
+    def __init__(self, predictor: DepthPredictor, about: str, pairs: Sequence[Pair], folder: Path,
+                 queue: int = 16) -> None:
         self.predictor, self.about, self.folder, self.queue = predictor, about, folder, queue
         self.coarse = DepthPredictor(predictor.coarse, lambda rgb, coarse: coarse, predictor.batch_size,
                                      predictor.flip_average)
         self.examples = [pair.rgb for pair in pairs]
         self.truths = {_digest(pair.rgb): pair.depth for pair in pairs}
-        self.stopped = set()  # sessions whose video is to end
+        self.stopped: set[str | None] = set()  # sessions whose video is to end
 
-    def predict(self, path, before, degrees):
+    def predict(self, path: str | None, before: Shown | None, degrees: float) -> Shown | None:
         """The Shown of a picture's file."""
         if before:
             before.discard()
@@ -141,14 +147,14 @@ class Page:
                          image.resize_depth(image.load_test_depth(truth), size) if truth else None,
                          writer.camera(*size), float(lens), seconds, Path(tempfile.mkdtemp(dir=self.folder)))
 
-    def _writer(self, degrees):
+    def _writer(self, degrees: float) -> depth_files.Writer:
         """As predict.py has it: a field of view that is given counts more than EXIF."""
         camera = Intrinsics.kinect
         if degrees:
             camera = lambda height, width: Intrinsics.from_fov(height, width, degrees)  # noqa: E731
         return depth_files.Writer(tuple(FORMS), COLORMAPS[0], 10.0, camera, follow_exif=not degrees)
 
-    def show(self, shown, colormap, max_depth):
+    def show(self, shown: Shown | None, colormap: str, max_depth: float) -> tuple[Any, Any, Any, str]:
         """What is seen at once: (map under the pointer, picture and depth to compare, the nets side by side, facts)."""
         if not shown:
             return None, None, None, self.about
@@ -167,7 +173,7 @@ class Page:
                           f"relative error, from 0 to 50 % and more (mean {mean:.0%})")]
         return (pointer_value(shown, end, colormap), (shown.rgb, pictures[1][0]), pictures, facts)
 
-    def save(self, shown, colormap, max_depth):
+    def save(self, shown: Shown | None, colormap: str, max_depth: float) -> tuple[str | None, ...]:
         """The file of each form."""
         if not shown:
             return (None,) * len(FORMS)
@@ -179,7 +185,7 @@ class Page:
             return tuple(map(str, paths.values()))
         return (None,) * len(FORMS)
 
-    def mesh(self, shown, tab):
+    def mesh(self, shown: Shown | None, tab: str) -> str | None:
         """The file of the coloured mesh, where the visitor looks at it: Gradio (6.25 to 6.31) never shows a mesh that
         came while its tab was hidden."""
         if not shown or tab != MESH_TAB:
@@ -190,7 +196,8 @@ class Page:
             return str(path)
         return None
 
-    def video(self, path, colormap, max_depth, request: gr.Request, progress=gr.Progress()):  # noqa: B008
+    def video(self, path: str | None, colormap: str, max_depth: float, request: gr.Request,
+              progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008
         """The picture beside its depth, as a video of VP8."""
         self.stopped.discard(request.session_hash)
         if not path:
@@ -210,19 +217,19 @@ class Page:
             depth_files.predict_video(job, self.predictor, writer, self.predictor.batch_size, bar)
             return str(*job.outputs(("side",)).values())
 
-    def _video_folder(self, request):
+    def _video_folder(self, request: gr.Request) -> Path:
         return self.folder / f"video-{request.session_hash}"
 
-    def leave(self, request: gr.Request):
+    def leave(self, request: gr.Request) -> None:
         """A visitor has closed the page."""
         self.stop(request)
         shutil.rmtree(self._video_folder(request), ignore_errors=True)
 
-    def stop(self, request: gr.Request):
+    def stop(self, request: gr.Request) -> None:
         """End this visitor's video."""
         self.stopped.add(request.session_hash)
 
-    def launch(self, host, port):
+    def launch(self, host: str, port: int) -> gr.Blocks:
         """Serve it until the process ends: to this machine alone unless `host` says more; never through a relay."""
         logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is there
         blocks = self._blocks()
@@ -233,7 +240,7 @@ class Page:
             run_history=False, footer_links=[], css=CSS, theme=gr.themes.Default(font=fonts[0], font_mono=fonts[1]))
         return blocks
 
-    def _blocks(self):
+    def _blocks(self) -> gr.Blocks:
         page = gr.Blocks(title="DepthNet", analytics_enabled=False, delete_cache=(CACHE_S // 6, CACHE_S))
         page.queue(max_size=self.queue, default_concurrency_limit=4)
         with page:
@@ -251,7 +258,7 @@ class Page:
             page.unload(self.leave)
         return page
 
-    def _picture_tab(self, colormap, max_depth, degrees):
+    def _picture_tab(self, colormap: gr.Dropdown, max_depth: gr.Slider, degrees: gr.Slider) -> None:
         shown = gr.State(None, time_to_live=CACHE_S, delete_callback=lambda one: one and one.discard())
         tab = gr.State("Depth")
         with gr.Row():
@@ -281,10 +288,10 @@ class Page:
                              for kind, label in FORMS.items()]
         colours, seen = [shown, colormap, max_depth], [pointer, compare, nets, facts]
 
-        def save(*chosen):
+        def save(*chosen: Any) -> list[gr.DownloadButton]:
             return [gr.DownloadButton(value=path, interactive=path is not None) for path in self.save(*chosen)]
 
-        def turn(shown, event: gr.SelectData):
+        def turn(shown: Shown | None, event: gr.SelectData) -> tuple[str, str | None]:
             return event.value, self.mesh(shown, event.value)
 
         tabs.select(turn, shown, [tab, mesh], show_progress="hidden")
@@ -301,7 +308,7 @@ class Page:
             turning = seeing.then(self.mesh, [shown, tab], mesh, show_progress="hidden")
             turning.then(save, colours, files, show_progress="hidden")
 
-    def _video_tab(self, colormap, max_depth):
+    def _video_tab(self, colormap: gr.Dropdown, max_depth: gr.Slider) -> None:
         with gr.Row():
             video = Clip(label=f"a video of at most {LONGEST_VIDEO_S} s", elem_id="video",
                          sources=["upload", "webcam"])
@@ -315,10 +322,10 @@ class Page:
 class _Bar:
     """Takes what `predict_video` tells of its progress to the page; and ends it when the visitor says so."""
 
-    def __init__(self, total, progress, stopped):
+    def __init__(self, total: int, progress: gr.Progress, stopped: Callable[[], bool]) -> None:
         self.total, self.progress, self.stopped, self.done = total, progress, stopped, 0
 
-    def update(self, count=1):
+    def update(self, count: int = 1) -> None:
         self.done += count
         if self.stopped():
             raise UserError("stopped")
@@ -328,7 +335,7 @@ class _Bar:
 
 
 @contextlib.contextmanager
-def _plainly(path, name):
+def _plainly(path: object, name: str) -> Iterator[None]:
     """Say in the browser what a user can mend, in words that name the file as they know it, and nothing of this
     machine's folders."""
     try:
@@ -338,13 +345,13 @@ def _plainly(path, name):
         raise gr.Error(text, print_exception=False) from error
 
 
-def pointer_value(shown, max_depth, colormap):
+def pointer_value(shown: Shown, max_depth: float, colormap: str) -> str:
     """What page.js takes, as JSON: millimetres as little-endian uint16, in base64, and the camera in their pixels."""
     height, width = shown.depth_m.shape
     scale = min(1, POINTER_SIDE / max(height, width))
     size = max(1, round(height * scale)), max(1, round(width * scale))
 
-    def packed(depth_m):
+    def packed(depth_m: Floats) -> str:
         millimetres = image.encode_test_depth(cv2.resize(depth_m, size[::-1], interpolation=cv2.INTER_NEAREST))
         return base64.b64encode(millimetres.astype("<u2").tobytes()).decode()
 
@@ -358,7 +365,7 @@ def pointer_value(shown, max_depth, colormap):
     })
 
 
-def _reduced(rgb):
+def _reduced(rgb: Pixels) -> Pixels:
     scale = LONGEST_SIDE / max(rgb.shape[:2])
     if scale >= 1:
         return rgb
@@ -366,5 +373,5 @@ def _reduced(rgb):
     return cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def _digest(path):
+def _digest(path: StrPath) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()

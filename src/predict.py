@@ -5,17 +5,28 @@ that ratio, as large as they fit and evenly spread along the longer side; where 
 blended. The nets do not see the outermost 2.5 % of a window: there the depth of the nearest cell is continued.
 """
 
+import argparse
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from src import cli, image, metrics
+from src.arrays import Doubles, Floats, Pixels, Predict
 from src.errors import UserError
+from src.files import StrPath
 
 # A single window, in the middle, does for a ratio that is only so much from 4:3.
 MOST_OUTSIDE = 0.05
 # Of a picture's longer to its shorter side: each window is predicted, and a strip of pixels is no picture.
 MOST_RATIO = 50
+Net: TypeAlias = Callable[..., Floats]
+Picture: TypeAlias = Pixels | StrPath
+Window: TypeAlias = tuple[float, float, float, float]  # top, left, height, width in pixels
+Maps: TypeAlias = list[tuple[Window, Floats]]  # what the nets say of each window: metres (55, 74)
+
 _RATIO = image.FULL_SIZE[1] / image.FULL_SIZE[0]
 
 
@@ -33,13 +44,16 @@ class DepthPredictor:
     Raises UserError when a file cannot be used.
     """
 
-    def __init__(self, coarse=None, fine=None, batch_size=8, flip_average=False):
-        defaults = cli.default_or_shipped_checkpoints() if coarse is None or fine is None else (None, None)
-        self.sources = coarse or defaults[0], fine or defaults[1]
+    def __init__(self, coarse: Net | StrPath | None = None, fine: Net | StrPath | None = None, batch_size: int = 8,
+                 flip_average: bool = False) -> None:
+        if coarse is None or fine is None:
+            defaults = cli.default_or_shipped_checkpoints()
+            coarse, fine = coarse or defaults[0], fine or defaults[1]
+        self.sources = coarse, fine
         self.coarse, self.fine = _net(self.sources[0], "coarse"), _net(self.sources[1], "fine")
         self.batch_size, self.flip_average = batch_size, flip_average
 
-    def __call__(self, picture):
+    def __call__(self, picture: Picture) -> Floats:
         """Depth of one picture.
 
         Args:
@@ -52,29 +66,30 @@ class DepthPredictor:
         """
         return self.predict([picture])[0]
 
-    def predict(self, pictures, names=None):
+    def predict(self, pictures: Sequence[Picture], names: Sequence[object] | None = None) -> list[Floats]:
         """The depths (H, W) of several pictures, of any sizes, with as few runs of the nets as their windows allow.
 
         `names` are what to call them in an error. Raises errors.NotFinite when a prediction is not.
         """
         names = names or [picture if isinstance(picture, str | Path) else f"picture {number}"
                           for number, picture in enumerate(pictures)]
-        pictures = [picture if isinstance(picture, np.ndarray) else image.load_rgb(picture) for picture in pictures]
+        loaded = [picture if isinstance(picture, np.ndarray) else image.load_rgb(picture) for picture in pictures]
         return [blended(picture.shape[:2], maps)
-                for picture, maps in zip(pictures, self.maps(pictures, names), strict=True)]
+                for picture, maps in zip(loaded, self.maps(loaded, names), strict=True)]
 
-    def maps(self, pictures, names):
+    def maps(self, pictures: Sequence[Pixels], names: Sequence[object]) -> list[Maps]:
         """What the nets say of each picture (H, W, 3), for `blended`: a list of (window, metres (55, 74))."""
         for picture, name in zip(pictures, names, strict=True):
-            check_ratio(*picture.shape[:2], name)
-        places = [(number, place) for number, picture in enumerate(pictures) for place in windows(*picture.shape[:2])]
-        found = [[] for _ in pictures]
+            check_ratio(picture.shape[0], picture.shape[1], name)
+        places = [(number, place) for number, picture in enumerate(pictures)
+                  for place in windows(picture.shape[0], picture.shape[1])]
+        found: list[Maps] = [[] for _ in pictures]
         for start in range(0, len(places), self.batch_size):
             part = places[start:start + self.batch_size]
             rgb = np.stack([_view(pictures[number], place) for number, place in part])
             part_names = [names[number] for number, _ in part]
 
-            def predict(rgb, part_names=part_names):
+            def predict(rgb: Floats, part_names: Sequence[object] = part_names) -> dict[str, Floats]:
                 coarse_log_depth = metrics.finite(self.coarse(rgb), part_names)  # FineNet's ReLU may swallow a NaN
                 return {"depth": metrics.finite(self.fine(rgb, coarse_log_depth), part_names)}
 
@@ -84,7 +99,7 @@ class DepthPredictor:
         return found
 
 
-def from_options(options):
+def from_options(options: argparse.Namespace) -> DepthPredictor:
     """The DepthPredictor of `cli.add_nets`' options."""
     nets = options.coarse_onnx, options.fine_onnx
     if not options.coarse_onnx:
@@ -95,7 +110,7 @@ def from_options(options):
     return DepthPredictor(*nets, options.batch_size, options.flip_average)
 
 
-def _net(net, kind):
+def _net(net: Net | StrPath, kind: str) -> Net:
     if callable(net):
         return net
     path = Path(net)
@@ -109,7 +124,7 @@ def _net(net, kind):
     return lambda *arrays: cell(*map(ms.Tensor, arrays)).asnumpy()
 
 
-def _onnx_net(path, kind):
+def _onnx_net(path: Path, kind: str) -> Net:
     import onnxruntime
 
     if not path.is_file():
@@ -126,23 +141,23 @@ def _onnx_net(path, kind):
     return lambda *arrays: session.run(None, dict(zip(names, arrays, strict=True)))[0]
 
 
-def flip_averaged(predict):
+def flip_averaged(predict: Predict) -> Predict:
     """`predict`, a function of RGB (N, 3, H, W) to log depth (N, 1, H, W) by name, as the mean over the pictures and
     their mirror images."""
-    def both(rgb):
+    def both(rgb: Floats) -> dict[str, Floats]:
         mirrored = predict(np.ascontiguousarray(rgb[..., ::-1]))
         return {net: (log_depth + mirrored[net][..., ::-1]) / 2 for net, log_depth in predict(rgb).items()}
 
     return both
 
 
-def check_ratio(height, width, name):
+def check_ratio(height: int, width: int, name: object) -> None:
     """Raise image.SizeError naming the picture when it is no picture but a strip."""
     if max(height, width) > MOST_RATIO * min(height, width):
         raise image.SizeError(f"{name}: {height}x{width} (height x width): expected a ratio of at most {MOST_RATIO}:1")
 
 
-def windows(height, width):
+def windows(height: int, width: int) -> list[Window]:
     """The windows of ratio 4:3 that cover a picture: (top, left, height, width) in pixels, fractions included."""
     size = min(height, width / _RATIO), min(width, height * _RATIO)
     along = 1 if width > height * _RATIO else 0
@@ -152,24 +167,24 @@ def windows(height, width):
     return [(0.0, start, *size) if along else (start, 0.0, *size) for start in starts]
 
 
-def _pixels(start, length):
+def _pixels(start: float, length: float) -> slice:
     """The whole pixels of a window along one axis."""
     return slice(round(start), max(round(start + length), round(start) + 1))
 
 
-def _view(picture, place):
+def _view(picture: Pixels, place: Window) -> Floats:
     """The part of a picture in a window, as the nets take it."""
     top, left, height, width = place
     return image.network_rgb(picture[_pixels(top, height), _pixels(left, width)])
 
 
-def _reach(start, length, pixels):
+def _reach(start: float, length: float, pixels: int) -> slice:
     """The pixels of an axis to which a window gives its depth: its own, and what a single window leaves outside."""
     beyond = MOST_OUTSIDE / 2 * length + 1
     return slice(max(int(start - beyond), 0), min(int(np.ceil(start + length + beyond)), pixels))
 
 
-def blended(size, maps):
+def blended(size: tuple[int, ...], maps: Maps) -> Floats:
     """float32 metres (H, W) of a picture of this size, from those of its windows (`DepthPredictor.maps`): the nearer to
     its window's border, the less a depth counts."""
     total, weights = np.zeros(size, np.float32), np.zeros(size, np.float32)
@@ -184,7 +199,8 @@ def blended(size, maps):
     return total / weights
 
 
-def _interpolation(pixels, start, length, seen, axis):
+def _interpolation(pixels: npt.NDArray[np.int64], start: float, length: float, seen: tuple[int, int],
+                   axis: int) -> Floats:
     """Bilinear weights (pixels, cells) with half-pixel centres: from the cells along one axis of a window, of which the
     nets see `seen` of 480 or 640 pixels, to these pixels of the picture. Beyond the outermost cells these are
     continued.
@@ -199,7 +215,7 @@ def _interpolation(pixels, start, length, seen, axis):
     return weights
 
 
-def _inside(pixels, start, length):
+def _inside(pixels: npt.NDArray[np.int64], start: float, length: float) -> Doubles:
     """How far inside a window these pixels of an axis are, in pixels: never quite 0."""
     centre = pixels + 0.5
     return np.clip(np.minimum(centre - start, start + length - centre), 0, None) + 1e-6

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -33,15 +34,15 @@ class Recipe:
     clip_norm: float = 0.0
     ema: float = 0.0
 
-    def changes(self):
+    def changes(self) -> dict[str, Any]:
         """The settings that are not the reference's, by name."""
         return {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
 
-    def lr_scale(self, parameter):
+    def lr_scale(self, parameter: ms.Parameter) -> float:
         """What this parameter's learning rate is multiplied by."""
         return self.dense_lr_scale if parameter.name.startswith("fc") else 1.0
 
-    def is_constant(self):
+    def is_constant(self) -> bool:
         """Whether every weight moves at one rate from the first step to the last."""
         return self.schedule == "constant" and not self.warmup_steps and self.dense_lr_scale == 1
 
@@ -49,12 +50,12 @@ class Recipe:
 class Rate(LearningRateSchedule):
     """The learning rate as a function of the step: warm-up, then constant or half a cosine."""
 
-    def __init__(self, learning_rate, recipe, last_step):
+    def __init__(self, learning_rate: float, recipe: Recipe, last_step: int) -> None:
         super().__init__()
         self.learning_rate, self.cosine = learning_rate, recipe.schedule == "cosine"
         self.warmup_steps, self.last_step = max(recipe.warmup_steps, 1), max(last_step, 1)
 
-    def construct(self, global_step):
+    def construct(self, global_step: ms.Tensor) -> ms.Tensor:
         step = global_step.astype(ms.float32)
         rate = self.learning_rate * ops.minimum((step + 1) / self.warmup_steps, 1)
         if self.cosine:
@@ -62,11 +63,11 @@ class Rate(LearningRateSchedule):
         return rate
 
 
-def adam(net, learning_rate, recipe, last_step):
+def adam(net: nn.Cell, learning_rate: float, recipe: Recipe, last_step: int) -> nn.Adam:
     """The optimizer of a stage."""
     if recipe.is_constant():
         return nn.Adam(net.trainable_params(), learning_rate)
-    groups = {scale: [] for scale in (1.0, recipe.dense_lr_scale)}
+    groups: dict[float, list[ms.Parameter]] = {scale: [] for scale in (1.0, recipe.dense_lr_scale)}
     for parameter in net.trainable_params():
         groups[recipe.lr_scale(parameter)].append(parameter)
     return nn.Adam([{"params": parameters, "lr": Rate(learning_rate * scale, recipe, last_step)}
@@ -76,7 +77,7 @@ def adam(net, learning_rate, recipe, last_step):
 class Decay(nn.Cell):
     """Takes a share of every weight away; that of fc13, the identity at its start, of its difference from that."""
 
-    def __init__(self, net, learning_rate, recipe, last_step):
+    def __init__(self, net: nn.Cell, learning_rate: float, recipe: Recipe, last_step: int) -> None:
         super().__init__(auto_prefix=False)
         weights = [parameter for parameter in net.trainable_params() if parameter.ndim > 1]
         self.weights = ms.ParameterTuple(weights)
@@ -85,7 +86,7 @@ class Decay(nn.Cell):
                         for weight in weights]
         self.amount = recipe.weight_decay
 
-    def construct(self, global_step):
+    def construct(self, global_step: ms.Tensor) -> bool:
         for weight, rate, towards in zip(self.weights, self.rates, self.towards):  # noqa: B905 (no strict in a graph)
             ops.assign_sub(weight, self.amount * rate(global_step) * (weight - towards))
         return True
@@ -94,13 +95,13 @@ class Decay(nn.Cell):
 class Average(nn.Cell):
     """A copy of a net's weights that follows them slowly (Polyak and Juditsky, 1992)."""
 
-    def __init__(self, net, decay):
+    def __init__(self, net: nn.Cell, decay: float) -> None:
         super().__init__(auto_prefix=False)
         self.decay = decay
         self.own = ms.ParameterTuple(net.trainable_params())
         self.averages = self.own.clone(prefix="ema", init="same")
 
-    def update(self, step):
+    def update(self, step: int) -> None:
         """Take in the weights after step `step` (from 1); the younger the average, the more they count."""
         if step == 1:
             self(ms.Tensor(1.0, ms.float32))
@@ -108,7 +109,7 @@ class Average(nn.Cell):
             self(ms.Tensor(1 - min(self.decay, (1 + step) / (10 + step)) ** AVERAGE_INTERVAL, ms.float32))
 
     @ms.jit
-    def construct(self, share):
+    def construct(self, share: ms.Tensor) -> ms.Tensor:
         for average, own in zip(self.averages, self.own):  # noqa: B905
             ops.assign_add(average, share * (own - average))
         return share

@@ -2,9 +2,12 @@
 
 import base64
 import html
+from collections.abc import Mapping
+from typing import Any
 
 from src import baselines, evaluation, metrics, visual
-from src.files import write_text
+from src.evaluation import Details, Scores
+from src.files import StrPath, write_text
 
 # delta1 delta2 delta3 abs_rel sq_rel rmse rmse_log si
 PUBLISHED = {
@@ -31,7 +34,8 @@ img { width: 100%; display: block } figure { margin: 1.5em 0 } figcaption, .note
 """
 
 
-def write(path, scores, details, panels_png, checkpoints, versions, data):
+def write(path: StrPath, scores: Mapping[str, Scores], details: Mapping[str, Details], panels_png: bytes,
+          checkpoints: Mapping[str, str], versions: Mapping[str, str], data: Mapping[str, Any]) -> None:
     """Write the report.
 
     Args:
@@ -75,7 +79,7 @@ def write(path, scores, details, panels_png, checkpoints, versions, data):
                      f"<style>{_STYLE}</style>\n" + "\n".join(parts) + "\n</html>\n")
 
 
-def _table(rows):
+def _table(rows: Mapping[str, Mapping[str, float | None]]) -> str:
     columns = list(next(iter(rows.values())))
     head = "".join(f"<th>{name}</th>" for name in ("", *columns))
     body = "".join(f"<tr><td>{html.escape(label)}</td>" + "".join(
@@ -84,7 +88,7 @@ def _table(rows):
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
-def _figure(png, caption):
+def _figure(png: bytes, caption: str) -> str:
     picture = base64.b64encode(png).decode()
     return (f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{picture}">'
             f"<figcaption>{html.escape(caption)}</figcaption></figure>")

@@ -6,11 +6,14 @@ forward.
 """
 
 import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeAlias, TypeVar
 
 import cv2
 import numpy as np
 
+from src.arrays import Array, Doubles, Floats, Pixels
 from src.pointcloud import Intrinsics
 
 HEIGHT, WIDTH = 480, 640
@@ -40,17 +43,23 @@ CLOTHS = (
 WHITE, METAL, SKY = (0.80, 0.79, 0.76), (0.35, 0.35, 0.36), (0.85, 0.93, 1.0)
 
 
+T = TypeVar("T")
+Colour: TypeAlias = tuple[float, ...]  # albedo (3,)
+Extent: TypeAlias = tuple[float, float]
+Footprint: TypeAlias = tuple[Array, Array]  # low and high (2,), of x and z in metres
+
+
 @dataclass(frozen=True)
 class Box:
     """A box along the axes: `low` and `high` (3,) in metres, its albedo, and what is on it (a key of LOOKS)."""
 
-    low: np.ndarray
-    high: np.ndarray
-    colour: tuple
+    low: Doubles
+    high: Doubles
+    colour: Colour
     look: str = "plain"
 
 
-def box(x, y, z, colour, look="plain"):
+def box(x: Extent, y: Extent, z: Extent, colour: Colour, look: str = "plain") -> Box:
     """A Box from its extents (from, to) along each axis."""
     low, high = np.sort(np.array([x, y, z], float), axis=1).T
     return Box(low, high, tuple(colour), look)
@@ -59,14 +68,14 @@ def box(x, y, z, colour, look="plain"):
 # ---- geometry
 
 
-def camera_axes(yaw, pitch):
+def camera_axes(yaw: float, pitch: float) -> Doubles:
     """The axes of a camera (right, up, forward) as the columns of a matrix (3, 3), in the world's."""
     tilt = np.array([[1, 0, 0], [0, np.cos(pitch), np.sin(pitch)], [0, -np.sin(pitch), np.cos(pitch)]])
     turn = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
     return turn @ tilt
 
 
-def camera_rays(yaw, pitch):
+def camera_rays(yaw: float, pitch: float) -> Doubles:
     """Ray directions (H, W, 3) with unit length along the optical axis, so that a ray's parameter is depth.
 
     `pitch` below 0 looks down. Radians.
@@ -77,7 +86,7 @@ def camera_rays(yaw, pitch):
     return rays @ camera_axes(yaw, pitch).T
 
 
-def cast_box(origin, rays, low, high, inside):
+def cast_box(origin: Array, rays: Array, low: Array, high: Array, inside: bool) -> tuple[Array, Array]:
     """Depth (H, W) at which rays from `origin` meet the axis-aligned box, and the axis of the face they meet.
 
     From `inside` it is the exit; from outside the entry, infinite where the ray misses.
@@ -95,7 +104,7 @@ def cast_box(origin, rays, low, high, inside):
     return (depth, axis) if inside else (np.where((depth < leave) & (depth > 0), depth, np.inf), axis)
 
 
-def seen_in(one, origin, axes):
+def seen_in(one: Box, origin: Array, axes: Array) -> tuple[slice, slice]:
     """The slices of rows and columns in which a Box can be seen: all where it reaches beside or behind the camera."""
     corners = np.array([[(one.low, one.high)[(number >> axis) & 1][axis] for axis in range(3)] for number in range(8)])
     right, up, forward = ((corners - origin) @ axes).T
@@ -103,7 +112,7 @@ def seen_in(one, origin, axes):
         return slice(0, HEIGHT), slice(0, WIDTH)
     columns, rows = KINECT.cx + KINECT.fx * right / forward, KINECT.cy - KINECT.fy * up / forward
 
-    def within(places, count):
+    def within(places: Array, count: int) -> slice:
         return slice(int(np.clip(np.floor(places.min()), 0, count)), int(np.clip(np.ceil(places.max()) + 1, 0, count)))
 
     return within(rows, HEIGHT), within(columns, WIDTH)
@@ -112,7 +121,7 @@ def seen_in(one, origin, axes):
 # ---- furniture: boxes in a place of their own, x along the wall from 0, y up, z from the wall into the room
 
 
-def _table(rng, height=0.74):
+def _table(rng: np.random.Generator, height: float = 0.74) -> list[Box]:
     width, deep, wood = rng.uniform(0.9, 1.6), rng.uniform(0.6, 0.9), _one_of(rng, WOODS)
     legs = [
         box((x, x + 0.06), (0, height), (z, z + 0.06), wood, "wood")
@@ -126,7 +135,7 @@ def _table(rng, height=0.74):
     ]
 
 
-def _things(rng, width, deep, height):
+def _things(rng: np.random.Generator, width: float, deep: float, height: float) -> list[Box]:
     """What lies on a table: a few small boxes."""
     found = []
     for _ in range(rng.integers(0, 4)):
@@ -136,11 +145,11 @@ def _things(rng, width, deep, height):
     return found
 
 
-def _low_table(rng):
+def _low_table(rng: np.random.Generator) -> list[Box]:
     return _table(rng, height=0.42)
 
 
-def _chair(rng):
+def _chair(rng: np.random.Generator) -> list[Box]:
     wood, cloth = _one_of(rng, WOODS), _one_of(rng, CLOTHS)
     legs = [box((x, x + 0.04), (0, 0.45), (z, z + 0.04), wood) for x in (0, 0.4) for z in (0, 0.4)]
     return [
@@ -150,7 +159,7 @@ def _chair(rng):
     ]
 
 
-def _sofa(rng):
+def _sofa(rng: np.random.Generator) -> list[Box]:
     width, cloth = rng.uniform(1.5, 2.2), _one_of(rng, CLOTHS)
     lighter = tuple(1.15 * one for one in cloth)
     half = (width - 0.36) / 2
@@ -167,7 +176,7 @@ def _sofa(rng):
     ]
 
 
-def _bed(rng):
+def _bed(rng: np.random.Generator) -> list[Box]:
     width, wood, cloth = rng.uniform(1.0, 1.7), _one_of(rng, WOODS), _one_of(rng, CLOTHS)
     pillow = (width - 0.3) / 2
     pillows = [
@@ -183,7 +192,7 @@ def _bed(rng):
     ]
 
 
-def _shelf(rng):
+def _shelf(rng: np.random.Generator) -> list[Box]:
     width, height, wood = rng.uniform(0.7, 1.4), rng.uniform(1.5, 2.1), _one_of(rng, WOODS)
     levels = np.linspace(0.05, height - 0.02, rng.integers(5, 7))
     boards = [box((0, width), (y - 0.02, y + 0.02), (0, 0.3), wood, "wood") for y in levels]
@@ -207,18 +216,18 @@ def _shelf(rng):
     ]
 
 
-def _wardrobe(rng):
+def _wardrobe(rng: np.random.Generator) -> list[Box]:
     width, height, wood = rng.uniform(1.0, 1.8), rng.uniform(1.9, 2.2), _one_of(rng, (*WOODS, WHITE))
     handles = [box((x, x + 0.02), (0.95, 1.15), (0.6, 0.63), METAL) for x in (width / 2 - 0.06, width / 2 + 0.04)]
     return [box((0, width), (0, height), (0, 0.6), wood, "doors"), *handles]
 
 
-def _drawers(rng):
+def _drawers(rng: np.random.Generator) -> list[Box]:
     width, height, wood = rng.uniform(0.8, 1.4), rng.uniform(0.7, 1.0), _one_of(rng, (*WOODS, WHITE))
     return [box((0, width), (0, height), (0, 0.45), wood, "drawers"), *_things(rng, width, 0.45, height)]
 
 
-def _screen(rng):
+def _screen(rng: np.random.Generator) -> list[Box]:
     return [
         box((0, 1.4), (0.1, 0.45), (0, 0.4), _one_of(rng, WOODS), "drawers"),
         box((0.5, 0.9), (0.45, 0.5), (0.1, 0.3), METAL),
@@ -226,7 +235,7 @@ def _screen(rng):
     ]
 
 
-def _lamp(rng):
+def _lamp(rng: np.random.Generator) -> list[Box]:
     return [
         box((0.12, 0.28), (0, 0.03), (0.12, 0.28), METAL),
         box((0.19, 0.21), (0.03, 1.4), (0.19, 0.21), METAL),
@@ -238,15 +247,15 @@ AT_WALL = (_bed, _sofa, _shelf, _wardrobe, _drawers, _screen, _shelf)
 FREE = (_table, _low_table, _chair, _chair, _lamp)
 
 
-def _one_of(rng, choices):
+def _one_of(rng: np.random.Generator, choices: Sequence[T]) -> T:
     return choices[rng.integers(len(choices))]
 
 
-def _placed(boxes, wall, start, size):
+def _placed(boxes: Sequence[Box], wall: str, start: Any, size: Array) -> list[Box]:
     """Boxes of a place of their own, at a wall of the room: "left", "right" or "back", `start` metres along it; or
     "free" at `start` = (x, z)."""
 
-    def placed(one):
+    def placed(one: Box) -> Box:
         (x0, y0, z0), (x1, y1, z1) = one.low, one.high
         if wall == "back":
             x, z = (start + x0, start + x1), (size[2] - z0, size[2] - z1)
@@ -259,14 +268,15 @@ def _placed(boxes, wall, start, size):
     return [placed(one) for one in boxes]
 
 
-def footprint(boxes):
+def footprint(boxes: Sequence[Box]) -> Footprint:
     """(low, high) of x and z that boxes cover."""
     return (np.min([one.low[[0, 2]] for one in boxes], axis=0), np.max([one.high[[0, 2]] for one in boxes], axis=0))
 
 
-def furnish(rng, size, origin, doorways):
+def furnish(rng: np.random.Generator, size: Array, origin: Array, doorways: Sequence[Footprint]) -> list[list[Box]]:
     """Pieces of furniture, lists of Boxes: in the room, not in each other, not around the camera, before no door."""
-    pieces, taken = [], [(origin[[0, 2]] - FREE_M, origin[[0, 2]] + FREE_M), *doorways]
+    pieces: list[list[Box]] = []
+    taken = [(origin[[0, 2]] - FREE_M, origin[[0, 2]] + FREE_M), *doorways]
     for _ in range(40):
         if len(pieces) >= 7:
             break
@@ -288,7 +298,7 @@ def furnish(rng, size, origin, doorways):
     return pieces
 
 
-def fittings(rng, size):
+def fittings(rng: np.random.Generator, size: Array) -> tuple[list[Box], list[Box], list[Footprint]]:
     """Doors, windows and pictures on the walls, and the skirting: (boxes, the panes of the windows, the footprints that
     are free before the doors)."""
     boxes, panes, doorways = [], [], []
@@ -339,38 +349,38 @@ def fittings(rng, size):
 # ---- what is on a surface: functions of (points (N, 3), axis (N,), Box, rng) -> factors of the albedo (N,) or (N, 3)
 
 
-def _across(points, axis, turn):
+def _across(points: Array, axis: Array, turn: bool) -> Array:
     return np.take_along_axis(points, ((axis + turn) % 3)[:, None], 1)[:, 0]
 
 
-def _inside(points, axis, one):
+def _inside(points: Array, axis: Array, one: Box) -> tuple[Array, Array]:
     """Where on its face a point is, (across, up) from 0 to 1; on a face that looks up, along z."""
     place = (points - one.low) / np.maximum(one.high - one.low, 1e-6)
     across = np.where(axis == 0, place[:, 2], place[:, 0])
     return across, np.where(axis == 1, place[:, 2], place[:, 1])
 
 
-def _plain(points, axis, one, rng):
+def _plain(points: Array, axis: Array, one: Box, rng: np.random.Generator) -> Array | float:
     return np.ones(len(points), np.float32)
 
 
-def _wood(points, axis, one, rng):
+def _wood(points: Array, axis: Array, one: Box, rng: np.random.Generator) -> Array | float:
     long = np.argmax(one.high - one.low)
     along, across = points[:, long], points[:, (long + 1) % 3] + points[:, (long + 2) % 3]
     return 1 + 0.06 * np.sin(45 * across + 2 * np.sin(3 * along + rng.uniform(0, 6))) * np.sin(17 * across)
 
 
-def _cloth(points, axis, one, rng):
+def _cloth(points: Array, axis: Array, one: Box, rng: np.random.Generator) -> Array | float:
     return 1 + 0.05 * np.sin(5 * points.sum(1)) + rng.normal(0, 0.03, len(points))
 
 
-def _books(points, axis, one, rng):
+def _books(points: Array, axis: Array, one: Box, rng: np.random.Generator) -> Array | float:
     width = rng.uniform(0.03, 0.05)
     across = np.where(axis == 0, points[:, 2], points[:, 0])
     return rng.uniform(0.05, 0.75, (64, 3))[(across / width).astype(int) % 64]
 
 
-def _picture(points, axis, one, rng):
+def _picture(points: Array, axis: Array, one: Box, rng: np.random.Generator) -> Array | float:
     """Something like hills under a sky."""
     across, up = _inside(points, axis, one)
     colours, found = rng.uniform(0.1, 1.0, (4, 3)), np.zeros(len(points), int)
@@ -380,26 +390,26 @@ def _picture(points, axis, one, rng):
     return colours[found]
 
 
-def _doors(points, axis, one, rng):
+def _doors(points: Array, axis: Array, one: Box, rng: np.random.Generator) -> Array | float:
     across, up = _inside(points, axis, one)
     return _wood(points, axis, one, rng) * np.where(
         (np.abs(across - 0.5) < 0.006) | (np.abs(up - 0.04) < 0.004), 0.35, 1
     )
 
 
-def _drawer_fronts(points, axis, one, rng):
+def _drawer_fronts(points: Array, axis: Array, one: Box, rng: np.random.Generator) -> Array | float:
     across, up = _inside(points, axis, one)
     knob = (np.abs(up * 3 % 1 - 0.5) < 0.08) & (np.abs(across - 0.5) < 0.03) & (axis != 1)
     return _wood(points, axis, one, rng) * np.where((up * 3 % 1 < 0.04) & (axis != 1), 0.35, 1) * np.where(knob, 0.3, 1)
 
 
-def _panels(points, axis, one, rng):
+def _panels(points: Array, axis: Array, one: Box, rng: np.random.Generator) -> Array | float:
     across, up = _inside(points, axis, one)
     edge = np.minimum(np.abs(np.abs(across - 0.5) - 0.32) / 1.0, np.abs(np.abs(up * 2 % 1 - 0.5) - 0.38))
     return np.where((edge < 0.012) & (np.abs(across - 0.5) < 0.33) & (np.abs(up * 2 % 1 - 0.5) < 0.39), 0.7, 1.0)
 
 
-def _planks(points, axis, one, rng):
+def _planks(points: Array, axis: Array, one: Box, rng: np.random.Generator) -> Array | float:
     width = rng.uniform(0.09, 0.16)
     row = np.floor(points[:, 0] / width).astype(int)
     plank = np.floor(points[:, 2] / 1.2 + 0.37 * row).astype(int)
@@ -408,18 +418,18 @@ def _planks(points, axis, one, rng):
     return tint * np.where(gap, 0.5, 1) * (1 + 0.05 * np.sin(300 * points[:, 0] + 2 * np.sin(5 * points[:, 2] + row)))
 
 
-def _tiles(points, axis, one, rng):
+def _tiles(points: Array, axis: Array, one: Box, rng: np.random.Generator) -> Array | float:
     side = rng.uniform(0.28, 0.42)
     cells = points[:, [0, 2]] / side
     tint = rng.uniform(0.92, 1.05, 997)[(31 * np.floor(cells[:, 0]) + 17 * np.floor(cells[:, 1])).astype(int) % 997]
     return tint * np.where((cells % 1 < 0.02).any(1), 0.6, 1)
 
 
-def _carpet(points, axis, one, rng):
+def _carpet(points: Array, axis: Array, one: Box, rng: np.random.Generator) -> Array | float:
     return rng.normal(1, 0.07, len(points))
 
 
-LOOKS = {
+LOOKS: dict[str, Callable[[Array, Array, Box, np.random.Generator], Array | float]] = {
     "plain": _plain,
     "wood": _wood,
     "cloth": _cloth,
@@ -440,7 +450,7 @@ GLOWS = {"sky": 1.6, "glow": 1.2}
 # ---- light
 
 
-def _light(points, normals, depth, size, panes, lamp):
+def _light(points: Array, normals: Array, depth: Array, size: Array, panes: Sequence[Box], lamp: float) -> Array:
     """How much light (H, W) falls on points: through the panes, from the ceiling, from all sides, and a little from the
     camera, which tells how far a surface is."""
     total = 0.30 + 0.08 * normals[..., 1]
@@ -453,14 +463,14 @@ def _light(points, normals, depth, size, panes, lamp):
     return total + 0.5 / (1 + 0.5 * depth**2)
 
 
-def _corners(points, axis, size):
+def _corners(points: Array, axis: Array, size: Array) -> Array:
     """How open a place of the walls, the floor and the ceiling is: less near where two of them meet."""
     distance = np.minimum(points, size.astype(np.float32) - points)
     shade = 1 - 0.28 * np.exp(-distance / 0.22)
     return shade.prod(-1) / np.take_along_axis(shade, axis[..., None], -1)[..., 0]
 
 
-def _contact(points, pieces):
+def _contact(points: Array, pieces: Sequence[Sequence[Box]]) -> Array:
     """How open a place of the floor is: less beside furniture, and under it."""
     shade = np.ones(len(points), np.float32)
     for boxes in pieces:
@@ -478,7 +488,7 @@ def _contact(points, pieces):
 # ---- a picture
 
 
-def render(rng):
+def render(rng: np.random.Generator) -> tuple[Pixels, Floats]:
     """One view of one room: uint8 RGB (480, 640, 3) and float depth in metres (480, 640)."""
     size = np.array([rng.uniform(3, 6.5), rng.uniform(2.4, 3.0), rng.uniform(3.2, 7)])
     origin = size * (rng.uniform(0.3, 0.7), 0, rng.uniform(0.05, 0.25)) + (0, rng.uniform(1.2, 1.7), 0)
@@ -526,7 +536,7 @@ def render(rng):
     return _photograph(albedo * light[..., None], rng), np.minimum(depth, MAX_DEPTH_M)
 
 
-def _room_surfaces(rng, size):
+def _room_surfaces(rng: np.random.Generator, size: Array) -> tuple[Box, Box, Box]:
     """What floor, ceiling and walls are like, as Boxes."""
     look = _one_of(rng, ("planks", "planks", "tiles", "carpet"))
     colours = {"planks": WOODS, "tiles": (WHITE, (0.55, 0.5, 0.42), (0.4, 0.42, 0.44)), "carpet": CLOTHS}
@@ -534,7 +544,7 @@ def _room_surfaces(rng, size):
     return room, replace(room, colour=WHITE, look="plain"), replace(room, colour=_one_of(rng, WALLS), look="plain")
 
 
-def _photograph(radiance, rng):
+def _photograph(radiance: Array, rng: np.random.Generator) -> Pixels:
     """Linear light as a camera's uint8 RGB: exposed for the picture, tinted, a little soft, and with noise."""
     exposed = radiance * (rng.uniform(0.55, 0.8) / np.percentile(radiance, 90)) * rng.uniform(0.92, 1.08, 3)
     encoded = cv2.GaussianBlur(np.clip(exposed, 0, 1) ** (1 / 2.2), (3, 3), 0.6).astype(np.float32)

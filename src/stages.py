@@ -3,21 +3,26 @@
 import contextlib
 import json
 import logging
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
+from mindspore import nn
 
 from src import baselines, checkpoint, cli, closed_form, evaluation
-from src.data_loader import Schedule, TrainingData, names_digest, readable_test_pairs
-from src.device import amp_level
+from src.arrays import Floats, Predict
+from src.data_loader import Pair, Schedule, Source, TrainingData, names_digest, readable_test_pairs
+from src.device import Device, amp_level
 from src.errors import CheckFailed, UserError
-from src.files import remove_partial, writable_folder, write_text
+from src.files import StrPath, remove_partial, writable_folder, write_text
 from src.metrics import METRICS
 from src.net import COARSE_NETS, FineNet, watched
+from src.options import Options
 from src.packed import open_training
 from src.recipe import Recipe
+from src.stopping import StopRequest
 from src.tensorboard import Board, Learning
 from src.training import (
     COARSE,
@@ -37,8 +42,8 @@ from src.training import (
 logger = logging.getLogger(__name__)
 
 
-def train(options, device, stop):
-    """Run the stages that `options` (train.py's arguments) ask for, until `stop` (a StopRequest) says otherwise.
+def train(options: Options, device: Device, stop: StopRequest) -> None:
+    """Run the stages that `options` ask for, until `stop` (a StopRequest) says otherwise.
 
     All that can fail is read, built and checked before anything of the user's is touched; what `--overwrite` replaces
     goes when the new run's first state is on disk.
@@ -60,7 +65,8 @@ def train(options, device, stop):
     if options.lr_schedule == "cosine":
         for stage in stages:
             stage.options["steps"] = stage.last_step(schedule.steps_per_epoch)
-    trainer = _trainer(stages[0], options, folder, device, stages[0].last_step(schedule.steps_per_epoch))
+    trainer: Trainer | None = _trainer(stages[0], options, folder, device,
+                                       stages[0].last_step(schedule.steps_per_epoch))
     with folder.locked() if device.is_first else contextlib.nullcontext():
         start = _Start(stages, folder, options) if device.is_first else None
         for stage in stages:
@@ -70,7 +76,7 @@ def train(options, device, stop):
                                 skip_bad=options.bad_samples == "skip")
             log = StageLog(folder.log_file(f"{stage.name}.csv") if device.is_first else None,
                            held=bool(start and start.replaced))
-            if device.is_first:
+            if start:
                 start.restore(stage, trainer, log)
                 log.boards = _boards(stage, trainer.step, folder, test_pairs, options)
             if device.broadcast_int(trainer.step) == 0:  # each rank, though rank 0's counts: none waits too long for it
@@ -82,11 +88,11 @@ def train(options, device, stop):
                 for board in log.boards:
                     boards.callback(board.close)
                 train_stage(stage, trainer, data, folder, log, stop, validate,
-                            partial(start.begin, log) if log.held else None)
+                            partial(start.begin, log) if start and log.held else None)
             trainer = None
 
 
-def _set_start(stage_name, net, data, options):
+def _set_start(stage_name: str, net: nn.Cell, data: TrainingData, options: Options) -> None:
     """Give the net the first weights that the options ask for."""
     if stage_name == "fine":
         if options.fine_start == "coarse":
@@ -103,17 +109,17 @@ def _set_start(stage_name, net, data, options):
         net.start_at(baselines.mean_map(data.source, data.workers, data.skip_bad))
 
 
-def _copy_weights(source, target):
+def _copy_weights(source: nn.Cell, target: nn.Cell) -> None:
     for ours, theirs in zip(source.get_parameters(), target.get_parameters(), strict=True):
         theirs.set_data(ms.Tensor(ours.asnumpy()))
 
 
-def unit_variance(net, data):
+def unit_variance(net: nn.Cell, data: TrainingData) -> None:
     """Scale each layer so that its outputs for the first batch have the variance 1 (Mishkin and Matas, "All you need is
     a good init", 2016); CoarseNet's conv5 at the first of its three times."""
-    rgb, deviations = ms.Tensor(next(data.batches(0, 1))[0].astype(np.float32) / 255), {}
+    rgb, deviations = ms.Tensor(next(data.batches(0, 1))[0].astype(np.float32) / 255), dict[str, float]()
 
-    def look(name, _layer, output):
+    def look(name: str, _layer: nn.Cell, output: ms.Tensor) -> None:
         deviations.setdefault(name, float(output.std()))
 
     with watched(net, look) as layers:
@@ -129,7 +135,7 @@ class _Start:
     Raises TrainingError when the folder and the options do not go together; nothing has been changed then.
     """
 
-    def __init__(self, stages, folder, options):
+    def __init__(self, stages: Sequence[Stage], folder: Folder, options: Options) -> None:
         self.stages, self.folder, self.options = stages, folder, options
         remove_partial(writable_folder(folder.checkpoints))
         remove_partial(writable_folder(folder.log))
@@ -148,11 +154,11 @@ class _Start:
         if not self.replaced:
             self._write_options()
 
-    def _saved_states(self, earlier):
+    def _saved_states(self, earlier: Sequence[Path]) -> dict[str, checkpoint.Checkpoint | None]:
         saved = {stage.name: newest_state(stage, self.folder) for stage in self.stages}
         for stage in self.stages:
-            if saved[stage.name]:
-                check_same_options(stage, saved[stage.name], self.options.allow_changed_data)
+            if state := saved[stage.name]:
+                check_same_options(stage, state, self.options.allow_changed_data)
         if not any(saved.values()):
             expected = self.folder.state(self.stages[0], "<step>")
             found = f"{', '.join(path.name for path in earlier)}, which are weights" if earlier else "no run"
@@ -160,20 +166,20 @@ class _Start:
                                 "out to begin" + (", with --pre_trained to begin from weights" if earlier else ""))
         return saved
 
-    def _write_options(self):
+    def _write_options(self) -> None:
         settings = {name: str(value) if isinstance(value, Path) else value
                     for name, value in vars(self.options).items()}
         write_text(self.folder.log_file("options.json"),
                    json.dumps({**settings, "mindspore": ms.__version__}, indent=2) + "\n")
 
-    def restore(self, stage, trainer, log):
+    def restore(self, stage: Stage, trainer: Trainer, log: StageLog) -> None:
         """Take over the stage's newest state, if the run is a resumed one."""
         if saved := self.saved.get(stage.name):
             trainer.restore(saved)
             log.resume(saved)
             logger.info("resuming from %s", saved.path)
 
-    def begin(self, log, path, write):
+    def begin(self, log: StageLog, path: Path, write: Callable[[Path], None]) -> None:
         """Write the first state in place of the earlier run. A kill leaves the one run whole, or the other."""
         committed = path.with_name(_COMMITTED + path.name)
         write(committed)  # from here on the new run counts
@@ -187,7 +193,7 @@ class _Start:
 _COMMITTED = ".next-"
 
 
-def _finish_replacing(folder, stage, replaced=None):
+def _finish_replacing(folder: Folder, stage: Stage, replaced: Sequence[Path] | None = None) -> None:
     """Have a committed first state of this stage take the place of the run before it."""
     for committed in folder.checkpoints.glob(f"{_COMMITTED}{stage.net_name}_*{folder.suffix}.ckpt"):
         for old in folder.run(stage) if replaced is None else replaced:
@@ -195,17 +201,18 @@ def _finish_replacing(folder, stage, replaced=None):
         committed.rename(committed.with_name(committed.name.removeprefix(_COMMITTED)))
 
 
-def _boards(stage, step, folder, test_pairs, options):
-    boards = []
+def _boards(stage: Stage, step: int, folder: Folder, test_pairs: Sequence[Pair] | None,
+            options: Options) -> list[Board | Learning]:
+    boards: list[Board | Learning] = []
     if options.tensorboard:
         boards.append(Board(folder.log_file("tensorboard"), stage.name, step, test_pairs))
         boards[0].add(step, {"learning_rate": stage.options["learning_rate"]})
-    if options.val_panels:
+    if options.val_panels and test_pairs:
         boards.append(Learning(folder.log_file(f"{stage.name}_panels.png"), step, test_pairs))
     return boards
 
 
-def _stage(name, options, device, digests):
+def _stage(name: str, options: Options, device: Device, digests: Mapping[str, str]) -> Stage:
     learning_rate = getattr(options, f"learning_rate_{name}") * (device.ranks if options.scale_lr else 1)
     decisive = {
         "batch_size": options.batch_size, "ranks": device.ranks, "learning_rate": learning_rate,
@@ -223,12 +230,12 @@ def _stage(name, options, device, digests):
                  options.keep_checkpoint_max, options.max_steps, decisive)
 
 
-def _recipe(options):
+def _recipe(options: Options) -> Recipe:
     return Recipe(options.lr_schedule, options.warmup_steps, options.dense_lr_scale, options.weight_decay,
                   options.clip_norm, options.ema)
 
 
-def _trainer(stage, options, folder, device, last_step):
+def _trainer(stage: Stage, options: Options, folder: Folder, device: Device, last_step: int) -> Trainer:
     ms.set_seed(options.seed)
     build = partial(Trainer, loss=options.loss, learning_rate=stage.options["learning_rate"],
                     amp_level=stage.options["amp_level"], device=device, recipe=_recipe(options), last_step=last_step)
@@ -248,12 +255,12 @@ def _trainer(stage, options, folder, device, last_step):
     return build(FineNet(), inputs=lambda rgb: (rgb, coarse(rgb)))
 
 
-def _frozen_coarse(path, device):
+def _frozen_coarse(path: StrPath, device: Device) -> nn.Cell:
     """Rank 0's coarse net of `path` on every rank: the file need not be on the other servers."""
-    coarse = checkpoint.load_coarse(path) if device.is_first else None
-    kinds = list(COARSE_NETS.values())
-    kind = kinds[device.broadcast_int(kinds.index(type(coarse)) if device.is_first else 0)]
-    coarse = coarse or kind()
+    kinds: list[type[nn.Cell]] = list(COARSE_NETS.values())
+    loaded = checkpoint.load_coarse(path) if device.is_first else None
+    kind = kinds[device.broadcast_int(kinds.index(type(loaded)) if loaded is not None else 0)]
+    coarse = kind() if loaded is None else loaded
     coarse.set_train(False)
     device.broadcast(coarse.get_parameters())
     return coarse
@@ -263,20 +270,21 @@ class _Validation:
     """Scores a net; at the first time also the mean log-depth map of the training pairs, which it has to beat, into
     Log/mean_map.json."""
 
-    def __init__(self, pairs, options, workers, device, source, folder):
+    def __init__(self, pairs: Sequence[Pair], options: Options, workers: int, device: Device, source: Source,
+                 folder: Folder) -> None:
         self.pairs, self.batch_size, self.workers, self.device = pairs, options.batch_size, workers, device
         self.source, self.skip_bad, self.folder = source, options.bad_samples == "skip", folder
         self.names = names_digest([evaluation.data_facts(pairs)["fingerprint"], *source.names])
         self.marked = False
 
-    def __call__(self, predict):
+    def __call__(self, predict: Callable[[Floats], Floats]) -> dict[str, float]:
         """A dict of metrics. Raises on every rank when one cannot score its share."""
         if not self.marked:
             self._score_mean_map()
             self.marked = True
         return self._score(predict)
 
-    def _score(self, predict):
+    def _score(self, predict: Callable[[Floats], Floats]) -> dict[str, float]:
         """Each rank scores its share of the pairs; the sums make the mean over all."""
         share, failure = self.pairs[self.device.rank::self.device.ranks], None
         sums = np.zeros(2 * len(METRICS))
@@ -288,15 +296,15 @@ class _Validation:
                 sums = np.concatenate([np.nansum(columns, 1), np.count_nonzero(~np.isnan(columns), 1)])
         except (UserError, CheckFailed, OSError) as error:
             failure = error
-        *sums, failures = self.device.sum([*sums, failure is not None])
-        if failures:
+        summed = self.device.sum([*sums, failure is not None])
+        if summed[-1]:
             raise failure or CheckFailed("another rank could not score its pictures: see its log")
-        totals, counts = np.split(np.array(sums), 2)
+        totals, counts = np.split(summed[:-1].astype(np.float64), 2)
         if not counts.all():
             raise CheckFailed("no measured pixel in any target: nothing to score")
         return dict(zip(METRICS, (totals / counts).tolist(), strict=True))
 
-    def _score_mean_map(self):
+    def _score_mean_map(self) -> None:
         if self.device.broadcast_int(int(mean_map_scores(self.folder).get("of") == self.names)):  # rank 0's counts
             return
         mean_map, failure = None, None
@@ -304,17 +312,18 @@ class _Validation:
             mean_map = baselines.mean_map(self.source, self.workers, self.skip_bad)
         except (UserError, OSError) as error:
             failure = error
-        if self.device.sum([failure is not None])[0]:
+        if self.device.sum([mean_map is None])[0] or mean_map is None:
             logger.warning("warning: no mean map to compare with: %s", failure or "another rank could not make it")
             return
-        scored = self._score(lambda rgb: np.broadcast_to(mean_map, (len(rgb), *mean_map.shape)))
+        shown = mean_map
+        scored = self._score(lambda rgb: np.broadcast_to(shown, (len(rgb), *shown.shape)))
         if self.device.is_first:
             write_text(self.folder.log_file("mean_map.json"), json.dumps({"of": self.names, **scored}, indent=2) + "\n")
 
 
-def predictors(coarse, fine):
+def predictors(coarse: nn.Cell, fine: nn.Cell) -> Predict:
     """The function of RGB that `evaluation.score` takes: both nets' log depth by name."""
-    def predict(rgb):
+    def predict(rgb: Floats) -> dict[str, Floats]:
         tensor = ms.Tensor(rgb)
         coarse_log_depth = coarse(tensor)
         return {"CoarseNet": coarse_log_depth.asnumpy(), "FineNet": fine(tensor, coarse_log_depth).asnumpy()}

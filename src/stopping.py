@@ -5,6 +5,8 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from typing import NoReturn
 
 from src.files import discard_partials
 
@@ -16,7 +18,7 @@ logger = logging.getLogger(__name__)
 class Stopped(Exception):
     """Training was asked to stop and has saved its state; `signal_number` is the signal that asked."""
 
-    def __init__(self, signal_number):
+    def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)
         self.signal_number = signal_number
 
@@ -29,7 +31,7 @@ class StopRequest:
     process was started to ignore, as nohup does with SIGHUP, stays ignored.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.signal_number = 0
         self._deferred = False
         watched = {number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
@@ -38,7 +40,7 @@ class StopRequest:
             threading.Thread(target=self._wait, args=(watched,), daemon=True).start()
 
     @contextlib.contextmanager
-    def deferred(self):
+    def deferred(self) -> Iterator[None]:
         """While entered, the first signal is only noted; at any other time it exits at once."""
         self._deferred = True
         try:
@@ -46,7 +48,7 @@ class StopRequest:
         finally:
             self._deferred = False
 
-    def _wait(self, watched):
+    def _wait(self, watched: set[signal.Signals]) -> NoReturn:
         while True:
             number = signal.sigwait(watched)
             if self.signal_number or not self._deferred:

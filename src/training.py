@@ -7,23 +7,29 @@ import logging
 import math
 import os
 import re
+import sys
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import mindspore as ms
-import numpy as np
 from mindspore import amp, nn, ops
 
 from src import checkpoint, cli, metrics, visual
-from src.data_loader import MOST_BAD
+from src.arrays import Array, Floats, Pixels
+from src.data_loader import MOST_BAD, TrainingData
 from src.device import Device
 from src.errors import CheckFailed, UserError
-from src.files import replacing, writable_folder
+from src.files import StrPath, replacing, writable_folder
 from src.loss import LOSSES
 from src.recipe import Average, Decay, Recipe, adam
-from src.stopping import SIGNALS, Stopped
+from src.stopping import SIGNALS, Stopped, StopRequest
+from src.tensorboard import Board, Learning
+
+Validate: TypeAlias = Callable[[Callable[[Floats], Floats]], dict[str, float]]
+Begin: TypeAlias = Callable[[Path, Callable[[Path], None]], None]
 
 LOG_INTERVAL = 10
 LOSS_SCALE, LOSS_SCALE_FACTOR, LOSS_SCALE_WINDOW = 2.0**16, 2, 1000
@@ -49,23 +55,28 @@ class TrainStep(nn.Cell):
     loss, the overflows, and the `votes`.
     """
 
-    def __init__(self, net, loss, optimizer, scaler=None, ranks=1, decay=None, clip_norm=0.0):
+    def __init__(self, net: nn.Cell, loss: nn.Cell, optimizer: nn.Optimizer,
+                 scaler: amp.DynamicLossScaler | None = None, ranks: int = 1, decay: Decay | None = None,
+                 clip_norm: float = 0.0) -> None:
         super().__init__(auto_prefix=False)
         self.net, self.loss, self.optimizer, self.scaler, self.ranks = net, loss, optimizer, scaler, ranks
         self.decay, self.clip_norm = decay, clip_norm
-        self.average = nn.DistributedGradReducer(optimizer.parameters, mean=True, degree=ranks) if ranks > 1 else None
-        self.sum = ops.AllReduce() if ranks > 1 else None
+        self.average: Any = None
+        self.sum: Any = None
+        if ranks > 1:
+            self.average = nn.DistributedGradReducer(optimizer.parameters, mean=True, degree=ranks)
+            self.sum = ops.AllReduce()
         self.concat = ops.Concat()
         self.gradient = ms.value_and_grad(self.scaled_loss, None, optimizer.parameters, has_aux=True)
 
-    def scaled_loss(self, depth_m, *inputs):
+    def scaled_loss(self, depth_m: ms.Tensor, *inputs: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
         loss = self.loss(self.net(*inputs).astype(ms.float32), depth_m)
         if self.scaler is None:
             return loss, loss
         return self.scaler.scale(loss), loss
 
     @ms.jit
-    def construct(self, votes, depth_m, *inputs):
+    def construct(self, votes: ms.Tensor, depth_m: ms.Tensor, *inputs: ms.Tensor) -> ms.Tensor:
         (_, loss), gradients = self.gradient(depth_m, *inputs)
         if self.ranks > 1:
             gradients = self.average(gradients)
@@ -87,7 +98,7 @@ class TrainStep(nn.Cell):
             self.scaler.adjust(finite)
         return self.concat((loss, shared))
 
-    def update(self, gradients):
+    def update(self, gradients: tuple[ms.Tensor, ...]) -> None:
         if self.clip_norm:
             gradients = ops.clip_by_global_norm(gradients, self.clip_norm)
         if self.decay is not None:
@@ -103,7 +114,7 @@ class StepResult(NamedTuple):
     own_loss: float
     loss: float
     applied: bool
-    votes: np.ndarray
+    votes: list[float]
 
 
 @dataclass(frozen=True)
@@ -112,19 +123,19 @@ class Stage:
 
     name: str  # "coarse" or "fine"
     epochs: int
-    save_checkpoint_steps: int
+    save_checkpoint_steps: int | None
     keep_checkpoint_max: int
     max_steps: int | None
-    options: dict
+    options: dict[str, Any]
 
     @property
-    def net_name(self):
+    def net_name(self) -> str:
         """CoarseNet or FineNet, as in file names."""
         return f"{self.name.capitalize()}Net"
 
-    def last_step(self, steps_per_epoch):
+    def last_step(self, steps_per_epoch: int) -> int:
         """The number of steps after which the stage is done."""
-        return min(self.epochs * steps_per_epoch, self.max_steps or math.inf)
+        return min(self.epochs * steps_per_epoch, self.max_steps or sys.maxsize)
 
 
 @dataclass
@@ -136,39 +147,39 @@ class Folder:
     checkpoints: Path = field(init=False)
     log: Path = field(init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.checkpoints, self.log = self.root / "Ckpt", self.root / "Log"
 
-    def final(self, stage_name):
+    def final(self, stage_name: str) -> Path:
         """The stage's last weights."""
         return self.checkpoints / f"Final{stage_name.capitalize()}Net{self.suffix}.ckpt"
 
-    def best(self, stage_name):
+    def best(self, stage_name: str) -> Path:
         """The stage's weights with the lowest validation abs_rel."""
         return self.checkpoints / f"Best{stage_name.capitalize()}Net{self.suffix}.ckpt"
 
-    def state(self, stage, step):
+    def state(self, stage: Stage, step: int | str) -> Path:
         """The stage's resumable checkpoint of a step."""
         return self.checkpoints / f"{stage.net_name}_{step}{self.suffix}.ckpt"
 
-    def states(self, stage):
+    def states(self, stage: Stage) -> list[tuple[int, Path]]:
         """(step, path) of the stage's resumable checkpoints, oldest first."""
         pattern = re.compile(rf"{stage.net_name}_(\d+){self.suffix}\.ckpt")
         matches = [(pattern.fullmatch(path.name), path) for path in self.checkpoints.glob(f"{stage.net_name}_*.ckpt")]
         return sorted((int(match[1]), path) for match, path in matches if match)
 
-    def run(self, stage):
+    def run(self, stage: Stage) -> list[Path]:
         """Every checkpoint of an earlier run of this stage."""
         paths = [path for _, path in self.states(stage)]
         return paths + [path for path in (self.final(stage.name), self.best(stage.name)) if path.exists()]
 
-    def log_file(self, name):
+    def log_file(self, name: str) -> Path:
         """`name` in the log folder, with this run's suffix: coarse.csv, curves.png, options.json."""
         path = self.log / name
         return path.with_stem(path.stem + self.suffix)
 
     @contextlib.contextmanager
-    def locked(self):
+    def locked(self) -> Iterator[None]:
         """Keep other trainings out of this folder while entered; the lock goes when the process does."""
         import fcntl
 
@@ -199,13 +210,14 @@ class Trainer:
         recipe: the Recipe, for `last_step` steps.
     """
 
-    def __init__(self, net, loss, learning_rate, *, amp_level="O0", device=_ALONE, inputs=lambda *tensors: tensors,
-                 recipe=_REFERENCE, last_step=0):
+    def __init__(self, net: nn.Cell, loss: str, learning_rate: float, *, amp_level: str = "O0", device: Device = _ALONE,
+                 inputs: Callable[..., tuple[ms.Tensor, ...]] = lambda *tensors: tensors, recipe: Recipe = _REFERENCE,
+                 last_step: int = 0) -> None:
         self.net, self.device, self.inputs, self.step = net, device, inputs, 0
         self.parameters = {parameter.name: parameter for parameter in net.get_parameters()}
         self.optimizer = adam(net, learning_rate, recipe, last_step)
         self.average = Average(net, recipe.ema) if recipe.ema else None
-        self.scaler = None
+        self.scaler: Any = None
         compute = in_precision(net, amp_level)
         if amp_level != "O0":
             self.scaler = amp.DynamicLossScaler(LOSS_SCALE, LOSS_SCALE_FACTOR, LOSS_SCALE_WINDOW)
@@ -216,7 +228,8 @@ class Trainer:
         self.train_step = TrainStep(compute, LOSSES[loss](), self.optimizer, self.scaler, device.ranks, decay,
                                     recipe.clip_norm)
 
-    def launch(self, rgb, depth_m, *rest, votes=()):
+    def launch(self, rgb: Pixels, depth_m: Floats, *rest: Array,
+               votes: Sequence[float] = ()) -> Callable[[], StepResult]:
         """Start a step on one batch of arrays, RGB as uint8; `votes` are a few numbers to be summed over the ranks.
 
         Returns a function that waits for the StepResult: until it is called, the device works and the host is free.
@@ -228,29 +241,29 @@ class Trainer:
             self.average.update(self.step)
         step, ranks = self.step, self.device.ranks
 
-        def wait():
+        def wait() -> StepResult:
             own_loss, loss, overflows, _, *votes = result.asnumpy().tolist()
             return StepResult(step, own_loss, loss / ranks if ranks > 1 else own_loss, overflows < 0.5, votes)
 
         return wait
 
-    def run_step(self, *arrays):
+    def run_step(self, *arrays: Array) -> tuple[float, bool]:
         """Train on one batch of arrays, RGB as uint8; returns (this rank's loss, whether the update was applied)."""
         result = self.launch(*arrays)()
         return result.own_loss, result.applied
 
-    def predict(self, rgb):
+    def predict(self, rgb: Floats) -> Floats:
         """Log depth (N, 1, 55, 74) of RGB (N, 3, 228, 304), as the net is now."""
         return self.compute(*self.inputs(ms.Tensor(rgb))).asnumpy()
 
-    def weights(self):
+    def weights(self) -> dict[str, ms.Parameter]:
         """The Parameters that are worth keeping, by the net's names: the averaged ones, where there are any."""
         if self.average is None:
             return self.parameters
         return dict(zip((parameter.name for parameter in self.average.own), self.average.averages, strict=True))
 
     @contextlib.contextmanager
-    def averaged(self):
+    def averaged(self) -> Iterator[None]:
         """The net has the weights that are worth keeping while entered."""
         if self.average is None:
             yield
@@ -264,7 +277,7 @@ class Trainer:
             for name, array in own.items():
                 self.parameters[name].set_data(ms.Tensor(array))
 
-    def state(self):
+    def state(self) -> dict[str, ms.Parameter]:
         """Every Parameter that a resume needs, by name."""
         state = {**self.parameters, **{parameter.name: parameter for parameter in self.optimizer.get_parameters()}}
         if self.average is not None:
@@ -273,7 +286,7 @@ class Trainer:
             state |= {"scale_value": self.scaler.scale_value, "counter": self.scaler.counter}
         return state
 
-    def restore(self, saved):
+    def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Continue from a Checkpoint that `state` made. Raises CheckpointError when it is another net's."""
         state = self.state()
         if state.keys() != saved.arrays.keys():
@@ -282,19 +295,19 @@ class Trainer:
             parameter.set_data(ms.Tensor(saved.arrays[name], parameter.dtype))
         self.step = saved.info["step"]
 
-    def synchronise(self):
+    def synchronise(self) -> None:
         """Give every rank what rank 0 has: weights, optimizer, loss scale and step."""
         self.step = self.device.broadcast_int(self.step)
         self.device.broadcast(self.state().values())
 
 
-def in_precision(net, amp_level):
+def in_precision(net: nn.Cell, amp_level: str) -> nn.Cell:
     """The net as it computes at this level: "O0" is itself."""
     return net if amp_level == "O0" else amp.auto_mixed_precision(net, amp_level)
 
 
 @ms.jit
-def _unit_range(rgb):
+def _unit_range(rgb: ms.Tensor) -> ms.Tensor:
     """uint8 to float32 in [0, 1], on the device."""
     return rgb.astype(ms.float32) / 255
 
@@ -306,53 +319,55 @@ class StageLog:
     While `held`, the file of an earlier run is left as it is; `release` replaces it.
     """
 
-    def __init__(self, path, held=False):
-        self.path, self.held, self.boards = path, held, []
-        self.rows = []
+    def __init__(self, path: Path | None, held: bool = False) -> None:
+        self.path, self.held = path, held
+        self.boards: list[Board | Learning] = []
+        self.rows: list[dict[str, Any]] = []
         self.sums = {"loss": 0.0, "steps": 0, "overflows": 0}
-        self.timings = []
+        self.timings: list[float] = []
         self.started = False
 
-    def add_step(self, loss, seconds, applied):
+    def add_step(self, loss: float, seconds: float, applied: bool) -> None:
         """Count one step into the running epoch."""
         self.sums["loss"] += loss
         self.sums["steps"] += 1
         self.sums["overflows"] += not applied
         self.timings.append(seconds)
 
-    def row(self, **values):
+    def row(self, **values: Any) -> None:
         """Append a row to the file."""
         self.rows.append({column: values.get(column, "") for column in CSV_COLUMNS})
         if self.path and not self.held:
             if not self.started:
-                self._write()
+                self._write(self.path)
             else:
                 with open(self.path, "a", encoding="utf-8", newline="") as file:
                     csv.DictWriter(file, CSV_COLUMNS).writerow(self.rows[-1])
         for board in self.boards:
             board.add(values["step"], {name: values[name] for name in values if name != "step"})
 
-    def _write(self):
-        with replacing(self.path) as file:
+    def _write(self, path: Path) -> None:
+        with replacing(path) as file:
             writer = csv.DictWriter(file, CSV_COLUMNS)
             writer.writeheader()
             writer.writerows(self.rows)
         self.started = True
 
-    def release(self):
+    def release(self) -> None:
         """From here on the file is this run's."""
         self.held = False
         if self.path:
-            self._write()
+            self._write(self.path)
 
-    def resume(self, saved):
+    def resume(self, saved: checkpoint.Checkpoint) -> None:
         """Take over the rows and sums of an earlier run up to its saved state."""
-        self.rows = [row for row in read_rows(self.path) if int(row["step"]) <= saved.info["step"]]
+        rows = read_rows(self.path) if self.path else []
+        self.rows = [row for row in rows if int(row["step"]) <= saved.info["step"]]
         self.sums = dict(saved.info["epoch_sums"])
         if self.rows and self.rows[-1]["mean_loss"] and int(self.rows[-1]["step"]) == saved.info["step"]:
             self.end_epoch()  # what this epoch had to say is said
 
-    def end_epoch(self):
+    def end_epoch(self) -> tuple[float, float, float | None]:
         """(mean loss, overflows, seconds a step or None) of the finished epoch; the next one starts from zero."""
         mean_loss = self.sums["loss"] / max(self.sums["steps"], 1)
         seconds = sum(self.timings) / len(self.timings) if self.timings else None
@@ -361,7 +376,7 @@ class StageLog:
         return finished
 
 
-def read_rows(path):
+def read_rows(path: StrPath) -> list[dict[str, str]]:
     """The rows of a stage's CSV file as dicts of text; none when there is no file. A last row that was cut off by a
     kill is left out. Raises TrainingError when it is another file."""
     if not Path(path).is_file():
@@ -374,7 +389,8 @@ def read_rows(path):
     return rows
 
 
-def train_stage(stage, trainer, data, folder, log, stop, validate=None, begin=None):
+def train_stage(stage: Stage, trainer: Trainer, data: TrainingData, folder: Folder, log: StageLog, stop: StopRequest,
+                validate: Validate | None = None, begin: Begin | None = None) -> None:
     """Train from `trainer.step` to the stage's end; leaves the last state and the final weights.
 
     A step's result is looked at when the next step has been started, so that the device does not wait for the host.
@@ -399,7 +415,7 @@ def train_stage(stage, trainer, data, folder, log, stop, validate=None, begin=No
     save = _Saver(stage, trainer, folder, log, begin)
     bar = cli.progress(last_step, f"{stage.name} net", "step", trainer.step)
     with stop.deferred(), bar, cli.log_above_progress():
-        if trainer.device.broadcast_int(log.sums["steps"]) == steps_per_epoch:  # stopped between state and validation
+        if trainer.device.broadcast_int(int(log.sums["steps"])) == steps_per_epoch:  # stopped before validation
             _finish_epoch(stage, trainer, data, log, save, validate)
         pace = _Pace(stage, trainer, data, log, bar)
         for arrays in data.batches(trainer.step, last_step):
@@ -427,11 +443,12 @@ def train_stage(stage, trainer, data, folder, log, stop, validate=None, begin=No
 class _Pace:
     """The step that has been started and not yet been looked at. It takes until the next one begins."""
 
-    def __init__(self, stage, trainer, data, log, bar):
+    def __init__(self, stage: Stage, trainer: Trainer, data: TrainingData, log: StageLog, bar: cli.Progress) -> None:
         self.stage, self.trainer, self.data, self.log, self.bar = stage, trainer, data, log, bar
-        self.waiting = self.began = None
+        self.waiting: Callable[[], StepResult] | None = None
+        self.began = 0.0
 
-    def settle(self, ended=None):
+    def settle(self, ended: float | None = None) -> int:
         """Log the step that is waiting, if any; it ended now unless told. Returns the signal that any of the ranks had
         got, 0 is none."""
         if self.waiting is None:
@@ -449,7 +466,7 @@ class _Pace:
         return next((number for number, votes in zip(SIGNALS, signals, strict=True) if votes), 0)
 
 
-def _check_finite(stage, data, result):
+def _check_finite(stage: Stage, data: TrainingData, result: StepResult) -> None:
     if math.isfinite(result.loss):
         return
     where = f"{stage.name} net, step {result.step}"
@@ -459,7 +476,8 @@ def _check_finite(stage, data, result):
     raise TrainingError(f"{where}: the loss is {result.own_loss}; files of the batch: {files}")
 
 
-def _log_step(stage, trainer, data, log, result, seconds):
+def _log_step(stage: Stage, trainer: Trainer, data: TrainingData, log: StageLog, result: StepResult,
+              seconds: float) -> None:
     log.add_step(result.loss, seconds, result.applied)
     if not result.applied:
         logger.info("training %s net, step: %d gradient overflow, update skipped, loss scale: %g",
@@ -472,7 +490,7 @@ def _log_step(stage, trainer, data, log, result, seconds):
 
 
 @contextlib.contextmanager
-def _only_warned(what):
+def _only_warned(what: str) -> Iterator[None]:
     """What goes wrong in here is one line: the state is saved, and training goes on."""
     try:
         yield
@@ -480,7 +498,8 @@ def _only_warned(what):
         logger.warning("warning: no %s: %s", what, error)
 
 
-def _finish_epoch(stage, trainer, data, log, save, validate):
+def _finish_epoch(stage: Stage, trainer: Trainer, data: TrainingData, log: StageLog, save: "_Saver",
+                  validate: Validate | None) -> None:
     epoch, scored = trainer.step // data.schedule.steps_per_epoch, {}
     if validate:
         with _only_warned(f"validation of epoch {epoch}"), trainer.averaged():
@@ -509,19 +528,19 @@ def _finish_epoch(stage, trainer, data, log, save, validate):
 class _Saver:
     """Writes the three kinds of checkpoint of a stage: resumable states, the best and the final weights."""
 
-    def __init__(self, stage, trainer, folder, log, begin):
+    def __init__(self, stage: Stage, trainer: Trainer, folder: Folder, log: StageLog, begin: Begin | None) -> None:
         self.stage, self.trainer, self.folder, self.log, self.begin = stage, trainer, folder, log, begin
 
-    def info(self):
+    def info(self) -> dict[str, Any]:
         coarse_net = {"coarse_net": self.stage.options["coarse_net"]} if self.stage.name == "coarse" else {}
         return {"stage": self.stage.name, "step": self.trainer.step, "options": self.stage.options, **coarse_net}
 
-    def state(self):
+    def state(self) -> None:
         if not self.trainer.device.is_first:
             return
         path = self.folder.state(self.stage, self.trainer.step)
 
-        def write(path):
+        def write(path: Path) -> None:
             checkpoint.save(path, self.trainer.state(), {**self.info(), "epoch_sums": self.log.sums})
 
         if self.begin:
@@ -532,31 +551,31 @@ class _Saver:
         for _, old in self.folder.states(self.stage)[:-self.stage.keep_checkpoint_max]:
             old.unlink()
 
-    def best(self, abs_rel):
+    def best(self, abs_rel: float) -> None:
         earlier = [float(row["abs_rel"]) for row in self.log.rows[:-1] if row["abs_rel"]]
         if all(abs_rel < value for value in earlier):
             self._weights(self.folder.best(self.stage.name), {"abs_rel": abs_rel})
 
-    def final(self, last_step):
+    def final(self, last_step: int) -> None:
         if not self.folder.states(self.stage) or self.folder.states(self.stage)[-1][0] != last_step:
             self.state()
         self._weights(self.folder.final(self.stage.name), {})
 
-    def _weights(self, path, extra):
+    def _weights(self, path: Path, extra: Mapping[str, Any]) -> None:
         if not self.trainer.device.is_first:
             return
         checkpoint.save(path, self.trainer.weights(), {**self.info(), **extra})
         logger.info("saved %s", path)
 
 
-def draw_curves(folder):
+def draw_curves(folder: Folder) -> None:
     """curves.png from the CSV files of both stages, and what has to be beaten (mean_map.json), where that is known."""
     rows = {name: read_rows(folder.log_file(f"{name}.csv")) for name in ("coarse", "fine")}
     if any(rows.values()):
         visual.curves(rows, folder.log_file("curves.png"), mean_map_scores(folder))
 
 
-def mean_map_scores(folder):
+def mean_map_scores(folder: Folder) -> dict[str, Any]:
     """What mean_map.json holds, or {}: the metrics of the mean map, and `of`, what they were measured on."""
     try:
         return json.loads(folder.log_file("mean_map.json").read_text(encoding="utf-8"))
@@ -564,7 +583,7 @@ def mean_map_scores(folder):
         return {}
 
 
-def newest_state(stage, folder):
+def newest_state(stage: Stage, folder: Folder) -> checkpoint.Checkpoint | None:
     """The newest undamaged state of a stage, or None; a damaged one is named and passed over."""
     for _, path in reversed(folder.states(stage)):
         try:
@@ -574,7 +593,7 @@ def newest_state(stage, folder):
     return None
 
 
-def check_same_options(stage, saved, allow_changed_data=False):
+def check_same_options(stage: Stage, saved: checkpoint.Checkpoint, allow_changed_data: bool = False) -> None:
     """Raise TrainingError naming the options that differ from those of the saved state."""
     before = saved.info.get("options", {})
     if DATA in before and before[DATA] != stage.options[DATA]:

@@ -1,25 +1,33 @@
 """Pictures: training curves and panels of predictions, as PNG files."""
 
 import io
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import cv2
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from src import image
+from src.arrays import Floats, Pixels
 from src.errors import UserError
-from src.files import printable, replacing
+from src.evaluation import Details, PanelRow
+from src.files import StrPath, printable, replacing
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+Rows: TypeAlias = Sequence[Mapping[str, str]]  # of a CSV file
 
-def label(name):
+
+def label(name: object) -> str:
     """A file's name as matplotlib can draw it: `$` begins no formula."""
     return printable(name).replace("$", r"\$")
 
 
-def figure_png(figure):
+def figure_png(figure: Figure) -> bytes:
     """A figure as the bytes of a PNG file; closes it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
@@ -27,7 +35,7 @@ def figure_png(figure):
     return buffer.getvalue()
 
 
-def save_figure(figure, path):
+def save_figure(figure: Figure, path: StrPath) -> bytes:
     """Write a figure as PNG, whole or not at all, and close it. Returns the file's bytes."""
     content = figure_png(figure)
     with replacing(path, "wb") as file:
@@ -35,25 +43,25 @@ def save_figure(figure, path):
     return content
 
 
-def check_colormap(name):
+def check_colormap(name: str) -> None:
     """Raise UserError unless matplotlib has a colour map of this name."""
     if name not in matplotlib.colormaps:
         raise UserError(f"--colormap {name}: unknown to matplotlib; expected for example viridis, turbo, magma or gray")
 
 
-def colour_table(colormap):
+def colour_table(colormap: str) -> Pixels:
     """The colours from 0 to the greatest depth: uint8 RGB (256, 3)."""
     return (matplotlib.colormaps[colormap](np.linspace(0, 1, 256))[:, :3] * 255).round().astype(np.uint8)
 
 
-def colour(depth_m, max_depth, colormap):
+def colour(depth_m: Floats, max_depth: float, colormap: str) -> Pixels:
     """Depth (H, W) in metres as uint8 RGB (H, W, 3): the colour map from 0 to `max_depth`, black where not measured."""
     rgb = colour_table(colormap)[(depth_m * (255 / max_depth)).clip(0, 255).astype(np.uint8)]
     rgb[depth_m <= 0] = 0
     return rgb
 
 
-def with_scale_bar(rgb, max_depth, colormap):
+def with_scale_bar(rgb: Pixels, max_depth: float, colormap: str) -> Pixels:
     """A picture (H, W, 3) with a bar on its right that tells which colour is how many metres."""
     height = rgb.shape[0]
     size = max(height / 480, 0.4)  # of the text and the bar
@@ -71,7 +79,7 @@ def with_scale_bar(rgb, max_depth, colormap):
     return np.hstack([rgb, bar])
 
 
-def curves(stages, path, mark=None):
+def curves(stages: Mapping[str, Rows], path: StrPath, mark: Mapping[str, float] | None = None) -> None:
     """Training curves of one or both stages.
 
     Args:
@@ -87,18 +95,18 @@ def curves(stages, path, mark=None):
     save_figure(figure, path)
 
 
-def _loss_curve(axis, name, rows):
+def _loss_curve(axis: Axes, name: str, rows: Rows) -> None:
     for column, label, style in (("loss", "one step", {"alpha": 0.6}), ("mean_loss", "epoch mean", {"marker": "o"})):
         points = [(int(row["step"]), float(row[column])) for row in rows if row[column]]
         if points:
             axis.plot(*zip(*points, strict=True), label=label, **style)
     axis.set(title=f"{name} net: training loss", xlabel="step", ylabel="loss")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(plt.MaxNLocator("auto", integer=True))
     axis.grid(alpha=0.3)
     axis.legend()
 
 
-def _validation_curve(axis, name, rows, mark):
+def _validation_curve(axis: Axes, name: str, rows: Rows, mark: Mapping[str, float] | None) -> None:
     rows = [row for row in rows if row["abs_rel"]]
     axis.set(title=f"{name} net: validation", xlabel="step")
     axis.grid(alpha=0.3)
@@ -115,7 +123,7 @@ def _validation_curve(axis, name, rows, mark):
     axis.legend()
 
 
-def _thumbnail(rgb):
+def _thumbnail(rgb: Pixels) -> Pixels:
     """What the nets see of a picture, at their size."""
     return cv2.resize(image.crop(rgb), image.RGB_SIZE[::-1], interpolation=cv2.INTER_AREA)
 
@@ -123,7 +131,7 @@ def _thumbnail(rgb):
 LEARNING_COLUMNS = 8
 
 
-def learning(pictures, targets_m, maps_m):
+def learning(pictures: Sequence[Pixels], targets_m: Sequence[Floats], maps_m: Mapping[int, Floats]) -> Figure:
     """A figure of how a net learns to see: a row a picture, from RGB (H, W, 3) and target metres (55, 74) to what was
     predicted after some of the steps. `maps_m`: dict of step to metres (pictures, 55, 74)."""
     steps = sorted(maps_m)
@@ -145,7 +153,7 @@ def learning(pictures, targets_m, maps_m):
     return figure
 
 
-def panels(rows):
+def panels(rows: Sequence[PanelRow]) -> Figure:
     """A figure with one row a picture: RGB, target, prediction of each net, and the last net's relative error.
 
     Args:
@@ -162,7 +170,8 @@ def panels(rows):
     return figure
 
 
-def _panel_row(figure, axes, title, rgb, target_m, predictions_m):
+def _panel_row(figure: Figure, axes: Any, title: str, rgb: Pixels, target_m: Floats,
+               predictions_m: Mapping[str, Floats]) -> None:
     measured_m = target_m[target_m > 0] if (target_m > 0).any() else next(iter(predictions_m.values()))
     low, high = measured_m.min(), measured_m.max()
     target_m = np.where(target_m > 0, target_m, np.nan)
@@ -181,7 +190,7 @@ def _panel_row(figure, axes, title, rgb, target_m, predictions_m):
 FIGURE_WIDTH = 10  # inches, of all figures of the report but the panels
 
 
-def error_by_depth(details):
+def error_by_depth(details: Mapping[str, Details]) -> Figure:
     """A figure of the mean relative error over true depth. `details`: dict of net name to evaluation.Details."""
     figure, (axis, shares) = plt.subplots(2, 1, figsize=(FIGURE_WIDTH, 5), sharex=True, height_ratios=[3, 1],
                                           layout="constrained")
@@ -196,7 +205,7 @@ def error_by_depth(details):
     return figure
 
 
-def _side_by_side(count, height):
+def _side_by_side(count: int, height: float) -> tuple[Figure, Any]:
     """A figure with an axis for each of `count`, or of three where there are fewer."""
     figure, axes = plt.subplots(1, max(count, 3), figsize=(FIGURE_WIDTH, height), squeeze=False, layout="constrained")
     for axis in axes[0][count:]:
@@ -204,7 +213,7 @@ def _side_by_side(count, height):
     return figure, axes[0]
 
 
-def error_by_position(details):
+def error_by_position(details: Mapping[str, Details]) -> Figure:
     """A figure of the mean relative error in each of the 55x74 cells, one map a net."""
     maps = {net: one.error_by_cell() for net, one in details.items()}
     figure, axes = _side_by_side(len(maps), 2.8)
@@ -216,7 +225,7 @@ def error_by_position(details):
     return figure
 
 
-def predicted_over_true(details):
+def predicted_over_true(details: Mapping[str, Details]) -> Figure:
     """A figure of how often which depth is predicted where which is true, one map a net, with the median of what is
     predicted."""
     figure, axes = _side_by_side(len(details), 3.9)
@@ -231,7 +240,7 @@ def predicted_over_true(details):
     return figure
 
 
-def medians(details):
+def medians(details: Mapping[str, Details]) -> Figure:
     """A figure of each image's predicted over its true median depth, one axis a net: on the line the scale of the scene
     is right, a slope below 1 draws all scenes to the same scale."""
     figure, axes = _side_by_side(len(details), 3.9)

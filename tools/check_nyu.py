@@ -5,9 +5,11 @@ import collections
 import json
 import logging
 import sys
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,7 +17,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src import cli, data_loader, image
-from src.files import writable_folder, write_text
+from src.arrays import Array, Floats, Pixels
+from src.data_loader import Pair
+from src.files import StrPath, writable_folder, write_text
 
 LOADERS = {"Train": (data_loader.train_files, image.load_train_depth),
            "Test": (data_loader.test_files, image.load_test_depth)}
@@ -32,17 +36,17 @@ class Split:
     """What is known of Train or Test; `problems` are (kind, sentence)."""
 
     name: str
-    pairs: list = field(default_factory=list)
-    sizes: collections.Counter = field(default_factory=collections.Counter)
+    pairs: list[Pair] = field(default_factory=list)
+    sizes: collections.Counter[tuple[int, int]] = field(default_factory=collections.Counter)
     low_m: float = np.inf
     high_m: float = 0.0
     unmeasured: float = 0.0  # sum over the good pairs of their share of unmeasured pixels
-    histogram: np.ndarray = field(default_factory=lambda: np.zeros(len(HISTOGRAM_EDGES_M) - 1, np.int64))
-    good: list = field(default_factory=list)
-    thumbnails: list = field(default_factory=list)  # of the good pairs
-    problems: list = field(default_factory=list)
+    histogram: Array = field(default_factory=lambda: np.zeros(len(HISTOGRAM_EDGES_M) - 1, np.int64))
+    good: list[Pair] = field(default_factory=list)
+    thumbnails: list[Pixels] = field(default_factory=list)  # of the good pairs
+    problems: list[tuple[str, str]] = field(default_factory=list)
 
-    def add(self, pair, seen):
+    def add(self, pair: Pair, seen: Mapping[str, Any]) -> None:
         """Count one inspected pair."""
         if "problem" in seen:
             self.problems.append(seen["problem"])
@@ -54,7 +58,7 @@ class Split:
         self.histogram += seen["histogram"]
         self.thumbnails.append(seen["thumbnail"])
 
-    def summary(self):
+    def summary(self) -> dict[str, Any]:
         """The split as JSON-able values."""
         return {
             "pairs": len(self.pairs), "good_pairs": len(self.good),
@@ -66,7 +70,7 @@ class Split:
         }
 
 
-def inspect(pair, load_depth):
+def inspect(pair: Pair, load_depth: Callable[[Path], Floats]) -> dict[str, Any]:
     """Open both files of a pair: a dict of what they hold, or of the `problem`."""
     try:
         rgb, depth_m = image.load_rgb(pair.rgb), load_depth(pair.depth)
@@ -91,14 +95,14 @@ def inspect(pair, load_depth):
     }
 
 
-def _empty_rows(rgb):
+def _empty_rows(rgb: Pixels) -> int:
     """How many rows at the picture's end are of one colour, if it is enough to mean that they were never there."""
     varied = np.flatnonzero((rgb != rgb[-1, -1]).any((1, 2)))
     empty = len(rgb) - 1 - (varied[-1] if varied.size else -1)
     return int(empty) if varied.size and empty >= EMPTY_SHARE * len(rgb) else 0
 
 
-def check_split(folder, name, workers):
+def check_split(folder: StrPath, name: str, workers: int) -> Split:
     """Inspect every pair of one split. A Split."""
     find, load_depth = LOADERS[name]
     split = Split(name)
@@ -119,7 +123,7 @@ def check_split(folder, name, workers):
     return split
 
 
-def check(folder, workers):
+def check(folder: StrPath, workers: int) -> dict[str, Split]:
     """Inspect a NYU folder: a dict of split name to Split. Raises DataError when there is no such folder."""
     if not Path(folder).is_dir():
         raise data_loader.DataError(f"{folder}: no such folder; {data_loader.LAYOUT}")
@@ -131,7 +135,7 @@ def check(folder, workers):
     return splits
 
 
-def _in_both(test, train):
+def _in_both(test: Split, train: Split) -> Iterator[tuple[Pair, Pair]]:
     """(test pair, training pair) of one picture, in whatever files: their thumbnails are the same to SAME_LEVELS."""
     if not train.good:
         return
@@ -143,20 +147,20 @@ def _in_both(test, train):
             yield pair, train.good[nearest]
 
 
-def report(splits):
+def report(splits: Mapping[str, Split]) -> dict[str, Any]:
     """The splits as JSON-able values, problems included."""
     return {name: {**split.summary(), "problems": [{"kind": kind, "what": text} for kind, text in split.problems]}
             for name, split in splits.items()}
 
 
-def table(splits):
+def table(splits: Mapping[str, Split]) -> str:
     """The splits and the kinds of problem as text."""
     from tabulate import tabulate
 
     columns = {name: split.summary() for name, split in splits.items()}
     kinds = {name: collections.Counter(kind for kind, _ in split.problems) for name, split in splits.items()}
 
-    def row(label, show):
+    def row(label: str, show: Callable[[dict[str, Any]], object]) -> list[object]:
         return [label, *(show(columns[name]) for name in splits)]
 
     rows = [
@@ -170,7 +174,7 @@ def table(splits):
     return tabulate(rows, ["", *splits], disable_numparse=True)
 
 
-def draw(splits, path):
+def draw(splits: Mapping[str, Split], path: Path) -> None:
     """A picture: some pairs of each split, and the histogram of their depth."""
     from matplotlib import pyplot as plt
 
@@ -198,7 +202,7 @@ def draw(splits, path):
     visual.save_figure(figure, path)
 
 
-def present(splits, output_dir):
+def present(splits: Mapping[str, Split], output_dir: Path | None) -> int:
     """Print what was found and write it to `output_dir` (or None); the exit code: 1 when something is wrong."""
     logging.info("%s", table(splits))
     problems = [text for split in splits.values() for _, text in split.problems]
@@ -215,7 +219,7 @@ def present(splits, output_dir):
     return cli.CHECK_FAILED if problems else 0
 
 
-def main():
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("data", type=Path, help="the NYU folder")
     parser.add_argument("--output_dir", type=Path, help="write check.json (every problem) and check.png there")

@@ -5,21 +5,29 @@ A layer's outputs for the training pictures vary along few directions: its weigh
 which of all weights of that rank changes those outputs least.
 """
 
+from __future__ import annotations
+
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src import cli
 from src.errors import UserError
+from src.files import StrPath
 
 EPOCHS = 3  # of augmented pictures that the directions are taken of
 MOST_PAIRS = 1000
+if TYPE_CHECKING:
+    from src.arrays import Array, Floats
+    from src.net import PaperCoarseNet
 
 
-def parse_args(arguments=None):
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("output", type=Path)
@@ -29,7 +37,7 @@ def parse_args(arguments=None):
     return parser.parse_args(arguments)
 
 
-def layer_outputs(net, folder):
+def layer_outputs(net: PaperCoarseNet, folder: StrPath) -> tuple[Floats, Floats]:
     """fc6's (N, 4096) before its ReLU and fc7's (N, 4070) for augmented training pictures."""
     import mindspore as ms
     import numpy as np
@@ -51,7 +59,7 @@ def layer_outputs(net, folder):
     return np.concatenate(fc6), np.concatenate(fc7)
 
 
-def factors(weight, bias, outputs, rank):
+def factors(weight: Floats, bias: Floats, outputs: Floats, rank: int) -> tuple[Array, Array, Array]:
     """weight (O, I) and bias (O,) -> left (O, rank), right (rank, I) and the bias that belongs to them."""
     import numpy as np
 
@@ -61,7 +69,7 @@ def factors(weight, bias, outputs, rank):
     return directions, directions.T @ weight, mean + directions @ (directions.T @ (bias - mean))
 
 
-def main():
+def main() -> int:
     options = parse_args()
     if options.output.exists():
         raise UserError(f"{options.output}: already there")

@@ -9,10 +9,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from src import cli
 
 
-def main():
+def main() -> int:
     from src import device
 
-    logging.getLogger().handlers[0].setStream(sys.stderr)
+    (screen,) = logging.getLogger().handlers
+    assert isinstance(screen, logging.StreamHandler)
+    screen.setStream(sys.stderr)
     sys.stdout.write(device.auto() + "\n")
     return 0
 

@@ -7,6 +7,7 @@ On a machine without a network, name the downloaded files: --from FILE FILE.
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -25,7 +26,7 @@ PUBLISHED = {
 }
 
 
-def parse_args(arguments=None):
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--train_url", type=Path, default=cli.MODEL, help="the checkpoints go into its Ckpt folder (default: Model)")
@@ -35,7 +36,7 @@ def parse_args(arguments=None):
     return parser.parse_args(arguments)
 
 
-def sha256(path):
+def sha256(path: Path) -> str:
     import pooch
 
     if not path.is_file():
@@ -43,7 +44,7 @@ def sha256(path):
     return pooch.file_hash(str(path), alg="sha256")
 
 
-def fetch(name, expected, options):
+def fetch(name: str, expected: str, options: argparse.Namespace) -> Path:
     """The file of this name from the cache of earlier runs, or from the server. Raises UserError."""
     import pooch
     import requests
@@ -59,7 +60,7 @@ def fetch(name, expected, options):
         raise UserError(f"{url}: {reason}; fetch it in another way and name it with --from") from error
 
 
-def main():
+def main() -> int:
     options = parse_args()
     folder = options.train_url / "Ckpt"
     given = {sha256(path): path for path in options.files or []}

@@ -1,10 +1,14 @@
 """Make the pictures of the documents from a NYU folder and two trained nets: predictions beside the truth, from the
 best to the worst, and the best as a point cloud."""
 
+from __future__ import annotations
+
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -12,13 +16,18 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src import cli, image
-from src.data_loader import list_test
+from src.data_loader import Pair, list_test
 from src.files import writable_folder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    
+    from src.predict import DepthPredictor
 
 COLUMNS = 6
 
 
-def from_best_to_worst(pairs, predictor):
+def from_best_to_worst(pairs: Sequence[Pair], predictor: DepthPredictor) -> list[tuple[Pair, float]]:
     """(pair, abs_rel over the full picture) of all pairs, in order."""
     errors = []
     for pair in pairs:
@@ -28,7 +37,7 @@ def from_best_to_worst(pairs, predictor):
     return sorted(zip(pairs, errors, strict=True), key=lambda one: one[1])
 
 
-def strip(ranked, predictor):
+def strip(ranked: Sequence[tuple[Pair, float]], predictor: DepthPredictor) -> Figure:
     """A figure with a column for each of some (pair, abs_rel): the picture, its true depth, the predicted depth; all in
     one scale of metres."""
     from matplotlib import pyplot as plt
@@ -50,7 +59,7 @@ def strip(ranked, predictor):
     return figure
 
 
-def clouds(pair, predictor):
+def clouds(pair: Pair, predictor: DepthPredictor) -> Figure:
     """A figure of one pair's point cloud, true and predicted, seen in perspective and from above."""
     from matplotlib import pyplot as plt
 
@@ -75,7 +84,7 @@ def clouds(pair, predictor):
     return figure
 
 
-def main():
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("data", type=Path, help="the NYU folder whose Test part is shown")
     parser.add_argument("--coarse_ckpt_model", type=Path, default=cli.SHIPPED["CoarseNet"])

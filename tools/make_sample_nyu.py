@@ -17,12 +17,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src import cli, image
+from src.arrays import Array
 from src.errors import UserError
-from src.files import writable_folder
+from src.files import StrPath, writable_folder
 from src.rooms import render
 
 
-def write(path, pixels):
+def write(path: StrPath, pixels: Array) -> None:
     """Write a picture by its ending. Raises OSError."""
     if pixels.ndim == 3:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
@@ -30,7 +31,7 @@ def write(path, pixels):
         raise OSError(f"{path}: cannot write")
 
 
-def make_pair(seed, job):
+def make_pair(seed: int, job: tuple[int, Path, Path]) -> None:
     """Render pair `job` = (number, RGB path, depth path) and write it in the encoding of its folder."""
     number, rgb_path, depth_path = job
     rgb, depth_m = render(np.random.default_rng((seed, number)))
@@ -39,7 +40,7 @@ def make_pair(seed, job):
     write(depth_path, image.encode_train_depth(depth_m) if is_train else image.encode_test_depth(depth_m))
 
 
-def jobs(folder, scenes, pairs_per_scene, test_pairs):
+def jobs(folder: Path, scenes: int, pairs_per_scene: int, test_pairs: int) -> list[tuple[int, Path, Path]]:
     """(number, RGB path, depth path) of every pair; creates the folders."""
     found = []
     for scene in range(scenes):
@@ -52,7 +53,7 @@ def jobs(folder, scenes, pairs_per_scene, test_pairs):
     return [(number, *paths) for number, paths in enumerate(found)]
 
 
-def make(folder, scenes=8, pairs_per_scene=20, test_pairs=24, seed=0):
+def make(folder: StrPath, scenes: int = 8, pairs_per_scene: int = 20, test_pairs: int = 24, seed: int = 0) -> int:
     """Write the whole sample set into `folder`, which must be empty or absent. Raises UserError."""
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
@@ -65,7 +66,7 @@ def make(folder, scenes=8, pairs_per_scene=20, test_pairs=24, seed=0):
     return len(todo)
 
 
-def main():
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("folder", type=Path, help="the NYU folder to make")
     parser.add_argument("--scenes", type=cli.positive_int, default=8)

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from src import cli
 
 
-def main():
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("data", type=Path, help="the NYU folder, or with --verify the packed one")
     parser.add_argument("out", type=Path, nargs="?", help="the folder to make: 260 KB a pair, 13 GB for all of NYU")

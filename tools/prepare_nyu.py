@@ -17,9 +17,10 @@ import re
 import shutil
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -27,8 +28,9 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src import cli, image
+from src.arrays import Array, Pixels
 from src.data_loader import DataError
-from src.files import remove_partial, replacing, writable_folder
+from src.files import StrPath, remove_partial, replacing, writable_folder
 from tools import check_nyu
 
 HU_LAYOUT = ("expected data/nyu2_train/<scene>_out/<n>.jpg + .png and data/nyu2_test/<id>_colors.png + <id>_depth.png, "
@@ -44,6 +46,9 @@ LABELED_TRAIN_BYTES, LABELED_TEST_BYTES = 250_000, 1_000_000
 JPEG_QUALITY = 95
 
 
+Save: TypeAlias = Callable[[Path], None]
+
+
 @dataclass(frozen=True)
 class Item:
     """One file to make: its path below the NYU folder, its size in bytes (known exactly or only estimated), and the
@@ -52,22 +57,22 @@ class Item:
     target: PurePosixPath
     size: int
     exact: bool
-    make: Callable
+    make: Save
 
-    def is_done(self, out):
+    def is_done(self, out: Path) -> bool:
         """Whether it is there. Files get their name when they are complete."""
         path = out / self.target
         return path.is_file() and (path.stat().st_size == self.size if self.exact else _is_whole(path))
 
 
-def _is_whole(path):
+def _is_whole(path: Path) -> bool:
     """Whether a JPEG or PNG ends as one: not cut off by a power cut, or by a copy that was stopped."""
     with open(path, "rb") as file:
         file.seek(max(-16, -path.stat().st_size), 2)
         return file.read().endswith((b"\xff\xd9", b"IEND\xaeB`\x82"))
 
 
-def hu_items(path, link):
+def hu_items(path: StrPath, link: bool) -> list[Item]:
     """The Items of Hu's set, from its zip or folder. Raises DataError."""
     if Path(path).is_file():
         if link:
@@ -84,12 +89,12 @@ def hu_items(path, link):
             for name, (size, make) in sorted(files.items())]
 
 
-def _hu_target(name):
+def _hu_target(name: str) -> PurePosixPath:
     split, *rest = name.split("/")
     return PurePosixPath(_TARGET[split], *rest).with_suffix(".jpg" if name.endswith(".jpeg") else name[-4:])
 
 
-def _listed(path, files, lists):
+def _listed(path: StrPath, files: Mapping[str, Any], lists: Mapping[str, str]) -> dict[str, Any]:
     """The files that the CSV lists name, and all files of a split that has no list. `lists` are texts by name. Raises
     DataError naming the first that is not there, or a list that names none."""
     names = []
@@ -111,7 +116,7 @@ def _listed(path, files, lists):
     return {name: files[name] for name in names}
 
 
-def _folder_files(root, link):
+def _folder_files(root: Path, link: bool) -> tuple[dict[str, Any], dict[str, str]]:
     bases = [base for base in (root, root / "data", root / "nyu_data", root / "nyu_data" / "data")
              if (base / "nyu2_train").is_dir() or (base / "nyu2_test").is_dir()]
     if not bases:
@@ -130,7 +135,7 @@ def _folder_files(root, link):
     return files, lists
 
 
-def _list_text(source, name, content):
+def _list_text(source: StrPath, name: str, content: bytes) -> str:
     """A list's text: UTF-8, or UTF-16 as Windows writes it. Raises DataError."""
     utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
@@ -139,16 +144,16 @@ def _list_text(source, name, content):
         raise DataError(f"{source}: {name}: not a text in UTF-8 or UTF-16") from error
 
 
-def _copier(source):
-    def copy(target):
+def _copier(source: Path) -> Save:
+    def copy(target: Path) -> None:
         with open(source, "rb") as read, replacing(target, "wb", durable=False) as write:
             shutil.copyfileobj(read, write, 1 << 20)
 
     return copy
 
 
-def _linker(source):
-    def link(target):
+def _linker(source: Path) -> Save:
+    def link(target: Path) -> None:
         target.unlink(missing_ok=True)  # a link of an earlier run to what is no longer there
         target.symlink_to(source)
 
@@ -156,7 +161,7 @@ def _linker(source):
 
 
 @contextlib.contextmanager
-def _naming(path, what=""):
+def _naming(path: object, what: str = "") -> Iterator[None]:
     """Make what a damaged zip raises a DataError that names it."""
     try:
         yield
@@ -168,7 +173,7 @@ def _naming(path, what=""):
         raise DataError(f"{path}: {what}{error or 'damaged'}") from error
 
 
-def _zip_files(path):
+def _zip_files(path: StrPath) -> tuple[dict[str, Any], dict[str, str]]:
     with open(path, "rb") as file:
         is_zip = file.read(2) == b"PK"
     with _naming(path, "not a whole zip: download it again: " if is_zip else f"no zip; {HU_LAYOUT}: "):
@@ -192,8 +197,8 @@ def _zip_files(path):
     return files, lists
 
 
-def _extractor(archive, member):
-    def extract(target):
+def _extractor(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Save:
+    def extract(target: Path) -> None:
         with _naming(archive.filename, f"{member.filename}: "), archive.open(member) as read, \
                 replacing(target, "wb", durable=False) as write:
             shutil.copyfileobj(read, write, 1 << 20)
@@ -202,7 +207,7 @@ def _extractor(archive, member):
 
 
 @contextlib.contextmanager
-def labeled_items(mat_path, splits_path):
+def labeled_items(mat_path: StrPath, splits_path: StrPath) -> Iterator[list[Item]]:
     """The Items of the labelled images, while the file is open: two for each image. Raises DataError."""
     import h5py
 
@@ -225,7 +230,7 @@ def labeled_items(mat_path, splits_path):
                             _train_items(images, depths, index, _matlab_text(file[scenes[index]])))]
 
 
-def _is_test(path, images):
+def _is_test(path: StrPath, images: Any) -> dict[int, bool]:
     """{0-based index: whether it is of the test split} of splits.mat. Raises DataError."""
     from scipy.io import loadmat
 
@@ -239,20 +244,20 @@ def _is_test(path, images):
     return {index: index in test for index in train | test}
 
 
-def _matlab_text(characters):
+def _matlab_text(characters: Array) -> str:
     return "".join(map(chr, np.ravel(characters)))
 
 
-def _rgb(images, index):
+def _rgb(images: Any, index: int) -> Pixels:
     return np.ascontiguousarray(images[index].transpose(2, 1, 0))
 
 
-def _train_items(images, depths, index, scene):
+def _train_items(images: Any, depths: Any, index: int, scene: str) -> list[Item]:
     if not re.fullmatch(r"\w[\w.-]*", scene):
         raise DataError(f"image {index + 1}: {scene!r} is no scene name")
     folder = PurePosixPath("Train", f"{scene}_out")
 
-    def save_rgb(path):
+    def save_rgb(path: Path) -> None:
         with replacing(path, "wb", durable=False) as file:
             Image.fromarray(_rgb(images, index)).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
 
@@ -261,19 +266,19 @@ def _train_items(images, depths, index, scene):
                  lambda path: _save_png(path, image.encode_train_depth(depths[index].T)))]
 
 
-def _test_items(images, depths, index):
+def _test_items(images: Any, depths: Any, index: int) -> list[Item]:
     return [Item(PurePosixPath("Test", f"{index:05d}_colors.png"), LABELED_TEST_BYTES, False,
                  lambda path: _save_png(path, _rgb(images, index))),
             Item(PurePosixPath("Test", f"{index:05d}_depth.png"), LABELED_TEST_BYTES, False,
                  lambda path: _save_png(path, image.encode_test_depth(depths[index].T)))]
 
 
-def _save_png(path, pixels):
+def _save_png(path: Path, pixels: Array) -> None:
     with replacing(path, "wb", durable=False) as file:
         Image.fromarray(pixels).save(file, "PNG")
 
 
-def make(items, out):
+def make(items: Sequence[Item], out: Path) -> None:
     """Put every Item that is not there yet below `out`. Raises DataError when other files or a full disk are in the
     way, before anything is written."""
     wanted = {str(item.target) for item in items}
@@ -297,7 +302,7 @@ def make(items, out):
             bar.update()
 
 
-def main():
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the NYU folder to make, or to go on with")
     source = parser.add_mutually_exclusive_group(required=True)

@@ -9,23 +9,25 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src import cli
 from src.errors import UserError
+from src.files import StrPath
 
 
 class Server(NamedTuple):
     """One server of the table; `devices` are (rank, device id) by rank."""
 
     server_id: str
-    devices: list
+    devices: list[tuple[int, int]]
 
 
-def read(path):
+def read(path: StrPath) -> list[Server]:
     """The servers of a rank table. Raises UserError saying what is wrong with it."""
     try:
         table = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -48,7 +50,7 @@ def read(path):
     return servers
 
 
-def _server(entry, number, path):
+def _server(entry: Any, number: int, path: StrPath) -> Server:
     where = f"{path}: server_list[{number}]"
     devices = []
     if "server_id" not in entry or not entry.get("device"):
@@ -75,17 +77,17 @@ def _server(entry, number, path):
     return Server(str(entry["server_id"]), devices)
 
 
-def own_addresses():
+def own_addresses() -> set[str]:
     """The addresses and names of this host."""
     name = socket.gethostname()
     try:
-        found = {info[4][0] for info in socket.getaddrinfo(name, None)}
+        found = {str(info[4][0]) for info in socket.getaddrinfo(name, None)}
     except OSError:
         found = set()
     return found | {name}
 
 
-def own_server(servers, server_id, addresses, path):
+def own_server(servers: Sequence[Server], server_id: str | None, addresses: set[str], path: StrPath) -> int:
     """The index of this host's server: by `server_id` (SERVER_ID: an index or an address), else by address."""
     if len(servers) == 1:
         return 0
@@ -102,7 +104,7 @@ def own_server(servers, server_id, addresses, path):
     return matches[0]
 
 
-def main():
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rank_table", type=Path)
     options = parser.parse_args()
