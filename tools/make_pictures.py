@@ -21,7 +21,7 @@ from src.files import writable_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    
+
     from src.predict import DepthPredictor
 
 COLUMNS = 6
