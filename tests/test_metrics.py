@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from src import metrics
+from src.errors import NotFinite
 
 
 def test_a_constant_factor_has_closed_forms():
@@ -22,6 +23,12 @@ def test_a_constant_factor_has_closed_forms():
     assert tuple(values) == metrics.METRICS
 
 
+def test_a_ratio_of_just_125_percent_counts():
+    target_m = np.full((1, 1, 55, 74), 8.0, np.float32)
+    values = metrics.evaluate(np.log(np.full_like(target_m, 20)), target_m)  # clipped to 10 m
+    assert values["delta1"][0] == 1
+
+
 def test_equals_a_loop_over_pixels_with_holes_and_clips():
     rng = np.random.default_rng(0)
     log_depth = rng.normal(0.5, 1.5, (3, 1, 55, 74)).astype(np.float32)  # beyond [0.1, 10] m on both sides
@@ -35,6 +42,7 @@ def test_equals_a_loop_over_pixels_with_holes_and_clips():
         mean_log = sum(logs) / len(logs)
         expected = {
             "delta1": sum(max(p / t, t / p) <= 1.25 for p, t in pairs) / len(pairs),
+            "delta2": sum(max(p / t, t / p) <= 1.25**2 for p, t in pairs) / len(pairs),
             "delta3": sum(max(p / t, t / p) <= 1.25**3 for p, t in pairs) / len(pairs),
             "abs_rel": sum(abs(p - t) / t for p, t in pairs) / len(pairs),
             "sq_rel": sum((p - t) ** 2 / t for p, t in pairs) / len(pairs),
@@ -67,6 +75,15 @@ def test_eigen_lays_the_prediction_over_the_picture():
     assert metrics.evaluate(np.log(np.roll(seen, 2, axis=1))[None, None], full_m[None, None], "eigen")["abs_rel"] > 0.01
 
 
+def test_eigen_is_exact_to_a_pixel():
+    """What is linear over the cells is linear over rows 12..468 and columns 16..624 of the picture."""
+    row, column = (np.arange(480) + 0.5 - 12) / 456 * 55 - 0.5, (np.arange(640) + 0.5 - 16) / 608 * 74 - 0.5
+    full_m = 2 + 0.03 * row.clip(0, 54)[:, None] + 0.05 * column
+    predicted_m = 2 + 0.03 * np.arange(55)[:, None] + 0.05 * np.arange(74)
+    values = metrics.evaluate(np.log(predicted_m)[None, None], full_m[None, None], "eigen")
+    assert values["rmse"][0] < 1e-5
+
+
 def test_eigen_scores_its_crop_and_valid_range_only():
     full_m = np.full((480, 640), 3.0, np.float32)
     log_depth = np.log(np.full((1, 1, 55, 74), 3.0, np.float32))
@@ -76,9 +93,9 @@ def test_eigen_scores_its_crop_and_valid_range_only():
     spoiled[100, 100], spoiled[101, 100], spoiled[102, 100] = 0, 10.0, 5e-4
     values = metrics.evaluate(log_depth, spoiled[None, None], "eigen")
     assert values["rmse"][0] == pytest.approx(0, abs=1e-6)
-    for inside in ((45, 41), (467, 600)):
+    for inside, value_m in (((45, 41), 9.0), ((467, 600), 9.0), ((200, 200), 0.01)):
         touched = spoiled.copy()
-        touched[inside] = 9.0
+        touched[inside] = value_m
         assert metrics.evaluate(log_depth, touched[None, None], "eigen")["rmse"][0] > 1e-3
 
 
@@ -87,6 +104,18 @@ def test_an_image_without_a_measured_pixel_does_not_count():
     values = metrics.evaluate(np.log(np.full_like(target_m, 3.0)), target_m)
     assert np.isnan(values["rmse"][1])
     assert metrics.means(values)["rmse"] == pytest.approx(1, rel=1e-6)
+
+
+def test_predictions_that_are_not_finite_are_named():
+    log_depth = np.zeros((5, 1, 55, 74))
+    assert metrics.finite(log_depth, "abcde") is log_depth
+    for place, value in enumerate((np.nan, np.inf, -np.inf)):
+        log_depth[place, 0, 5, 7] = value
+    with pytest.raises(NotFinite, match=r"^a, b, c: the net's prediction is not finite"):
+        metrics.finite(log_depth, "abcde")
+    log_depth[4, 0, 0, 0] = np.nan
+    with pytest.raises(NotFinite, match=r"^a, b, c \(and 1 more\): "):
+        metrics.finite(log_depth, "abcde")
 
 
 def test_wrong_arguments_are_refused():
