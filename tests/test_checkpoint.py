@@ -42,6 +42,26 @@ def test_mindspore_alone_reads_it(saved):
     np.testing.assert_array_equal(fresh.conv2.weight.asnumpy(), net.conv2.weight.asnumpy())
 
 
+def test_what_the_optimizer_leaves_beside_the_weights_is_passed_over(saved, tmp_path):
+    net, _ = saved
+    beside = ["global_step", "learning_rate", "beta1_power", "beta2_power", "momentum", "scale_value", "counter",
+              "scale_sense", "current_iterator_step", "last_overflow_iterator_step", "epoch_num", "step_num",
+              *(f"{prefix}.conv1.weight" for prefix in ("ema", "moment1", "moment2", "moments", "accum"))]
+    checkpoint.save(tmp_path / "state.ckpt", {**parameters(net), **dict.fromkeys(beside, np.zeros(1, np.float32))}, {})
+    restored = checkpoint.load_fine(tmp_path / "state.ckpt")
+    np.testing.assert_array_equal(restored.conv1.weight.asnumpy(), net.conv1.weight.asnumpy())
+
+
+def test_a_digest_stands_for_the_weights(saved):
+    net, path = saved
+    assert checkpoint.digest(net) == checkpoint.digest(checkpoint.load_fine(path))
+    before = checkpoint.digest(net)
+    changed = net.conv3.weight.asnumpy().copy()
+    changed[0, 0, 0, 0] += 1e-3
+    net.conv3.weight.set_data(ms.Tensor(changed))
+    assert len(before) == 64 and checkpoint.digest(net) != before
+
+
 def test_a_plain_mindspore_checkpoint_loads(tmp_path):
     """The published model-zoo checkpoints hold parameters and nothing else."""
     net = CoarseNet()

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from src import image
 
@@ -45,6 +45,34 @@ def test_holes_do_not_smear_into_their_neighbours():
     np.testing.assert_allclose(resized[resized > 0], 4.0, rtol=1e-6)
     assert (resized > 0).sum() > 1000
     assert (resized == 0).sum() > 100  # the big hole stays a hole
+
+
+def test_the_whole_at_half_size_has_what_the_nets_see_in_its_middle(picture):
+    half = image.half_pixels(picture)
+    assert half.shape == (240, 320, 3) and half.dtype == np.uint8
+    np.testing.assert_array_equal(half[image.HALF_ROWS, image.HALF_COLUMNS], image.network_pixels(picture))
+    expected = cv2.resize(picture[12:468, 16:624], (304, 228), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_array_equal(image.network_pixels(picture), expected)
+    pixels = picture[..., 0] // 2 + 1
+    assert image.half_depth(pixels).shape == (240, 320) and image.half_depth(pixels).dtype == np.uint8
+    expected = pixels.reshape(240, 2, 320, 2).mean((1, 3))
+    assert np.abs(image.half_depth(pixels) - expected).max() <= 0.5
+
+
+def test_photographs_are_brought_to_the_size_of_nyu(picture):
+    """Larger ones by the mean of their pixels, smaller ones bilinearly."""
+    large = cv2.resize(picture, (1920, 1440), interpolation=cv2.INTER_NEAREST)
+    np.testing.assert_array_equal(image.network_rgb(large), image.network_rgb(picture))
+    small = cv2.resize(picture, (400, 300), interpolation=cv2.INTER_AREA)
+    expected = cv2.resize(small, (640, 480), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_array_equal(image.view(small), expected[12:468, 16:624])
+
+
+def test_depth_is_written_as_it_is_read():
+    depth_m = np.array([0, 0.001, 5, 9.99, 12], np.float32)
+    np.testing.assert_array_equal(image.encode_train_depth(depth_m), [0, 1, 128, 255, 255])
+    np.testing.assert_array_equal(image.encode_test_depth(depth_m), [0, 1, 5000, 9990, 12000])
+    assert image.encode_train_depth(depth_m).dtype == np.uint8 and image.encode_test_depth(depth_m).dtype == np.uint16
 
 
 def test_other_sizes_of_the_same_ratio_see_the_same_part(picture):
@@ -104,6 +132,37 @@ def test_the_unit_trap_is_named(tmp_path):
         image.load_test_depth(tmp_path / "colour.png")
 
 
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "BMP", "GIF", "JPEG"])
+def test_every_kind_of_picture_is_read_whatever_it_is_called(tmp_path, kind):
+    Image.new("RGB", (40, 30), (200, 100, 50)).save(tmp_path / "picture.bin", kind)
+    found = image.load_rgb(tmp_path / "picture.bin")
+    assert found.shape == (30, 40, 3) and np.abs(found.astype(int) - (200, 100, 50)).max() <= 3
+
+
+def test_other_kinds_are_not_tried(tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "picture.jpg", "PPM")
+    with pytest.raises(image.ImageError, match="not one of JPEG, PNG, WEBP, TIFF, BMP, GIF"):
+        image.load_rgb(tmp_path / "picture.jpg")
+
+
+def test_sixteen_bit_depth_may_be_in_tiff_of_either_byte_order(tmp_path):
+    millimetres = np.arange(1, 301, dtype=np.uint16).reshape(15, 20) * 30
+    for order, mode in (("<u2", "I;16"), (">u2", "I;16B")):
+        content = millimetres.astype(order).tobytes()
+        Image.frombytes(mode, (20, 15), content).save(tmp_path / "depth.tif")
+        np.testing.assert_allclose(image.load_test_depth(tmp_path / "depth.tif"), millimetres / 1000, rtol=1e-6)
+
+
+def test_the_lens_is_what_exif_tells(tmp_path):
+    for told, expected in ((28, 28.0), (1, 1.0), (9999, 9999.0), (0, None), (10_000, None), (None, None)):
+        exif = Image.Exif()
+        if told is not None:
+            exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FocalLengthIn35mmFilm] = told
+        Image.new("RGB", (8, 6)).save(tmp_path / "photo.jpg", exif=exif)
+        assert image.focal_length_35mm(tmp_path / "photo.jpg") == expected
+    assert image.focal_length_35mm(tmp_path / "absent.jpg") is None
+
+
 @pytest.mark.parametrize("ending", ["jpg", "png"])
 def test_broken_files_are_named(tmp_path, picture, ending):
     whole = tmp_path / f"whole.{ending}"
@@ -125,7 +184,25 @@ def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path):
         image.load_rgb(path)
 
 
+def test_the_most_that_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (20, 10)).save(path)
+    monkeypatch.setattr(image, "MAX_PIXELS", 200)
+    assert image.load_rgb(path).shape == (10, 20, 3)
+    monkeypatch.setattr(image, "MAX_PIXELS", 199)
+    with pytest.raises(image.ImageError, match=r"picture\.png: 10x20 is more than 199 pixels: refused"):
+        image.load_rgb(path)
+    monkeypatch.setattr(image, "MAX_PIXELS", 200)
+    monkeypatch.setattr(image, "MAX_BYTES", path.stat().st_size)
+    assert image.load_rgb(path).shape == (10, 20, 3)
+    monkeypatch.setattr(image, "MAX_BYTES", path.stat().st_size - 1)
+    with pytest.raises(image.ImageError, match=r"picture\.png: more than .* bytes: refused"):
+        image.load_rgb(path)
+
+
 def test_a_pair_of_two_sizes_is_refused():
+    image.check_pair(np.zeros((480, 640, 3), np.uint8), np.zeros((480, 640)), "a.jpg", "a.png")
+    image.check_pair(np.zeros((240, 320, 3), np.uint8), np.zeros((240, 320)), "a.jpg", "a.png")  # the least
     with pytest.raises(image.ImageError, match=r"a\.jpg is 480x640 but a\.png is 240x320"):
         image.check_pair(np.zeros((480, 640, 3), np.uint8), np.zeros((240, 320)), "a.jpg", "a.png")
     with pytest.raises(image.ImageError, match=r"a\.jpg: size 427x561"):

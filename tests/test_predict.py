@@ -1,6 +1,9 @@
 """Pictures of any size to depth: where it lies, that both runtimes agree, and the command with all its outputs."""
 
+import argparse
+
 import cv2
+import mindspore as ms
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,6 +11,7 @@ from plyfile import PlyData
 
 from src import cli, depth_files, image, metrics, predict, rooms
 from src.errors import UserError
+from src.net import FineNet, PaperCoarseNet
 from src.pointcloud import Intrinsics, points
 from src.predict import DepthPredictor
 
@@ -20,6 +24,12 @@ def red_is_depth(rgb):
 
 def as_it_is(rgb, coarse_log_depth):
     return coarse_log_depth
+
+
+def cli_options(*arguments):
+    parser = argparse.ArgumentParser()
+    cli.add_nets(parser)
+    return parser.parse_args(list(map(str, arguments)))
 
 
 SIZES = [(480, 640), (1080, 1920), (300, 300), (3000, 4000), (640, 480), (200, 900)]
@@ -141,14 +151,80 @@ def test_both_runtimes_predict_the_same(trained, onnx, nyu):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
-def test_swapped_or_missing_nets_are_named(onnx, tmp_path):
-    with pytest.raises(UserError, match="takes rgb, coarse_log_depth, but the coarse net takes rgb"):
-        DepthPredictor(onnx[1], onnx[0])
+def test_swapped_or_missing_nets_are_named(red_onnx, tmp_path):
+    coarse, fine = red_onnx
+    with pytest.raises(UserError, match="takes rgb, coarse_log_depth, but the coarse net takes rgb: "):
+        DepthPredictor(fine, fine)
+    with pytest.raises(UserError, match="takes rgb, but the fine net takes rgb, coarse_log_depth: "):
+        DepthPredictor(coarse, coarse)
     with pytest.raises(UserError, match=r"absent\.onnx: no such file"):
-        DepthPredictor(tmp_path / "absent.onnx", onnx[1])
+        DepthPredictor(tmp_path / "absent.onnx", fine)
     (tmp_path / "broken.onnx").write_bytes(b"no")
     with pytest.raises(UserError, match=r"broken\.onnx: not a readable ONNX file"):
-        DepthPredictor(tmp_path / "broken.onnx", onnx[1])
+        DepthPredictor(tmp_path / "broken.onnx", fine)
+
+
+def test_onnx_files_checkpoints_and_functions_may_be_mixed(red_onnx, tmp_path):
+    rgb = np.full((480, 640, 3), 102, np.uint8)
+    options = cli_options("--coarse_onnx", red_onnx[0], "--fine_onnx", red_onnx[1], "--batch_size", 3, "--flip_average")
+    of_files = predict.from_options(options)
+    assert (of_files.batch_size, of_files.flip_average) == (3, True)
+    np.testing.assert_allclose(of_files(rgb), np.exp(2 * 102 / 255), rtol=1e-5)
+    ms.set_seed(0)
+    coarse, fine = PaperCoarseNet(), FineNet()
+    for net, name in ((coarse, "coarse.ckpt"), (fine, "fine.ckpt")):
+        ms.save_checkpoint(net, str(tmp_path / name))
+    seen = ms.Tensor(image.network_rgb(rgb)[None])
+    with_red = fine(seen, ms.Tensor(np.full((1, 1, 55, 74), 2 * 102 / 255, np.float32))).asnumpy()[0, 0]
+    maps = DepthPredictor(red_onnx[0], tmp_path / "fine.ckpt").maps([rgb], ["grey"])
+    np.testing.assert_allclose(maps[0][0][1], np.exp(with_red), rtol=1e-4)
+    maps = DepthPredictor(tmp_path / "coarse.ckpt", as_it_is).maps([rgb], ["grey"])
+    np.testing.assert_allclose(maps[0][0][1], np.exp(coarse(seen).asnumpy()[0, 0]), rtol=1e-4)
+
+
+def test_the_default_nets_are_those_of_the_folder_or_else_the_shipped_ones(monkeypatch, tmp_path):
+    def is_taken(path, kind):
+        return f"{kind}: {path.parent.name}/{path.name}"
+
+    monkeypatch.setattr(predict, "_net", is_taken)
+    monkeypatch.setattr(cli, "MODEL", tmp_path / "Model")
+    shipped = DepthPredictor()
+    assert (shipped.coarse, shipped.fine) == ("coarse: weights/CoarseNet.ckpt", "fine: weights/FineNet.ckpt")
+    (tmp_path / "Model" / "Ckpt").mkdir(parents=True)
+    (tmp_path / "Model" / "Ckpt" / "FinalCoarseNet.ckpt").touch()
+    own = DepthPredictor()
+    assert (own.coarse, own.fine) == ("coarse: Ckpt/FinalCoarseNet.ckpt", "fine: Ckpt/FinalFineNet.ckpt")
+    assert DepthPredictor(fine=tmp_path / "x" / "y.ckpt").fine == "fine: x/y.ckpt"
+    assert DepthPredictor(tmp_path / "x" / "y.ckpt").coarse == "coarse: x/y.ckpt"
+
+
+def test_a_single_window_reaches_the_borders_of_what_is_almost_its_ratio():
+    for size in ((480, 672), (504, 640), (480, 640)):
+        assert len(predict.windows(*size)) == 1
+        depth_m = DepthPredictor(red_is_depth, as_it_is)(np.full((*size, 3), 51, np.uint8))
+        np.testing.assert_allclose(depth_m, 1 + 8 * 51 / 255, rtol=1e-4)
+
+
+def test_only_a_strip_is_no_picture():
+    predictor = DepthPredictor(lambda rgb: np.zeros((len(rgb), 1, 55, 74), np.float32), as_it_is)
+    assert predictor(np.zeros((10, 500, 3), np.uint8)).shape == (10, 500)
+    for size in ((10, 501), (501, 10)):
+        with pytest.raises(image.SizeError, match=f"picture 1: {size[0]}x{size[1]} .*at most 50:1"):
+            predictor.predict([np.zeros((10, 10, 3), np.uint8), np.zeros((*size, 3), np.uint8)])
+
+
+def test_the_nearer_to_its_border_the_less_a_window_counts():
+    """Two windows that disagree: between them the mean by the distance to the border of each."""
+    places = predict.windows(480, 800)
+    maps = [(place, np.full((55, 74), value, np.float32)) for place, value in zip(places, (1.0, 3.0), strict=True)]
+    (_, left, _, width) = places[1]
+    assert [place[1] for place in places] == [0, 160] and width == 640
+    x = np.arange(800) + 0.5
+    inside = [np.minimum(x - start, start + 640 - x).clip(0) for start in (0, 160)]
+    down = np.minimum(np.arange(480) + 0.5, 480 - np.arange(480) - 0.5)
+    assert left == 160 and (down > 0).all()
+    expected = (inside[0] + 3 * inside[1]) / (inside[0] + inside[1])
+    np.testing.assert_allclose(predict.blended((480, 800), maps), np.broadcast_to(expected, (480, 800)), rtol=1e-4)
 
 
 @pytest.fixture(scope="module")
