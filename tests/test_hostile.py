@@ -176,7 +176,7 @@ def test_names_that_are_not_utf_8_or_look_like_mathematics_go_through_training_a
     assert run("tools/check_nyu.py", data, "--output_dir", "check", cwd=tmp_path).returncode == 0
 
 
-def test_a_picture_whose_prediction_is_not_finite_is_named(nyu, fine_stage, run, tmp_path):
+def test_a_picture_whose_prediction_is_not_finite_is_named(nyu, weights, run, tmp_path):
     result = run("eval.py", "--test_data", nyu, "--output_dir", "report", *nets(weights, "nan.ckpt"), cwd=tmp_path)
     assert "00000_colors.png (CoarseNet)" in one_line(result, 1) and "not finite" in result.stderr
     assert not (tmp_path / "report" / "metrics.json").exists()
