@@ -192,9 +192,12 @@ def blended(size: tuple[int, ...], maps: Maps) -> Floats:
         rows, columns = (_reach(start, length, pixels)
                          for start, length, pixels in zip((top, left), (height, width), size, strict=True))
         down, across = np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop)
+        resized = (_interpolation(down, top, height, image.CROP_ROWS, 0) @ depth_m
+                   @ _interpolation(across, left, width, image.CROP_COLUMNS, 1).T)
+        if len(maps) == 1:
+            return resized  # there is nothing to blend it with, and it reaches the borders
         weight = np.outer(_inside(down, top, height), _inside(across, left, width)).astype(np.float32)
-        total[rows, columns] += weight * (_interpolation(down, top, height, image.CROP_ROWS, 0) @ depth_m
-                                          @ _interpolation(across, left, width, image.CROP_COLUMNS, 1).T)
+        total[rows, columns] += weight * resized
         weights[rows, columns] += weight
     return total / weights
 
