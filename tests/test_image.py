@@ -37,12 +37,13 @@ def test_network_depth_is_opencv_bilinear_of_the_crop(depth_m):
     np.testing.assert_array_equal(image.network_depth(depth_m)[0], expected)
 
 
-def test_holes_do_not_smear_into_their_neighbours():
-    depth_m = np.full((480, 640), 4.0, np.float32)
+@pytest.mark.parametrize("metres", [4.0, 0.5])
+def test_holes_do_not_smear_into_their_neighbours(metres):
+    depth_m = np.full((480, 640), metres, np.float32)
     depth_m[np.random.default_rng(2).random(depth_m.shape) < 0.4] = 0
     depth_m[100:200, 100:300] = 0
     resized = image.network_depth(depth_m)
-    np.testing.assert_allclose(resized[resized > 0], 4.0, rtol=1e-6)
+    np.testing.assert_allclose(resized[resized > 0], metres, rtol=1e-6)
     assert (resized > 0).sum() > 1000
     assert (resized == 0).sum() > 100  # the big hole stays a hole
 
