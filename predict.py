@@ -15,6 +15,7 @@ from src.files import writable_folder
 
 if TYPE_CHECKING:
     from src.pointcloud import Intrinsics
+    from src.predict import Maps
 
 
 def positive_float_or_auto(text: str) -> float | str:
@@ -65,7 +66,7 @@ def camera(options: argparse.Namespace) -> Callable[[int, int], Intrinsics]:
 def main() -> int:
     options = parse_args()
     from src import depth_files, visual
-    from src.predict import Maps, from_options
+    from src.predict import from_options
 
     visual.check_colormap(options.colormap)
     jobs = depth_files.find(options.input, options.output_dir)

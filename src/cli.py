@@ -238,10 +238,15 @@ def _has_tqdm() -> bool:
     return True
 
 
-class Progress(Protocol):
-    """A tqdm bar, or what stands for it in a log."""
+class Bar(Protocol):
+    """What is told of each step, picture or frame that is done."""
 
     def update(self, count: int = 1, /) -> object: ...
+
+
+class Progress(Bar, Protocol):
+    """A tqdm bar, or what stands for it in a log."""
+
     def __enter__(self) -> "Progress": ...
     def __exit__(self, *_: object) -> bool | None: ...
 
@@ -252,14 +257,14 @@ def progress(total: int | None, desc: str, unit: str, initial: int = 0) -> Progr
         return _LogProgress(total, desc, unit, initial)
     from tqdm import tqdm
 
-    class Bar(tqdm):
+    class Quiet(tqdm):
         """Goes on in silence when the terminal is closed."""
 
         def display(self, *arguments: Any, **named: Any) -> Any:
             with contextlib.suppress(OSError):
                 return super().display(*arguments, **named)
 
-    return Bar(total=total, desc=desc, unit=unit, initial=initial)
+    return Quiet(total=total, desc=desc, unit=unit, initial=initial)
 
 
 def log_above_progress() -> contextlib.AbstractContextManager[None]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
@@ -40,12 +40,6 @@ SAMPLED = 16
 MISSING_FRAMES = 0.02
 
 logger = logging.getLogger(__name__)
-
-
-class Bar(Protocol):
-    """What is told of each picture or frame that is done."""
-
-    def update(self, count: int = 1, /) -> object: ...
 
 
 class VideoError(UserError):
@@ -210,7 +204,7 @@ def _write_png(path: Path, pixels: Array) -> None:
         file.write(cv2.imencode(".png", pixels)[1].tobytes())
 
 
-def predict_all(jobs: Sequence[Job], predictor: DepthPredictor, writer: Writer, size: int, bar: Bar,
+def predict_all(jobs: Sequence[Job], predictor: DepthPredictor, writer: Writer, size: int, bar: cli.Bar,
                 known: Mapping[Job, Maps] | None = None) -> int:
     """Predict and save every Job, `size` pictures or frames at a time. The number of those that failed, which are
     named; the others go on. `known`: of `depth_range`."""
@@ -333,7 +327,7 @@ def video_length(path: StrPath) -> tuple[int, float]:
         return frames, frames / (capture.get(cv2.CAP_PROP_FPS) or 25)
 
 
-def predict_video(job: Job, predictor: DepthPredictor, writer: Writer, size: int, bar: Bar) -> None:
+def predict_video(job: Job, predictor: DepthPredictor, writer: Writer, size: int, bar: cli.Bar) -> None:
     """Predict a video frame by frame: all of its outputs, or none; `bar` is told of each. Raises VideoError naming it,
     also (after the outputs are written) when the video ends before it says it does."""
     outputs, frames_folder = job.outputs(writer.kinds), job.frames(writer.kinds)

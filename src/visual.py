@@ -1,8 +1,10 @@
 """Pictures: training curves and panels of predictions, as PNG files."""
 
+from __future__ import annotations
+
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import cv2
 import matplotlib
@@ -13,11 +15,13 @@ from matplotlib.figure import Figure
 from src import image
 from src.arrays import Floats, Pixels
 from src.errors import UserError
-from src.evaluation import Details, PanelRow
 from src.files import StrPath, printable, replacing
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+
+if TYPE_CHECKING:
+    from src.evaluation import Details, PanelRow
 
 Rows: TypeAlias = Sequence[Mapping[str, str]]  # of a CSV file
 

@@ -217,12 +217,9 @@ def test_the_nearer_to_its_border_the_less_a_window_counts():
     """Two windows that disagree: between them the mean by the distance to the border of each."""
     places = predict.windows(480, 800)
     maps = [(place, np.full((55, 74), value, np.float32)) for place, value in zip(places, (1.0, 3.0), strict=True)]
-    (_, left, _, width) = places[1]
-    assert [place[1] for place in places] == [0, 160] and width == 640
+    assert [place[1] for place in places] == [0, 160] and places[1][3] == 640
     x = np.arange(800) + 0.5
     inside = [np.minimum(x - start, start + 640 - x).clip(0) for start in (0, 160)]
-    down = np.minimum(np.arange(480) + 0.5, 480 - np.arange(480) - 0.5)
-    assert left == 160 and (down > 0).all()
     expected = (inside[0] + 3 * inside[1]) / (inside[0] + inside[1])
     np.testing.assert_allclose(predict.blended((480, 800), maps), np.broadcast_to(expected, (480, 800)), rtol=1e-4)
 
