@@ -50,6 +50,10 @@ MS_LITE_HOME=${MS_LITE_HOME:-${LITE_HOME:-}}
 [[ -n $MS_LITE_HOME || ${DEVICE_TARGET:-} != Ascend ]] ||
     fail "set MS_LITE_HOME to an unpacked MindSpore Lite for Ascend: the wheel that is fetched without it is for CPU only"
 mkdir -p -- "$BUILD"
+if command -v flock >/dev/null; then # two runs at once would write the same files
+    exec 9>"$BUILD/.lock"
+    flock --nonblock 9 || { echo "waiting for another build in $BUILD"; flock 9; }
+fi
 CMAKE=$(command -v cmake) || fetch_cmake
 [[ -n $MS_LITE_HOME ]] || fetch_lite
 [[ -d $MS_LITE_HOME ]] || fail "MS_LITE_HOME=$MS_LITE_HOME: no such folder"

@@ -127,7 +127,7 @@ def compare(name, images, sides, bar, options):
     checks = {label: side.check for label, side in running.items() if side.check is not None}
     if max(checks.values()) - min(checks.values()) > 1e-3 * max(1, abs(max(checks.values()))):
         raise CheckFailed(f"{name}: the sides do not compute the same: {checks}")
-    counts = {label: min(200, max(2, round(options.seconds / max(side.run(1)))))
+    counts = {label: min(200, max(1, round(options.seconds / max(side.run(1)))))
               for label, side in running.items()}
     samples, labels = {label: [] for label in running}, list(running)
     for number in range(options.rounds):
@@ -190,13 +190,13 @@ def whole_commands(options, bar, folder, data):
     """Whole processes, and what the next picture costs in them: {label: {"median_s", "samples_s"}}."""
     from src import data_loader
 
-    pictures = [pair.rgb for pair in data_loader.list_test(data)]
+    pictures = [pair.rgb for pair in data_loader.list_test(data)][:24 if options.quick else None]
     models = {"MindSpore": ("--coarse_ckpt_model", folder / "Ckpt" / "FinalCoarseNet.ckpt",
                             "--fine_ckpt_model", folder / "Ckpt" / "FinalFineNet.ckpt"),
               "ONNX": ("--coarse_onnx", folder / "ONNX" / "FinalCoarseNet.onnx",
                        "--fine_onnx", folder / "ONNX" / "FinalFineNet.onnx")}
     count = len(pictures)
-    third = make_part(data, folder / "third", count // 3)
+    whole_set, third = (make_part(data, folder / f"test-{number}", number) for number in (count, count // 3))
 
     def predict(runtime, number):
         return python("predict.py", "--input", *pictures[:number], "--overwrite", *models[runtime])
@@ -208,7 +208,7 @@ def whole_commands(options, bar, folder, data):
     for runtime in models:
         timed[f"predict.py, {runtime}: command to the first picture"] = (predict(runtime, 1), None)
         timed[f"predict.py, {runtime}: {count} pictures"] = (predict(runtime, count), None)
-    for number, where in ((count // 3, third), (count, data)):
+    for number, where in ((count // 3, third), (count, whole_set)):
         timed[f"eval.py: {number} pictures"] = (python("eval.py", "--test_data", where, *models["MindSpore"]), None)
     results = {label: [] for label in timed}
     for _ in range(options.rounds):
@@ -345,7 +345,7 @@ def parse_args(arguments=None):
     parser.add_argument("--output_dir", type=Path, default=Path("benchmark_Result"),
                         help="benchmarks.json, benchmarks.md and benchmarks.png go into it")
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
-    parser.add_argument("--quick", action="store_true", help="fewer sides, batches and rounds")
+    parser.add_argument("--quick", action="store_true", help="fewer sides, batches, rounds and pictures")
     parser.add_argument("--threads", type=cli.positive_int, default=cli.default_workers())
     options = parser.parse_args(arguments)
     options.rounds, options.seconds = (2, 1.0) if options.quick else (3, 2.0)

@@ -11,6 +11,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+# Several of these run side by side (pytest-xdist): each has its share of the processors, and a port of its own.
+WORKERS, WORKER = (int(os.environ.get(f"PYTEST_XDIST_WORKER{name}", default).removeprefix("gw"))
+                   for name, default in (("_COUNT", "1"), ("", "gw0")))
+if WORKERS > 1:
+    os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // WORKERS))
+os.environ["MASTER_PORT"] = str(8118 + WORKER)
+
 import mindspore as ms  # noqa: E402
 import numpy as np  # noqa: E402
 from mindspore import nn, ops  # noqa: E402
@@ -27,10 +34,11 @@ ms.set_context(mode=ms.GRAPH_MODE)
 ms.set_device("CPU")
 
 
-# What needs one of these starts programs, builds the C++ one, or trains for minutes.
+# What needs one of these starts programs or builds the C++ one; so does what is marked `long`, or trains for minutes.
 PROCESSES = {"run", "lite"}  # what the other fixtures of that kind are made with
-LONG = {"test_benchmarks", "test_distributed", "test_fuzz", "test_hostile", "test_interruption", "test_recipe",
-        "test_resume", "test_start", "test_app", "test_zoo", "test_shipped", "test_training", "test_weights"}
+# The files that take longest, first: each is one processor's work, and the short ones fill what is left at the end.
+LONGEST = ("test_hostile", "test_commands", "test_start", "test_interruption", "test_distributed", "test_recipe",
+           "test_resume", "test_inference", "test_fuzz", "test_report", "test_predict", "test_zoo", "test_shipped")
 
 
 def pytest_addoption(parser):
@@ -38,8 +46,10 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
     if config.getoption("--quick"):
-        long = [item for item in items if PROCESSES & set(item.fixturenames) or item.path.stem in LONG]
+        long = [item for item in items if PROCESSES & set(item.fixturenames) or item.get_closest_marker("long")]
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in long]
 
@@ -102,7 +112,7 @@ def lite():
 @pytest.fixture(scope="session")
 def sanitized(lite, tmp_path_factory):
     """The build folder of the sanitized program and its units."""
-    build = tmp_path_factory.mktemp("build")
+    build = tmp_path_factory.getbasetemp().parent / "build" if WORKERS > 1 else tmp_path_factory.mktemp("build")
     result = subprocess.run(["bash", SOURCE / "build.sh", "-DSANITIZE=ON", "-DBUILD_TESTS=ON"], capture_output=True,
                             text=True, check=False, env={**os.environ, "BUILD_DIR": str(build), "MS_LITE_HOME": lite})
     assert result.returncode == 0, result.stdout + result.stderr

@@ -25,7 +25,8 @@ from tests.conftest import ROOT
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium (on Debian: apt install chromium)")
+pytestmark = [pytest.mark.long,
+              pytest.mark.skipif(not CHROMIUM, reason="no Chromium (on Debian: apt install chromium)")]
 NEAR_M, FAR_M = np.exp(2 * 51 / 255), np.exp(2 * 204 / 255)  # of a picture that is red by 51 left, and by 204 right
 
 

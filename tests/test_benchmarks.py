@@ -39,6 +39,7 @@ def side(*arguments):
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith(("{", "["))]
 
 
+@pytest.mark.long
 def test_both_sides_train_the_same_net_on_the_same_loss():
     ours, theirs = (side("train", backend, "FineNet", 2, 2) for backend in ("mindspore", "pytorch-channels-last"))
     assert ours[0]["check"] == pytest.approx(theirs[0]["check"], rel=1e-5)
@@ -46,6 +47,7 @@ def test_both_sides_train_the_same_net_on_the_same_loss():
     assert ours[2]["peak_mb"] > 100
 
 
+@pytest.mark.long
 def test_both_sides_predict_the_same(tmp_path):
     from src import checkpoint
 

@@ -1,6 +1,9 @@
 """Listing, the schedule of samples, augmentation, and that nothing depends on the number of workers."""
 
+import hashlib
+import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 from PIL import Image, ImageEnhance
 from scipy import ndimage
 
-from src import data_loader, image
+from src import baselines, data_loader, image
 from src.data_loader import DataError, PlainPairs, Schedule, TrainingData
 
 
@@ -55,6 +58,110 @@ def test_wrong_folders_say_what_was_found_and_expected(tmp_path):
     (tmp_path / "Train").mkdir()
     with pytest.raises(DataError, match="no image pairs"):
         data_loader.list_train(tmp_path)
+
+
+def test_names_are_in_natural_order_numbers_before_words():
+    names = ["b", "10", "2", "a/10", "a/2", "a/x", "10/1", "a"]
+    assert sorted(names, key=data_loader._natural_key) == ["2", "10", "10/1", "a", "a/2", "a/10", "a/x", "b"]
+
+
+@pytest.mark.parametrize(("missing", "more"), [(3, ""), (4, " (and 1 more)"), (5, " (and 2 more)")])
+def test_three_missing_partners_are_named_and_the_rest_counted(tmp_path, missing, more):
+    for number in range(6):
+        touch(tmp_path / "Test" / f"{number}_colors.png")
+        if number >= missing:
+            touch(tmp_path / "Test" / f"{number}_depth.png")
+    with pytest.raises(DataError) as caught:
+        data_loader.list_test(tmp_path)
+    assert str(caught.value).count("has no depth map") == 3 and str(caught.value).endswith(f"has no depth map{more}")
+    rgb, depth = data_loader.test_files(tmp_path)
+    assert [pair.name for pair in data_loader.matched(rgb, depth)] == [str(number) for number in range(missing, 6)]
+
+
+def test_a_digest_is_of_the_names_in_their_order():
+    assert data_loader.names_digest(["a", "b"]) == hashlib.sha256(b"a\nb").hexdigest()[:16]
+    assert data_loader.names_digest(["b", "a"]) != data_loader.names_digest(["a", "b"])
+    assert data_loader.names_digest([os.fsdecode(b"\xff")]) == hashlib.sha256(b"\xff").hexdigest()[:16]
+
+
+def test_what_is_taken_evenly():
+    assert list(data_loader.evenly(range(10), 3)) == [0, 4, 8]
+    assert list(data_loader.evenly(range(10), 5)) == [0, 2, 4, 6, 8]
+    assert list(data_loader.evenly([3, 4], 9)) == [3, 4] and list(data_loader.evenly([], 2)) == []
+
+
+def test_the_digest_of_the_data_changes_with_any_file(nyu, tmp_path):
+    folder = shutil.copytree(nyu, tmp_path / "NYU")
+    before = PlainPairs(folder).data_digest()
+    assert before == PlainPairs(folder).data_digest()
+    for name in ("sample_0002_out/3.jpg", "sample_0002_out/3.png"):
+        path = folder / "Train" / name
+        status = path.stat()
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+        assert PlainPairs(folder).data_digest() != before
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert PlainPairs(folder).data_digest() == before
+
+
+def test_test_pairs_come_in_batches_as_they_are_alone(nyu):
+    pairs = data_loader.readable_test_pairs(nyu, 2)
+    assert pairs == data_loader.list_test(nyu)
+    batches = list(data_loader.test_batches(pairs, 3))
+    assert [[pair.name for pair in chunk] for chunk, _, _ in batches] == [["00000", "00001", "00002"], ["00003"]]
+    for chunk, rgb, depths_m in batches:
+        for pair, one_rgb, depth_m in zip(chunk, rgb, depths_m, strict=True):
+            np.testing.assert_array_equal(one_rgb, image.network_rgb(image.load_rgb(pair.rgb)))
+            np.testing.assert_array_equal(depth_m, image.load_test_depth(pair.depth))
+
+
+def test_what_is_broken_is_known_before_a_run(nyu, tmp_path):
+    folder = shutil.copytree(nyu, tmp_path / "NYU")
+    (folder / "Test" / "00002_depth.png").write_bytes(b"no picture")
+    with pytest.raises(image.ImageError, match=r"00002_depth\.png: broken image"):
+        data_loader.readable_test_pairs(folder, 2)
+
+
+@pytest.mark.parametrize("depth", [None, 1])
+def test_so_many_batches_are_made_ahead(depth):
+    asked = []
+
+    def batches():
+        for number in range(9):
+            asked.append(number)
+            yield number, [(pow, number, 2), (pow, number, 3)]
+
+    with ThreadPoolExecutor(2) as pool:
+        for number, found in data_loader._ahead(pool, batches(), *[] if depth is None else [depth]):
+            assert found == [number**2, number**3]
+            assert asked[-1] == min(number + (depth or 2), 8)
+
+
+def test_samples_are_those_that_are_asked_for(nyu, tmp_path):
+    folder = shutil.copytree(nyu, tmp_path / "NYU")
+    (folder / "Train" / "sample_0001_out" / "2.jpg").write_bytes(b"no picture")
+    source = PlainPairs(folder)
+    with pytest.raises(image.ImageError, match=r"2\.jpg: broken image"):
+        list(source.samples([5, 1, 0], 2))
+    found = list(source.samples([5, 1, 0], 2, skip_bad=True))
+    assert [index for index, _, _ in found] == [5, 0]
+    for index, rgb, depth_m in found:
+        pair = source.pairs[index]
+        np.testing.assert_array_equal(rgb, image.network_pixels(image.load_rgb(pair.rgb)))
+        metres = image.network_depth(image.load_train_depth(pair.depth))[0]
+        np.testing.assert_allclose(depth_m, metres, rtol=1e-6)
+        for ours, theirs in zip(data_loader.load_train_pair(pair), (rgb, depth_m), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_regression_s_targets_have_the_mean_where_nothing_was_measured():
+    depth_m = np.random.default_rng(0).uniform(0.05, 11, (3, 55, 74)).astype(np.float32)
+    depth_m[0, :9] = 0
+    filled, mean = data_loader.filled_log_depth(depth_m)
+    log_depth = np.log(depth_m.clip(0.1, 10))
+    np.testing.assert_allclose(mean[:9], log_depth[1:, :9].mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(mean[9:], log_depth[:, 9:].mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(filled[0, :9], mean[:9])
+    np.testing.assert_allclose(filled[1:], log_depth[1:], rtol=1e-6)
 
 
 def test_shards_are_disjoint_equal_and_complete_over_three_epochs():
@@ -150,6 +257,51 @@ def test_augmentation_is_that_of_pillow(flip, brightness, sharpness):
     np.testing.assert_array_equal(ours_m, depth_m[None])
 
 
+class PaperChoices(Choices):
+    """The same for the paper's augmentation: scale, angle in degrees, place."""
+
+    def __init__(self, flip, scale, degrees, place):
+        self.flip, self.factors = flip, [scale, degrees, np.array(place), np.ones(3)]
+
+    def uniform(self, low, high, size=None):
+        value = self.factors.pop(0)
+        assert np.shape(value) == (() if size is None else (size,)) and np.all((low <= value) & (value <= high))
+        return value
+
+
+@pytest.mark.parametrize(("flip", "scale", "degrees", "place"), [
+    (False, 1.0, 0.0, (0, 0)), (False, 1.0, 0.0, (1, 1)), (False, 1.0, 0.0, (-1, 0.5)), (True, 1.0, 0.0, (1, -1)),
+    (False, 1.5, 0.0, (1, -1)), (True, 1.25, 5.0, (0.5, 1)), (False, 1.0, -5.0, (0, 0))])
+def test_the_paper_s_augmentation_is_an_affine_map(flip, scale, degrees, place):
+    """Against SciPy's interpolation at the places that the paper's words give."""
+    rng = np.random.default_rng(0)
+    rgb = cv2.GaussianBlur(rng.integers(0, 256, (240, 320, 3), np.uint8), (15, 15), 0)
+    pixels = cv2.GaussianBlur(rng.integers(1, 256, (240, 320), np.uint8), (31, 31), 0)
+    ours, ours_m = np.empty((3, 228, 304), np.uint8), np.empty((1, 55, 74), np.float32)
+    data_loader.augment_as_paper(rgb, pixels, PaperChoices(flip, scale, degrees, place), ours, ours_m)
+    angle = np.deg2rad(degrees)
+    extent = [(304 * abs(np.cos(angle)) + 228 * abs(np.sin(angle))) / scale,
+              (304 * abs(np.sin(angle)) + 228 * abs(np.cos(angle))) / scale]
+    centre = [whole / 2 + max(whole - part, 0) / 2 * where
+              for whole, part, where in zip((320, 240), extent, place, strict=True)]
+
+    def at(array, rows, columns, mode):
+        """The array where the window has its cells, as many as it is given."""
+        y, x = np.mgrid[:rows, :columns]
+        x, y = ((x + 0.5) / columns - 0.5) * 304 / scale, ((y + 0.5) / rows - 0.5) * 228 / scale
+        x = -x if flip else x
+        place = (centre[1] + np.sin(angle) * x + np.cos(angle) * y - 0.5,
+                 centre[0] + np.cos(angle) * x - np.sin(angle) * y - 0.5)
+        return ndimage.map_coordinates(array.astype(float), place, order=1, mode=mode)
+
+    for channel in range(3):
+        assert np.abs(ours[channel] - at(rgb[..., channel], 228, 304, "mirror")).max() < 1.5
+    inside = at(np.ones((240, 320)), 55, 74, "grid-constant") > 0.999
+    assert inside.mean() > (0.9 if degrees else 0.999)
+    depth_m = at(pixels, 55, 74, "nearest") / 25.5 / scale
+    assert np.abs(ours_m[0] - depth_m)[inside].max() < 0.02
+
+
 def test_random_choices_have_their_ranges_and_shares():
     flips, brightness, sharpness = [], [], []
     for sample in range(2000):
@@ -161,6 +313,7 @@ def test_random_choices_have_their_ranges_and_shares():
     assert 0.8 <= min(brightness) < 0.81 and 0.99 < max(brightness) <= 1.0
     assert 0.8 <= min(sharpness) < 0.81 and 1.19 < max(sharpness) <= 1.2
     assert data_loader.counter_rng(0, 1, 2).random() != data_loader.counter_rng(0, 2, 2).random()
+    assert len({data_loader.counter_rng(0, 1, sample).random() for sample in (None, 0, 1, 2)}) == 4
     assert data_loader.counter_rng(0, 1, 2).random() != data_loader.counter_rng(1, 1, 2).random()
 
 
@@ -229,6 +382,13 @@ def test_a_bad_sample_is_replaced_by_another_of_the_same_shard(hundred, tmp_path
         np.testing.assert_array_equal(again, fed[9:21])  # the same replacements after a resume
 
 
+def test_one_percent_of_bad_samples_is_borne(hundred, tmp_path):
+    folder = shutil.copytree(hundred, tmp_path / "NYU")
+    break_pictures(folder, 1)  # 0.jpg, the first by name too
+    data = TrainingData(PlainPairs(folder), Schedule(100, 4, seed=2), 3, skip_bad=True)
+    assert len(list(data.batches(0, 25))) == 25 and data.bad == {0}
+
+
 def test_more_than_one_percent_of_bad_samples_stop_the_run(hundred, tmp_path):
     folder = shutil.copytree(hundred, tmp_path / "NYU")
     break_pictures(folder, 2)
@@ -238,11 +398,21 @@ def test_more_than_one_percent_of_bad_samples_stop_the_run(hundred, tmp_path):
         fed_samples(folder, skip_bad=False)
 
 
-def test_the_command_stops_at_a_broken_picture_or_skips_it(hundred, run, tmp_path):
+def test_the_mean_map_is_of_what_can_be_read(hundred, tmp_path):
+    folder = shutil.copytree(hundred, tmp_path / "NYU")
+    (folder / "Train" / "one_out" / "100.png").write_bytes(b"no picture")
+    source = PlainPairs(folder)
+    with pytest.raises(image.ImageError, match=r"100\.png: broken image"):
+        baselines.mean_map(source, 2)
+    depth_m = (1 + 2 * np.delete(np.arange(120), 100)) / 25.5
+    mean = baselines.mean_map(source, 2, skip_bad=True)
+    np.testing.assert_allclose(mean, np.log(depth_m.clip(0.1, 10)).mean(), rtol=1e-5)
+
+
+def test_the_command_stops_at_a_broken_picture_or_skips_it(hundred, fine_stage, run, tmp_path):
     folder = shutil.copytree(hundred, tmp_path / "NYU")
     break_pictures(folder, 1)
-    arguments = ["--data_url", folder, "--stage", "coarse", "--coarse_net", "paper", "--batch_size", 8,
-                 "--epochs_coarse", 1, "--mean_depth_start"]
+    arguments = ["--data_url", folder, *fine_stage, "--batch_size", 8, "--epochs_fine", 1]
     stopped = run("train.py", *arguments, "--train_url", "stopped", cwd=tmp_path)
     assert stopped.returncode == 2 and "one_out/0.jpg: broken image" in stopped.stderr
     skipped = run("train.py", *arguments, "--train_url", "skipped", "--bad_samples", "skip", cwd=tmp_path)

@@ -106,6 +106,7 @@ printf '%s RANK_TABLE_FILE=%s ASCEND_RT_VISIBLE_DEVICES=%s HCCL_CONNECT_TIMEOUT=
     path.chmod(0o755)
 
 
+@pytest.mark.long
 def test_the_command_line_that_would_start_on_ascend(tmp_path, nyu):
     """HCCL is not here: what is started is written down instead. Second server of two with four devices each."""
     path = write(tmp_path / "table.json", table(4, 4))
@@ -131,19 +132,22 @@ def two_and_one(tmp_path_factory):
     """Two workers with batch 2 and one with batch 4, 20 steps each."""
     folder = tmp_path_factory.mktemp("ranks")
     worker = [str(ROOT / "tests" / "distributed_worker.py"), str(folder)]
-    subprocess.run(["msrun", "--worker_num=2", "--local_worker_num=2", "--join=True", "--master_port=8119",
+    port = ENVIRONMENT["MASTER_PORT"]
+    subprocess.run(["msrun", "--worker_num=2", "--local_worker_num=2", "--join=True", f"--master_port={port}",
                     f"--log_dir={folder / 'log'}", *worker, "2", "20"], check=True, capture_output=True,
                    env=ENVIRONMENT, timeout=300)
     subprocess.run([sys.executable, *worker, "4", "20"], check=True, capture_output=True, env=ENVIRONMENT, timeout=300)
     return [np.load(folder / name) for name in ("rank0of2.npz", "rank1of2.npz", "rank0of1.npz")]
 
 
+@pytest.mark.long
 def test_weights_are_equal_on_both_ranks_after_every_step(two_and_one):
     first, second, _ = two_and_one
     assert len(set(first["digests"])) == 20
     np.testing.assert_array_equal(first["digests"], second["digests"])
 
 
+@pytest.mark.long
 def test_two_workers_equal_one_with_twice_the_batch(two_and_one):
     first, _, alone = two_and_one
     assert alone["losses"][-1] < 0.9 * alone["losses"][0]
@@ -172,10 +176,10 @@ def workers_of(launcher):
     return found
 
 
-def test_a_run_of_two_workers_that_was_stopped_or_lost_a_worker_resumes_exactly(nyu, run, tmp_path):
+def test_a_run_of_two_workers_that_was_stopped_or_lost_a_worker_resumes_exactly(nyu, fine_stage, run, tmp_path):
     """Unbroken; stopped by SIGTERM and then with one worker killed by SIGKILL: the same weights."""
     path = write(tmp_path / "table.json", table(2))
-    arguments = [nyu, path, "--batch_size", 1, "--epochs_coarse", 1, "--epochs_fine", 2, "--learning_rate_fine", 1e-3,
+    arguments = [nyu, path, *fine_stage, "--batch_size", 1, "--epochs_fine", 3, "--learning_rate_fine", 1e-3,
                  "--save_checkpoint_steps", 1, "--val_data", nyu]
     for name in ("unbroken", "broken"):
         (tmp_path / name).mkdir()
@@ -184,9 +188,8 @@ def test_a_run_of_two_workers_that_was_stopped_or_lost_a_worker_resumes_exactly(
     assert unbroken.returncode == 0, output + errors
     assert len(re.findall(r"abs_rel: ", output)) == 3  # once an epoch, from rank 0
 
-    final = [f"Model/Ckpt/Final{net}Net_rank0.ckpt" for net in ("Coarse", "Fine")]
-    evaluated = run("eval.py", "--test_data", nyu, "--coarse_ckpt_model", final[0], "--fine_ckpt_model", final[1],
-                    "--output_dir", "report", cwd=tmp_path / "unbroken")
+    evaluated = run("eval.py", "--test_data", nyu, "--coarse_ckpt_model", fine_stage[-1], "--fine_ckpt_model",
+                    "Model/Ckpt/FinalFineNet_rank0.ckpt", "--output_dir", "report", cwd=tmp_path / "unbroken")
     assert evaluated.returncode == 0, evaluated.stderr
     expected = json.loads((tmp_path / "unbroken" / "report" / "metrics.json").read_text())["metrics"]["FineNet"]
     with open(tmp_path / "unbroken" / "Model" / "Log" / "fine_rank0.csv", newline="") as file:
@@ -196,14 +199,14 @@ def test_a_run_of_two_workers_that_was_stopped_or_lost_a_worker_resumes_exactly(
 
     cwd = tmp_path / "broken"
     stopped = start(arguments, cwd)
-    _wait_for_file(cwd, "CoarseNet_2_rank0.ckpt")
+    _wait_for_file(cwd, "FineNet_2_rank0.ckpt")
     stopped.send_signal(signal.SIGTERM)
     output, errors = stopped.communicate(timeout=120)
     assert stopped.returncode == 143, output + errors
     assert "stopped, the state is saved" in output
 
     killed = start([*arguments, "--resume"], cwd)
-    _wait_for_file(cwd, "FineNet_1_rank0.ckpt")
+    _wait_for_file(cwd, "FineNet_6_rank0.ckpt")
     os.kill(workers_of(killed)[1], signal.SIGKILL)
     began = time.monotonic()
     output, errors = killed.communicate(timeout=120)
@@ -214,7 +217,7 @@ def test_a_run_of_two_workers_that_was_stopped_or_lost_a_worker_resumes_exactly(
     resumed = start([*arguments, "--resume"], cwd)
     output, errors = resumed.communicate(timeout=600)
     assert resumed.returncode == 0, output + errors
-    for name in ("FinalCoarseNet_rank0.ckpt", "FinalFineNet_rank0.ckpt", "FineNet_8_rank0.ckpt"):
+    for name in ("FinalFineNet_rank0.ckpt", "FineNet_12_rank0.ckpt"):
         ours, theirs = (tmp_path / run / "Model" / "Ckpt" / name for run in ("broken", "unbroken"))
         assert ours.read_bytes() == theirs.read_bytes(), name
     logs = list((cwd / "train_logs").iterdir())
@@ -228,6 +231,7 @@ def _wait_for_file(cwd, name, seconds=240):
         time.sleep(0.05)
 
 
+@pytest.mark.long
 def test_a_worker_s_mistake_is_the_script_s_exit_code(nyu, tmp_path):
     path = write(tmp_path / "table.json", table(2))
     result = start([nyu, path, "--batch_size", 5], tmp_path)

@@ -23,6 +23,8 @@ from src.net import FineNet
 from tests.conftest import NEEDS_CPP, ROOT
 from tests.test_distributed import table
 
+pytestmark = pytest.mark.long
+
 EXAMPLES = int(os.environ.get("DEPTHNET_FUZZ", "60"))
 MEGABYTES = 1500  # beyond what the interpreter maps: a picture of 64 million pixels, several times
 

@@ -348,6 +348,7 @@ def test_a_preprocessed_folder_of_other_pictures_is_not_mixed_in(nyu, run, tmp_p
     assert run("preprocess.py", "--dataset_path", other, cwd=tmp_path).returncode == 0
 
 
+@pytest.mark.long
 def test_preprocess_needs_no_tqdm_on_a_terminal(nyu, tmp_path):
     (tmp_path / "tqdm.py").write_text("raise ModuleNotFoundError(\"No module named 'tqdm'\", name='tqdm')\n")
     pid, descriptor = pty.fork()

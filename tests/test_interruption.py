@@ -15,6 +15,8 @@ import pytest
 from tests.conftest import ROOT
 from tests.test_distributed import table, write
 
+pytestmark = pytest.mark.long
+
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 ENVIRONMENT = {
     **os.environ,
@@ -162,8 +164,9 @@ def test_a_prediction_leaves_nothing_partial(trained, tmp_path, number, code):
     assert not list((tmp_path / "predictions").iterdir())
 
 
-@pytest.mark.parametrize(("number", "code"), SIGNALS)
+@pytest.mark.parametrize(("number", "code"), [one for one in SIGNALS if one[0] != signal.SIGTERM])
 def test_two_workers_stop_together(nyu, fine_stage, tmp_path, number, code):
+    """SIGTERM: test_distributed.py."""
     ranks = write(tmp_path / "table.json", table(2))
     terminal = Terminal(
         [

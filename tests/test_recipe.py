@@ -210,6 +210,7 @@ def test_fine_net_starts_as_its_coarse_input_and_learns_from_there(nyu):
     assert losses[-1] < 0.8 * losses[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [PaperCoarseNet, CoarseNet])
 def test_closed_form_is_a_ridge_regression_on_what_the_net_sees(nyu, kind):
     """The last layer against NumPy's least squares on what it sees; and the net has learnt."""
@@ -245,6 +246,7 @@ def test_closed_form_is_a_ridge_regression_on_what_the_net_sees(nyu, kind):
     assert np.square(ours - log_depth[:, ::407]).mean() < 0.9 * log_depth[:, ::407].var(0).mean()
 
 
+@pytest.mark.long
 def test_coarse_net_s_last_map_holds_16_numbers_of_each_place(nyu):
     """In its closed form: cell by cell the same combinations of conv5's channels, side by side."""
     ms.set_seed(0)

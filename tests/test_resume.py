@@ -15,6 +15,8 @@ from src import checkpoint
 from tests.conftest import ROOT
 from tests.test_commands import one_line
 
+pytestmark = pytest.mark.long
+
 KILLS = int(os.environ.get("DEPTHNET_KILLS", "3"))  # 20 for the long version
 
 

@@ -12,6 +12,8 @@ from src.loss import CompositeLoss
 from src.net import CoarseNet, FineNet, PaperCoarseNet
 from src.training import StageLog, Trainer
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def batch(nyu):

@@ -69,6 +69,7 @@ def type_in(text, folder, **environment):
     return result.stdout
 
 
+@pytest.mark.long
 def test_the_quick_start_of_the_model_zoo(clone, request):
     output = type_in(TRAINING, clone)
     assert output.splitlines()[0] == "no Ascend here: going to the CPU" and LOG_LINE.search(output)
@@ -98,6 +99,7 @@ def test_the_quick_start_of_the_model_zoo(clone, request):
     assert "training finished" in (clone / "train.log").read_text()
 
 
+@pytest.mark.long
 def test_after_a_distributed_run_the_commands_find_its_weights_and_say_so(clone):
     for path in [*(clone / "Model" / "Ckpt").glob("Final*Net.ckpt"), *(clone / "Model").glob("MindIR/*")]:
         path.unlink()
