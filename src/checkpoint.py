@@ -18,6 +18,7 @@ import mindspore as ms
 import numpy as np
 from google.protobuf.message import DecodeError
 from mindspore import nn
+from mindspore.nn.utils import no_init_parameters
 from mindspore.train import checkpoint_pb2
 
 from src.arrays import Array
@@ -179,15 +180,17 @@ def load_coarse(path: StrPath) -> nn.Cell:
     kind = checkpoint.info.get("coarse_net") or ("paper" if "fc7.weight" in checkpoint.arrays else "default")
     if kind not in COARSE_NETS or checkpoint.info.get("stage", "coarse") != "coarse":
         raise CheckpointError(f"{path}: a checkpoint of FineNet, expected a coarse net")
-    return _loaded(COARSE_NETS[kind](), checkpoint)
+    return _loaded(COARSE_NETS[kind], checkpoint)
 
 
 def load_fine(path: StrPath) -> FineNet:
     """The FineNet of a checkpoint. Raises CheckpointError."""
-    return _loaded(FineNet(), load(path))
+    return _loaded(FineNet, load(path))
 
 
-def _loaded(net: nn.Cell, checkpoint: Checkpoint) -> Any:
+def _loaded(kind: type[nn.Cell], checkpoint: Checkpoint) -> Any:
+    with no_init_parameters():  # what the checkpoint replaces: two seconds of random numbers for PaperCoarseNet
+        net = kind()
     assign(net, checkpoint)
     net.set_train(False)
     return net

@@ -309,6 +309,29 @@ def test_mistakes_get_one_line(run, tmp_path, arguments, text):
     assert result.returncode == 2 and text in result.stderr and "Traceback" not in result.stderr
 
 
+def test_outputs_that_would_meet_are_refused(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (64, 48)).save(tmp_path / name / "p.png")
+    one, other = (tmp_path / name / "p.png" for name in ("a", "b"))
+    assert [job.source for job in depth_files.find([one, one], tmp_path / "out")] == [one]
+    with pytest.raises(UserError, match=r"b/p\.png and .*a/p\.png would both become .*out/p_png: predict"):
+        depth_files.find([one, other], tmp_path / "out")
+    clip = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"MJPG"), 12, (64, 48))
+    writer.write(np.zeros((48, 64, 3), np.uint8))
+    writer.release()
+    jobs = depth_files.find([clip], tmp_path / "out")
+    (tmp_path / "out" / "clip_frames").mkdir(parents=True)
+    with pytest.raises(UserError, match="clip_frames is there already: --overwrite replaces it"):
+        depth_files.check_outputs(jobs, ["npy"], overwrite=False)
+    depth_files.check_outputs(jobs, ["npy"], overwrite=True)
+    assert depth_files.video_length(clip)[0] == 1
+    monkeypatch.setattr(image, "MAX_PIXELS", 64 * 48 - 1)
+    with pytest.raises(depth_files.VideoError, match=r"clip\.avi: frames of 48x64 are more than 3,071 pixels: refused"):
+        depth_files.video_length(clip)
+
+
 def test_depth_maps_of_a_nyu_folder_are_no_pictures(nyu, tmp_path):
     from src import depth_files
 

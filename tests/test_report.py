@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from src import comparison, evaluation, image, report, stages
 from src.checkpoint import load_coarse, load_fine
+from src.errors import UserError
 from tests.test_commands import one_line
 
 
@@ -146,6 +147,21 @@ def test_two_evaluations_side_by_side(nyu, run, trained, tmp_path):
     for other, expected in (("eigen", "differ in protocol: depthnet and eigen"), ("odd", "odd: not an evaluation"),
                             ("absent", "absent/metrics.json: no such file")):
         assert expected in one_line(run("eval.py", "--compare", "plain", other, cwd=tmp_path))
+
+
+def test_evaluations_of_other_nets_or_pictures_are_not_compared(tmp_path):
+    rng = np.random.default_rng(0)
+    log_depth, depth_m = rng.normal(1, 0.1, (3, 1, 55, 74)), rng.uniform(1, 4, (3, 1, 55, 74)).astype(np.float32)
+    for name, net, pictures in (("a", "FineNet", "pqr"), ("b", "FineNet", "pqs"), ("c", "CoarseNet", "pqr")):
+        scores = evaluation.Scores("depthnet")
+        scores.add(list(pictures), log_depth, depth_m)
+        (tmp_path / name).mkdir()
+        evaluation.write_report(tmp_path / name, {net: scores}, {}, {})
+    assert comparison.compare(tmp_path / "a", tmp_path / "a") == "FineNet: the same"
+    with pytest.raises(UserError, match="b: FineNet was scored on other pictures"):
+        comparison.compare(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(UserError, match="c have no net in common"):
+        comparison.compare(tmp_path / "a", tmp_path / "c")
 
 
 def test_the_interval_is_scipy_s_bootstrap():

@@ -1,6 +1,7 @@
 """How a training begins: everything is checked before anything is touched, and what is replaced goes last."""
 
 import csv
+import errno
 import fcntl
 import json
 import os
@@ -14,7 +15,8 @@ import cv2
 import numpy as np
 import pytest
 
-from src import checkpoint, data_loader, packed
+from src import checkpoint, data_loader, packed, training
+from src.net import FineNet
 from tests.conftest import ROOT
 from tests.test_commands import one_line
 
@@ -187,6 +189,26 @@ def test_two_trainings_do_not_share_a_folder(again, nyu, run, fine):
         cwd=again,
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_a_file_system_without_locks_costs_a_warning(tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with training.Folder(tmp_path / "Model", "").locked():
+        assert (tmp_path / "Model" / ".lock").read_text() == f"{os.getpid()}\n"
+    assert "cannot be locked" in caplog.text and "No locks available" in caplog.text
+
+
+def test_a_state_of_another_net_is_not_resumed_from():
+    trainer = training.Trainer(FineNet(), "composite", 1e-3, inputs=lambda rgb: (rgb, rgb))
+    state = {name: parameter.asnumpy() for name, parameter in trainer.state().items()}
+    trainer.restore(checkpoint.Checkpoint("FineNet_7.ckpt", state, {"step": 7}))
+    assert trainer.step == 7
+    del state["moment1.conv1.weight"]
+    with pytest.raises(checkpoint.CheckpointError, match=r"FineNet_7\.ckpt: not a training state of FineNet"):
+        trainer.restore(checkpoint.Checkpoint("FineNet_7.ckpt", state, {"step": 7}))
 
 
 def test_a_validation_that_fails_costs_a_warning_and_no_state(nyu, run, fine, tmp_path):
