@@ -9,18 +9,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import cv2
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from src import image
 from src.arrays import Floats, Pixels
 from src.errors import UserError
 from src.files import StrPath, printable, replacing
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+if TYPE_CHECKING:  # a third of a second each start, and drawn is at the end
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
     from src.evaluation import Details, PanelRow
 
 Rows: TypeAlias = Sequence[Mapping[str, str]]  # of a CSV file
@@ -31,16 +29,23 @@ def label(name: object) -> str:
     return printable(name).replace("$", r"\$")
 
 
+def subplots(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, Any]:
+    """(figure of so many inches, its axes (rows, columns)). No pyplot: it would keep every figure."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
 def figure_png(figure: Figure) -> bytes:
-    """A figure as the bytes of a PNG file; closes it."""
+    """A figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
     return buffer.getvalue()
 
 
 def save_figure(figure: Figure, path: StrPath) -> bytes:
-    """Write a figure as PNG, whole or not at all, and close it. Returns the file's bytes."""
+    """Write a figure as PNG, whole or not at all. Returns the file's bytes."""
     content = figure_png(figure)
     with replacing(path, "wb") as file:
         file.write(content)
@@ -67,6 +72,8 @@ def colour(depth_m: Floats, max_depth: float, colormap: str) -> Pixels:
 
 def with_scale_bar(rgb: Pixels, max_depth: float, colormap: str) -> Pixels:
     """A picture (H, W, 3) with a bar on its right that tells which colour is how many metres."""
+    from matplotlib.ticker import MaxNLocator
+
     height = rgb.shape[0]
     size = max(height / 480, 0.4)  # of the text and the bar
     bar = np.full((height, round(96 * size), 3), 255, np.uint8)
@@ -74,7 +81,7 @@ def with_scale_bar(rgb: Pixels, max_depth: float, colormap: str) -> Pixels:
     rows = np.arange(margin, height - margin)
     shown_m = max_depth * (1 - (rows - margin) / max(len(rows) - 1, 1))
     bar[rows, left:right] = colour(np.maximum(shown_m, 1e-6)[:, None], max_depth, colormap)
-    for tick_m in plt.MaxNLocator(5).tick_values(0, max_depth):
+    for tick_m in MaxNLocator(5).tick_values(0, max_depth):
         if 0 <= tick_m <= max_depth:
             y = round(margin + (1 - tick_m / max_depth) * (len(rows) - 1))
             cv2.line(bar, (left, y), (right + round(4 * size), y), (0, 0, 0), max(1, round(size)))
@@ -91,8 +98,7 @@ def curves(stages: Mapping[str, Rows], path: StrPath, mark: Mapping[str, float] 
         mark: dict of metric to what has to be beaten, or None.
     """
     stages = {name: rows for name, rows in stages.items() if rows}
-    figure, axes = plt.subplots(len(stages), 2, figsize=(11, 3.6 * len(stages)), squeeze=False, sharex="row",
-                                layout="constrained")
+    figure, axes = subplots(len(stages), 2, 11, 3.6 * len(stages), sharex="row")
     for (loss_axis, metric_axis), (name, rows) in zip(axes, stages.items(), strict=True):
         _loss_curve(loss_axis, name, rows)
         _validation_curve(metric_axis, name, rows, mark)
@@ -105,7 +111,7 @@ def _loss_curve(axis: Axes, name: str, rows: Rows) -> None:
         if points:
             axis.plot(*zip(*points, strict=True), label=label, **style)
     axis.set(title=f"{name} net: training loss", xlabel="step", ylabel="loss")
-    axis.xaxis.set_major_locator(plt.MaxNLocator("auto", integer=True))
+    axis.locator_params("x", integer=True)
     axis.grid(alpha=0.3)
     axis.legend()
 
@@ -141,8 +147,7 @@ def learning(pictures: Sequence[Pixels], targets_m: Sequence[Floats], maps_m: Ma
     steps = sorted(maps_m)
     chosen = [steps[place] for place in np.unique(np.linspace(0, len(steps) - 1, LEARNING_COLUMNS).round().astype(int))]
     titles = ["RGB", "target", *(f"step {step}" for step in chosen)]
-    figure, axes = plt.subplots(len(pictures), len(titles), figsize=(1.8 * len(titles), 1.45 * len(pictures)),
-                                squeeze=False, layout="constrained")
+    figure, axes = subplots(len(pictures), len(titles), 1.8 * len(titles), 1.45 * len(pictures))
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=9)
     for row, (rgb, target_m) in enumerate(zip(pictures, targets_m, strict=True)):
@@ -165,8 +170,7 @@ def panels(rows: Sequence[PanelRow]) -> Figure:
     """
     nets = list(rows[0][3])
     titles = ["RGB", "target", *nets, f"relative error of {nets[-1]}"]
-    figure, axes = plt.subplots(len(rows), len(titles), figsize=(3 * len(titles), 2.5 * len(rows)), squeeze=False,
-                                layout="constrained")
+    figure, axes = subplots(len(rows), len(titles), 3 * len(titles), 2.5 * len(rows))
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=10)
     for row_axes, row in zip(axes, rows, strict=True):
@@ -196,8 +200,7 @@ FIGURE_WIDTH = 10  # inches, of all figures of the report but the panels
 
 def error_by_depth(details: Mapping[str, Details]) -> Figure:
     """A figure of the mean relative error over true depth. `details`: dict of net name to evaluation.Details."""
-    figure, (axis, shares) = plt.subplots(2, 1, figsize=(FIGURE_WIDTH, 5), sharex=True, height_ratios=[3, 1],
-                                          layout="constrained")
+    figure, ((axis,), (shares,)) = subplots(2, 1, FIGURE_WIDTH, 5, sharex=True, height_ratios=[3, 1])
     for net, one in details.items():
         edges, error, share = one.error_by_depth()
         axis.stairs(error, edges, label=net, baseline=None)
@@ -211,7 +214,7 @@ def error_by_depth(details: Mapping[str, Details]) -> Figure:
 
 def _side_by_side(count: int, height: float) -> tuple[Figure, Any]:
     """A figure with an axis for each of `count`, or of three where there are fewer."""
-    figure, axes = plt.subplots(1, max(count, 3), figsize=(FIGURE_WIDTH, height), squeeze=False, layout="constrained")
+    figure, axes = subplots(1, max(count, 3), FIGURE_WIDTH, height)
     for axis in axes[0][count:]:
         axis.axis("off")
     return figure, axes[0]

@@ -176,12 +176,12 @@ def table(splits: Mapping[str, Split]) -> str:
 
 def draw(splits: Mapping[str, Split], path: Path) -> None:
     """A picture: some pairs of each split, and the histogram of their depth."""
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     from src import visual
 
-    figure = plt.figure(figsize=(3 * SHOWN_PAIRS, 11), layout="constrained")
-    *split_figures, bottom = figure.subfigures(3, 1, height_ratios=[4, 4, 3])
+    figure = Figure(figsize=(3 * SHOWN_PAIRS, 11), layout="constrained")
+    *split_figures, bottom = figure.subfigures(3, 1, squeeze=False, height_ratios=[4, 4, 3])[:, 0]
     axis = bottom.subplots()
     for split, part in zip(splits.values(), split_figures, strict=True):
         part.suptitle(f"{split.name}: {len(split.pairs)} pairs")

@@ -15,7 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src import cli, image
+from src import cli, image, visual
 from src.data_loader import Pair, list_test
 from src.files import writable_folder
 
@@ -40,9 +40,7 @@ def from_best_to_worst(pairs: Sequence[Pair], predictor: DepthPredictor) -> list
 def strip(ranked: Sequence[tuple[Pair, float]], predictor: DepthPredictor) -> Figure:
     """A figure with a column for each of some (pair, abs_rel): the picture, its true depth, the predicted depth; all in
     one scale of metres."""
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(3, len(ranked), figsize=(2 * len(ranked), 4.7), layout="constrained", squeeze=False)
+    figure, axes = visual.subplots(3, len(ranked), 2 * len(ranked), 4.7)
     true_maps = [image.load_test_depth(pair.depth) for pair, _ in ranked]
     deepest = np.ceil(np.percentile(np.stack(true_maps), 98))
     for column, (pair, error), true_m in zip(axes.T, ranked, true_maps, strict=True):
@@ -61,12 +59,12 @@ def strip(ranked: Sequence[tuple[Pair, float]], predictor: DepthPredictor) -> Fi
 
 def clouds(pair: Pair, predictor: DepthPredictor) -> Figure:
     """A figure of one pair's point cloud, true and predicted, seen in perspective and from above."""
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     from src.pointcloud import Intrinsics, points
 
     rgb, true_m = image.load_rgb(pair.rgb), image.load_test_depth(pair.depth)
-    figure = plt.figure(figsize=(8, 6), layout="constrained")
+    figure = Figure(figsize=(8, 6), layout="constrained")
     from_above = None
     for column, (title, depth_m) in enumerate((("true depth", true_m), ("predicted depth", predictor(rgb)))):
         cloud = points(depth_m, Intrinsics.kinect(*depth_m.shape)).reshape(*depth_m.shape, 3)[::6, ::6].reshape(-1, 3)
@@ -92,7 +90,7 @@ def main() -> int:
     parser.add_argument("--output_dir", type=Path, default=Path("docs"))
     options = parser.parse_args()
     pairs = list_test(options.data)
-    from src import device, visual
+    from src import device
     from src.predict import DepthPredictor
 
     device.select("CPU")
