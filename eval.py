@@ -41,13 +41,15 @@ def versions() -> dict[str, str]:
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    from src import baselines, checkpoint, data_loader, device, evaluation, report, stages, visual
+    from src import data_loader
+
+    pairs = data_loader.list_test(options.test_data)  # a mistake is said now: importing MindSpore takes seconds
+    from src import baselines, checkpoint, device, evaluation, report, stages, visual
     from src.predict import flip_averaged
 
     device.select(options.device_target, options.device_id)
     options.coarse_ckpt_model = options.coarse_ckpt_model or cli.default_checkpoint("CoarseNet")
     options.fine_ckpt_model = options.fine_ckpt_model or cli.default_checkpoint("FineNet")
-    pairs = data_loader.list_test(options.test_data)
     if options.output_dir:
         writable_folder(options.output_dir)
     coarse, fine = checkpoint.load_coarse(options.coarse_ckpt_model), checkpoint.load_fine(options.fine_ckpt_model)

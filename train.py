@@ -92,11 +92,14 @@ def resume_command() -> str:
 
 def main(stop: stopping.StopRequest) -> int:
     options = parse_args()
+    from src.packed import open_training
+
+    source = open_training(options.data_url)  # a mistake is said now: importing MindSpore takes seconds
     from src import device, stages
 
     chosen = device.select(options.device_target, options.device_id)
     try:
-        stages.train(options, chosen, stop)
+        stages.train(options, source, chosen, stop)
     except stopping.Stopped as stopped:
         logging.info("%s: stopped, the state is saved; to go on: %s", stopped, resume_command())
         return 128 + stopped.signal_number

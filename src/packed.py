@@ -12,10 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import mindspore.dataset as ds
 import numpy as np
 import numpy.typing as npt
-from mindspore.mindrecord import FileWriter
 
 from src import cli, image
 from src.arrays import Array, Floats, Indices, Pixels
@@ -84,6 +82,8 @@ def _index_file(shard: Path) -> Path:
 
 
 def _write_shard(path: Path, source: PlainPairs, indices: range, pool: ThreadPoolExecutor, bar: cli.Progress) -> None:
+    from mindspore.mindrecord import FileWriter
+
     writer = FileWriter(str(path), shard_num=1, overwrite=True)
     writer.set_page_size(_PAGE_BYTES)
     writer.add_schema(_SCHEMA, "NYU Depth V2 training pairs")
@@ -219,6 +219,8 @@ class PackedPairs:
     def _rows(self, indices: Sequence[int] | Indices, batch_size: int, workers: int,
               columns: Sequence[str]) -> Iterator[Any]:
         """Yield (indices, *columns) of batch after batch, in the order that is asked for."""
+        import mindspore.dataset as ds
+
         ds.config.set_prefetch_size(_PREFETCHED_BATCHES)
         shards = [str(self.folder / file["name"]) for file in self._files if file["name"].endswith(".mindrecord")]
         try:

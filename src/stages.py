@@ -20,7 +20,6 @@ from src.files import StrPath, remove_partial, writable_folder, write_text
 from src.metrics import METRICS
 from src.net import COARSE_NETS, FineNet, watched
 from src.options import Options
-from src.packed import open_training
 from src.recipe import Recipe
 from src.stopping import StopRequest
 from src.tensorboard import Board, Learning
@@ -42,8 +41,8 @@ from src.training import (
 logger = logging.getLogger(__name__)
 
 
-def train(options: Options, device: Device, stop: StopRequest) -> None:
-    """Run the stages that `options` ask for, until `stop` (a StopRequest) says otherwise.
+def train(options: Options, source: Source, device: Device, stop: StopRequest) -> None:
+    """Run the stages that `options` ask for on the pairs of `options.data_url`, until `stop` says otherwise.
 
     All that can fail is read, built and checked before anything of the user's is touched; what `--overwrite` replaces
     goes when the new run's first state is on disk.
@@ -53,7 +52,6 @@ def train(options: Options, device: Device, stop: StopRequest) -> None:
         stopping.Stopped: a signal came; the state is saved.
     """
     folder = Folder(Path(options.train_url), "_rank0" if device.ranks > 1 else "")
-    source = open_training(options.data_url)
     logger.info("training data: %s, %s form, %d pairs", options.data_url, source.form, len(source.names))
     workers = options.num_parallel_workers or cli.default_workers()
     test_pairs = readable_test_pairs(options.val_data, workers) if options.val_data else None
