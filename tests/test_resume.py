@@ -21,7 +21,7 @@ KILLS = int(os.environ.get("DEPTHNET_KILLS", "3"))  # 20 for the long version
 
 
 def arguments(nyu, *more):
-    return [sys.executable, str(ROOT / "train.py"), "--data_url", str(nyu), "--batch_size", "1", "--max_steps", "8",
+    return [sys.executable, str(ROOT / "train.py"), "--data_url", str(nyu), "--batch_size", "1", "--max_steps", "4",
             "--learning_rate_fine", "1e-3", "--save_checkpoint_steps", "1", *more]
 
 
@@ -33,7 +33,7 @@ def unbroken(nyu, tmp_path_factory):
 
 
 def assert_same(ours, theirs):
-    for name in ("FinalCoarseNet.ckpt", "FinalFineNet.ckpt", "CoarseNet_8.ckpt", "FineNet_8.ckpt"):
+    for name in ("FinalCoarseNet.ckpt", "FinalFineNet.ckpt", "CoarseNet_4.ckpt", "FineNet_4.ckpt"):
         assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
 
 
@@ -90,13 +90,13 @@ def test_a_second_signal_exits_at_once(nyu, tmp_path):
 
 def test_a_damaged_newest_state_falls_back_to_the_one_before(nyu, unbroken, tmp_path):
     shutil.copytree(unbroken.parent, tmp_path / "Model")
-    newest = tmp_path / "Model" / "Ckpt" / "CoarseNet_8.ckpt"
+    newest = tmp_path / "Model" / "Ckpt" / "CoarseNet_4.ckpt"
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
     result = subprocess.run(arguments(nyu, "--resume"), cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert "CoarseNet_8.ckpt: damaged: its content does not match its checksum: falling back" in result.stdout
-    assert "CoarseNet_7.ckpt" in result.stdout.split("resuming from ")[1].splitlines()[0]
+    assert "CoarseNet_4.ckpt: damaged: its content does not match its checksum: falling back" in result.stdout
+    assert "CoarseNet_3.ckpt" in result.stdout.split("resuming from ")[1].splitlines()[0]
     assert_same(tmp_path / "Model" / "Ckpt", unbroken)
 
 
@@ -144,8 +144,8 @@ def test_a_full_disk_stops_with_a_line_and_leaves_the_last_good_state(nyu, run, 
 
 def test_every_range_of_a_training_state_damaged_is_noticed(unbroken, tmp_path):
     """FineNet's state in sixty pieces, each flipped, zeroed, cut off: named, never a traceback, never loaded."""
-    content = (unbroken / "FineNet_8.ckpt").read_bytes()
-    path = tmp_path / "FineNet_8.ckpt"
+    content = (unbroken / "FineNet_4.ckpt").read_bytes()
+    path = tmp_path / "FineNet_4.ckpt"
     size = len(content) // 60
     for start in range(0, len(content), size):
         piece = content[start:start + size]
@@ -156,5 +156,5 @@ def test_every_range_of_a_training_state_damaged_is_noticed(unbroken, tmp_path):
             if variant == content:
                 continue
             path.write_bytes(variant)
-            with pytest.raises(checkpoint.CheckpointError, match=r"FineNet_8\.ckpt"):
+            with pytest.raises(checkpoint.CheckpointError, match=r"FineNet_4\.ckpt"):
                 checkpoint.load(path)
