@@ -33,7 +33,7 @@ SPREAD = 0.15
 ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}  # the threads of the sides that wait must not spin
 TRAINING_SIDES = ("mindspore", "pytorch", "pytorch-channels-last", "pytorch-compile")
 INFERENCE_SIDES = ("mindspore", "onnxruntime", "openvino", "pytorch", "pytorch-compile")
-SLOW_TO_START = ("pytorch-compile",)  # left out of a quick run
+FULL_ONLY = ("pytorch-channels-last", "pytorch-compile")  # left out of a quick run
 LITE = "C++ program, MindSpore Lite"
 OURS = (LITE, "mindspore")  # the best of the others is the peer
 
@@ -123,7 +123,7 @@ def compare(name, images, sides, bar, options):
     Returns {"name", "images", "sides": label -> {"median_s", "p95_s", "peak_mb", "rounds_s", "samples_s", "ratio",
     "ratios", "unsteady"}, "best_peer"}. Raises CheckFailed when the sides do not compute the same.
     """
-    running = {label: make() for label, make in sides.items() if not options.quick or label not in SLOW_TO_START}
+    running = {label: make() for label, make in sides.items() if not options.quick or label not in FULL_ONLY}
     checks = {label: side.check for label, side in running.items() if side.check is not None}
     if max(checks.values()) - min(checks.values()) > 1e-3 * max(1, abs(max(checks.values()))):
         raise CheckFailed(f"{name}: the sides do not compute the same: {checks}")
@@ -159,7 +159,7 @@ def training(options, bar):
 
 def inference(options, bar, folder):
     """An image through both nets: the C++ program beside the other runtimes, with and without the files."""
-    for kind in ("infer", "files"):
+    for kind in ("files",) if options.quick else ("infer", "files"):
         for batch in (1,) if options.quick else (1, 8):
             sides = {label: lambda label=label, kind=kind, batch=batch:
                      Side(kind, label, "both", batch, options.threads, folder)
