@@ -118,7 +118,8 @@ def test_the_same_seed_gives_the_same_files_and_so_does_a_resume(nyu, run, tmp_p
 
 def test_the_paper_net_goes_through_training_and_evaluation_without_being_named_again(nyu, run, tmp_path):
     result = run("train.py", "--data_url", nyu, "--coarse_net", "paper", "--loss", "scale_invariant", "--batch_size", 2,
-                 "--max_steps", 2, "--train_url", "a run/Model", cwd=tmp_path)
+                 "--start", "lsuv", "--dropout", 0.1, "--dense_lr_scale", 0.02, "--max_steps", 2, "--train_url",
+                 "a run/Model", cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     checkpoints = [tmp_path / "a run" / "Model" / "Ckpt" / f"Final{net}Net.ckpt" for net in ("Coarse", "Fine")]
     result = run("eval.py", "--test_data", nyu, "--coarse_ckpt_model", checkpoints[0], "--fine_ckpt_model",

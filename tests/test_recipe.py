@@ -1,5 +1,6 @@
 """Rates, decay, clipping and averaging against PyTorch and closed forms; the starts of the nets."""
 
+import functools
 import math
 import os
 import signal
@@ -92,27 +93,24 @@ def test_the_averaged_weights_are_what_is_kept():
     assert np.abs(own - expected).max() > 1e-3
 
 
-RECIPE = ["--stage", "coarse", "--coarse_net", "paper", "--augmentation", "paper",
-          "--batch_size", "1", "--max_steps", "6", "--lr_schedule", "cosine", "--warmup_steps", "2", "--ema", "0.9",
-          "--dense_lr_scale", "0.02", "--weight_decay", "0.01", "--clip_norm", "5", "--dropout", "0.1"]
-
-
-def test_a_run_with_everything_resumes_exactly_and_refuses_another_recipe(nyu, run, tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), "--data_url", str(nyu), *RECIPE, "--start", "lsuv",
+def test_a_run_with_everything_resumes_exactly_and_refuses_another_recipe(nyu, run, fine_stage, tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), "--data_url", str(nyu), *fine_stage, "--augmentation", "paper",
+               "--batch_size", "1", "--max_steps", "6", "--lr_schedule", "cosine", "--warmup_steps", "2", "--ema",
+               "0.9", "--weight_decay", "0.01", "--clip_norm", "5", "--fine_start", "coarse",
                "--save_checkpoint_steps", "2"]
     subprocess.run([*command, "--train_url", "unbroken"], cwd=tmp_path, check=True, capture_output=True)
     process = subprocess.Popen([*command, "--train_url", "stopped"], cwd=tmp_path, stdout=subprocess.DEVNULL)
-    while not (tmp_path / "stopped" / "Ckpt" / "CoarseNet_2.ckpt").exists():
+    while not (tmp_path / "stopped" / "Ckpt" / "FineNet_2.ckpt").exists():
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 143
-    assert not (tmp_path / "stopped" / "Ckpt" / "FinalCoarseNet.ckpt").exists()
+    assert not (tmp_path / "stopped" / "Ckpt" / "FinalFineNet.ckpt").exists()
     changed = run("train.py", *command[2:], "--train_url", "stopped", "--resume", "--max_steps", 5, "--ema", 0,
                   cwd=tmp_path)
     assert "ema was 0.9, now None" in one_line(changed) and "steps was 6, now 5" in changed.stderr
     subprocess.run([*command, "--train_url", "stopped", "--resume"], cwd=tmp_path, check=True, capture_output=True)
-    for name in ("CoarseNet_6.ckpt", "FinalCoarseNet.ckpt"):
+    for name in ("FineNet_6.ckpt", "FinalFineNet.ckpt"):
         assert (tmp_path / "stopped" / "Ckpt" / name).read_bytes() == \
             (tmp_path / "unbroken" / "Ckpt" / name).read_bytes(), name
 
@@ -210,13 +208,24 @@ def test_fine_net_starts_as_its_coarse_input_and_learns_from_there(nyu):
     assert losses[-1] < 0.8 * losses[0]
 
 
+@pytest.fixture(scope="module")
+def solved(nyu):
+    """solved(kind): (a net in its closed form, the data of which it was solved). Its last layer may be changed."""
+    @functools.cache
+    def solve(kind):
+        ms.set_seed(0)
+        net, data = kind(), TrainingData(PlainPairs(nyu), Schedule(8, 4, seed=3))
+        closed_form.solve(net, data)
+        return net, data
+
+    return solve
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("kind", [PaperCoarseNet, CoarseNet])
-def test_closed_form_is_a_ridge_regression_on_what_the_net_sees(nyu, kind):
+def test_closed_form_is_a_ridge_regression_on_what_the_net_sees(solved, kind):
     """The last layer against NumPy's least squares on what it sees; and the net has learnt."""
-    ms.set_seed(0)
-    net, data = kind(), TrainingData(PlainPairs(nyu), Schedule(8, 4, seed=3))
-    closed_form.solve(net, data)
+    net, data = solved(kind)
     samples = list(data.source.samples(range(8), 1))
     rgb = np.stack([one for _, rgb, _ in samples for one in (rgb, rgb[:, ::-1])]).transpose(0, 3, 1, 2)
     rgb = ms.Tensor(rgb.astype(np.float32) / 255)
@@ -246,12 +255,22 @@ def test_closed_form_is_a_ridge_regression_on_what_the_net_sees(nyu, kind):
     assert np.square(ours - log_depth[:, ::407]).mean() < 0.9 * log_depth[:, ::407].var(0).mean()
 
 
+@pytest.mark.parametrize(("rows", "count"), [(40, 12), (12, 40)])
+def test_the_ridge_regression_is_least_squares_with_the_weights_as_rows(rows, count):
+    rng = np.random.default_rng(0)
+    units = rng.normal(3, 2, (rows, count)) @ rng.normal(size=(count, count))
+    log_depth = rng.normal(1, 0.3, (rows, 5))
+    weight, bias = closed_form._ridge_regression(units, log_depth, 7.0)
+    standard = (units - units.mean(0)) / (units.std(0) + 1e-6)
+    system = np.vstack([standard, math.sqrt(7) * np.eye(count)])
+    expected = np.linalg.lstsq(system, np.vstack([log_depth - log_depth.mean(0), np.zeros((count, 5))]), rcond=None)[0]
+    np.testing.assert_allclose(units @ weight.T + bias, standard @ expected + log_depth.mean(0), atol=1e-9)
+
+
 @pytest.mark.long
-def test_coarse_net_s_last_map_holds_16_numbers_of_each_place(nyu):
+def test_coarse_net_s_last_map_holds_16_numbers_of_each_place(solved):
     """In its closed form: cell by cell the same combinations of conv5's channels, side by side."""
-    ms.set_seed(0)
-    net, data = CoarseNet(), TrainingData(PlainPairs(nyu), Schedule(8, 4, seed=3))
-    closed_form.solve(net, data, ridge=1e4)
+    net, data = solved(CoarseNet)
     x = rgb = ms.Tensor(np.stack([rgb for _, rgb, _ in data.source.samples(range(8), 1)])
                         .transpose(0, 3, 1, 2).astype(np.float32) / 255)
     for name in ("conv1", "conv2", "conv3", "conv4"):
@@ -273,5 +292,6 @@ def test_coarse_net_s_last_map_holds_16_numbers_of_each_place(nyu):
 def test_closed_form_wants_two_scenes(nyu, run, tmp_path):
     (tmp_path / "NYU" / "Train").mkdir(parents=True)
     os.symlink(next((nyu / "Train").iterdir()), tmp_path / "NYU" / "Train" / "one_out")
-    result = run("train.py", "--data_url", "NYU", *RECIPE, "--start", "closed_form", cwd=tmp_path)
+    result = run("train.py", "--data_url", "NYU", "--coarse_net", "paper", "--batch_size", 1, "--start", "closed_form",
+                 cwd=tmp_path)
     assert "1 scene of training pairs: expected two or more" in one_line(result)

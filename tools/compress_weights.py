@@ -64,8 +64,7 @@ def factors(weight: Floats, bias: Floats, outputs: Floats, rank: int) -> tuple[A
     import numpy as np
 
     mean = outputs.mean(0)
-    centred = outputs - mean
-    directions = np.linalg.eigh(centred.T @ centred)[1][:, -rank:]
+    directions = np.linalg.svd(outputs - mean, full_matrices=False)[2][:rank].T
     return directions, directions.T @ weight, mean + directions @ (directions.T @ (bias - mean))
 
 
