@@ -19,7 +19,7 @@ def parameters(net):
 @pytest.fixture
 def saved(tmp_path):
     net = FineNet()
-    checkpoint.save(tmp_path / "fine.ckpt", parameters(net), {"stage": "fine", "step": 3})
+    checkpoint.save(tmp_path / "fine.ckpt", parameters(net), {"step": 3, "stage": "fine"})
     return net, tmp_path / "fine.ckpt"
 
 
@@ -72,8 +72,9 @@ def test_a_plain_mindspore_checkpoint_loads(tmp_path):
 
 def test_the_kind_of_coarse_net_travels_with_the_file(tmp_path):
     net = PaperCoarseNet()
-    checkpoint.save(tmp_path / "paper.ckpt", parameters(net), {"coarse_net": "paper"})
-    assert isinstance(checkpoint.load_coarse(tmp_path / "paper.ckpt"), PaperCoarseNet)
+    path = tmp_path / "a" / "b" / "paper.ckpt"  # folders that are made
+    checkpoint.save(path, parameters(net), {"coarse_net": "paper"})
+    assert isinstance(checkpoint.load_coarse(path), PaperCoarseNet)
 
 
 def test_another_net_is_refused_with_the_names_that_differ(saved, tmp_path):

@@ -48,6 +48,18 @@ def test_holes_do_not_smear_into_their_neighbours(metres):
     assert (resized == 0).sum() > 100  # the big hole stays a hole
 
 
+def test_half_of_what_a_cell_takes_must_be_measured():
+    """At half size a pixel takes two by two: its value is the mean of those that are measured, if two are."""
+    rng = np.random.default_rng(4)
+    blocks = rng.integers(1, 256, (240, 320, 4))
+    blocks[rng.random(blocks.shape) < 0.5] = 0
+    measured = (blocks > 0).sum(-1)
+    mean = np.where(measured >= 2, blocks.sum(-1) / np.maximum(measured, 1), 0)
+    pixels = blocks.reshape(240, 320, 2, 2).transpose(0, 2, 1, 3).reshape(480, 640).astype(np.uint8)
+    np.testing.assert_allclose(image.resize_depth(pixels, image.HALF_SIZE), mean, rtol=1e-6)
+    assert all((measured == count).sum() > 1000 for count in range(5))
+
+
 def test_the_whole_at_half_size_has_what_the_nets_see_in_its_middle(picture):
     half = image.half_pixels(picture)
     assert half.shape == (240, 320, 3) and half.dtype == np.uint8
@@ -67,12 +79,15 @@ def test_photographs_are_brought_to_the_size_of_nyu(picture):
     small = cv2.resize(picture, (400, 300), interpolation=cv2.INTER_AREA)
     expected = cv2.resize(small, (640, 480), interpolation=cv2.INTER_LINEAR)
     np.testing.assert_array_equal(image.view(small), expected[12:468, 16:624])
+    taller = cv2.resize(picture, (600, 484), interpolation=cv2.INTER_NEAREST)
+    expected = cv2.resize(taller, (640, 480), interpolation=cv2.INTER_AREA)
+    np.testing.assert_array_equal(image.view(taller), expected[12:468, 16:624])
 
 
 def test_depth_is_written_as_it_is_read():
-    depth_m = np.array([0, 0.001, 5, 9.99, 12], np.float32)
-    np.testing.assert_array_equal(image.encode_train_depth(depth_m), [0, 1, 128, 255, 255])
-    np.testing.assert_array_equal(image.encode_test_depth(depth_m), [0, 1, 5000, 9990, 12000])
+    depth_m = np.array([0, 0.001, 5, 9.99, 10.03, 12], np.float32)
+    np.testing.assert_array_equal(image.encode_train_depth(depth_m), [0, 1, 128, 255, 255, 255])
+    np.testing.assert_array_equal(image.encode_test_depth(depth_m), [0, 1, 5000, 9990, 10030, 12000])
     assert image.encode_train_depth(depth_m).dtype == np.uint8 and image.encode_test_depth(depth_m).dtype == np.uint16
 
 
@@ -152,6 +167,8 @@ def test_sixteen_bit_depth_may_be_in_tiff_of_either_byte_order(tmp_path):
         content = millimetres.astype(order).tobytes()
         Image.frombytes(mode, (20, 15), content).save(tmp_path / "depth.tif")
         np.testing.assert_allclose(image.load_test_depth(tmp_path / "depth.tif"), millimetres / 1000, rtol=1e-6)
+        with pytest.raises(image.BitDepthError, match=r"depth\.tif: 16-bit grey, expected 8-bit"):
+            image.load_train_depth(tmp_path / "depth.tif")
 
 
 def test_the_lens_is_what_exif_tells(tmp_path):
@@ -186,6 +203,7 @@ def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path):
 
 
 def test_the_most_that_is_read(tmp_path, monkeypatch):
+    assert image.MAX_PIXELS == 64e6 and image.MAX_BYTES == 256e6
     path = tmp_path / "picture.png"
     Image.new("RGB", (20, 10)).save(path)
     monkeypatch.setattr(image, "MAX_PIXELS", 200)

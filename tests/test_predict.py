@@ -84,6 +84,16 @@ def test_windows_cover_the_picture(size):
     assert covered.all()
     assert len(predict.windows(480, 640)) == len(predict.windows(427, 561)) == 1
     assert len(predict.windows(1080, 1920)) == 2
+    assert [len(predict.windows(480, width)) for width in (671, 673)] == [1, 2]  # 5 % of a window of 640
+    assert predict.windows(480, 660) == [(0, 10, 480, 640)]  # a single one is in the middle
+
+
+@pytest.mark.parametrize(("shape", "batches"), [((480, 640), [8, 1]), ((480, 1280), [8, 8, 2])])
+def test_eight_windows_go_through_the_nets_at_once(shape, batches):
+    seen = []
+    predictor = DepthPredictor(lambda rgb: seen.append(len(rgb)) or red_is_depth(rgb), as_it_is)
+    predictor.predict([np.zeros((*shape, 3), np.uint8)] * 9)
+    assert seen == batches
 
 
 def test_predictions_do_not_depend_on_the_batch():
@@ -199,7 +209,7 @@ def test_the_default_nets_are_those_of_the_folder_or_else_the_shipped_ones(monke
 
 
 def test_a_single_window_reaches_the_borders_of_what_is_almost_its_ratio():
-    for size in ((480, 672), (504, 640), (480, 640)):
+    for size in ((480, 672), (504, 640), (480, 640), (480, 665), (1440, 1995)):
         assert len(predict.windows(*size)) == 1
         depth_m = DepthPredictor(red_is_depth, as_it_is)(np.full((*size, 3), 51, np.uint8))
         np.testing.assert_allclose(depth_m, 1 + 8 * 51 / 255, rtol=1e-4)
@@ -215,13 +225,27 @@ def test_only_a_strip_is_no_picture():
 
 def test_the_nearer_to_its_border_the_less_a_window_counts():
     """Two windows that disagree: between them the mean by the distance to the border of each."""
-    places = predict.windows(480, 800)
-    maps = [(place, np.full((55, 74), value, np.float32)) for place, value in zip(places, (1.0, 3.0), strict=True)]
-    assert [place[1] for place in places] == [0, 160] and places[1][3] == 640
-    x = np.arange(800) + 0.5
-    inside = [np.minimum(x - start, start + 640 - x).clip(0) for start in (0, 160)]
-    expected = (inside[0] + 3 * inside[1]) / (inside[0] + inside[1])
-    np.testing.assert_allclose(predict.blended((480, 800), maps), np.broadcast_to(expected, (480, 800)), rtol=1e-4)
+    for width in (800, 960):
+        places = predict.windows(480, width)
+        maps = [(place, np.full((55, 74), value, np.float32)) for place, value in zip(places, (1.0, 3.0), strict=True)]
+        starts = 0, width - 640
+        assert [place[1] for place in places] == [*starts] and places[1][3] == 640
+        centres, rows = np.arange(width) + 0.5, np.arange(480) + 0.5
+        down = np.minimum(rows, 480 - rows)[:, None]
+        inside = [down * np.minimum(centres - start, start + 640 - centres).clip(0) for start in starts]
+        expected = (inside[0] + 3 * inside[1]) / (inside[0] + inside[1])
+        np.testing.assert_allclose(predict.blended((480, width), maps), expected, rtol=1e-4)
+
+
+def test_a_window_has_whole_pixels_and_at_least_one():
+    seen = []
+    predictor = DepthPredictor(lambda rgb: seen.append(rgb) or red_is_depth(rgb), as_it_is)
+    picture = np.random.default_rng(3).integers(0, 256, (1, 40, 3), np.uint8)  # windows of 1 x 4/3 pixels
+    assert predictor(picture).shape == (1, 40)
+    places = predict.windows(1, 40)
+    for (_, left, _, width), rgb in zip(places, np.concatenate(seen), strict=True):
+        np.testing.assert_array_equal(rgb, image.network_rgb(picture[:, round(left):round(left + width)]))
+    assert predict._pixels(9.5, 1.0) == slice(10, 11)
 
 
 @pytest.fixture(scope="module")
