@@ -12,13 +12,12 @@ require_python
 remember_command "$@"
 dataset=$1 rank_table=$2
 shift 2
-MASTER_PORT=${MASTER_PORT:-8118}
 if [[ $DEVICE_TARGET == auto ]]; then
     DEVICE_TARGET=$("$PYTHON" "$ROOT/tools/device_target.py") || exit $?
 fi
 
 facts=$("$PYTHON" "$ROOT/tools/rank_table.py" "$rank_table") || exit $?
-read -r workers local_workers node_rank master first_rank devices <<<"$facts"
+read -r workers local_workers node_rank master port first_rank devices <<<"$facts"
 
 logs=train_logs/$(date +%Y%m%d-%H%M%S)
 while ! mkdir -p -- train_logs || ! mkdir -- "$logs" 2>/dev/null; do
@@ -57,7 +56,7 @@ end_scheduler() {
 # The rank table itself is not handed on: RANK_TABLE_FILE in the workers makes MindSpore 2.10 start HCCL by rank table,
 # which its kernel-by-kernel backend refuses, and turns the fused check for overflows off.
 where=(--worker_num="$workers" --local_worker_num="$local_workers" --master_addr="$master"
-    --master_port="$MASTER_PORT" --join=True --log_dir="$logs/msrun" --tail_worker_log=0)
+    --master_port="$port" --join=True --log_dir="$logs/msrun" --tail_worker_log=0)
 [[ $workers -eq $local_workers ]] || where+=(--node_rank="$node_rank")
 if [[ $DEVICE_TARGET == Ascend ]]; then
     export ASCEND_RT_VISIBLE_DEVICES=$devices

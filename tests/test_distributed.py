@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -91,7 +92,20 @@ def test_a_host_that_is_on_no_server_must_say_which_it_is(tmp_path, run):
     assert "cannot tell which of 10.0.0.1, 10.0.0.2 this host is: set SERVER_ID" in line
     assert "SERVER_ID=7: expected 0 to 1" in one_line(run("tools/rank_table.py", path, cwd=tmp_path, SERVER_ID="7"))
     result = run("tools/rank_table.py", path, cwd=tmp_path, SERVER_ID="1")
-    assert result.stdout == "16 8 1 10.0.0.1 8 0,1,2,3,4,5,6,7\n"
+    assert result.stdout == "16 8 1 10.0.0.1 8118 8 0,1,2,3,4,5,6,7\n"
+
+
+def test_a_port_that_is_taken_is_said_before_anything_is_started():
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        number = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {number} cannot be had .*: set MASTER_PORT, the same on all"):
+            rank_table.master_port(str(number), 2, 0)
+        assert rank_table.master_port(str(number), 2, 1) == number  # of another server
+        assert rank_table.master_port(None, 1, 0) not in (number, rank_table.PORT)
+    assert rank_table.master_port(str(number), 1, 0) == number
+    with pytest.raises(UserError, match="MASTER_PORT=x: expected 1 to 65535"):
+        rank_table.master_port("x", 1, 0)
 
 
 def fake(folder, name):
@@ -121,29 +135,29 @@ def test_the_command_line_that_would_start_on_ascend(tmp_path, nyu):
     assert result.returncode == 0, result.stdout + result.stderr
     (call,) = (tmp_path / "calls").read_text().splitlines()
     for part in ("--worker_num=8", "--local_worker_num=4", "--node_rank=1", "--master_addr=10.0.0.1",
-                 f"{ROOT}/train.py --data_url {nyu} --device_target Ascend --seed 3", "RANK_TABLE_FILE= ",
-                 "ASCEND_RT_VISIBLE_DEVICES=0,1,2,3", "HCCL_CONNECT_TIMEOUT=1800"):
+                 "--master_port=8118", f"{ROOT}/train.py --data_url {nyu} --device_target Ascend --seed 3",
+                 "RANK_TABLE_FILE= ", "ASCEND_RT_VISIBLE_DEVICES=0,1,2,3", "HCCL_CONNECT_TIMEOUT=1800"):
         assert part in call, call
     assert "rank_table_file" not in call
 
 
 @pytest.fixture(scope="module")
 def two_and_one(tmp_path_factory):
-    """Two workers with batch 2 and one with batch 4, 20 steps each."""
+    """Two workers with batch 2 and one with batch 4, 10 steps each."""
     folder = tmp_path_factory.mktemp("ranks")
     worker = [str(ROOT / "tests" / "distributed_worker.py"), str(folder)]
-    port = ENVIRONMENT["MASTER_PORT"]
+    port = rank_table.master_port(None, 1, 0)
     subprocess.run(["msrun", "--worker_num=2", "--local_worker_num=2", "--join=True", f"--master_port={port}",
-                    f"--log_dir={folder / 'log'}", *worker, "2", "20"], check=True, capture_output=True,
+                    f"--log_dir={folder / 'log'}", *worker, "2", "10"], check=True, capture_output=True,
                    env=ENVIRONMENT, timeout=300)
-    subprocess.run([sys.executable, *worker, "4", "20"], check=True, capture_output=True, env=ENVIRONMENT, timeout=300)
+    subprocess.run([sys.executable, *worker, "4", "10"], check=True, capture_output=True, env=ENVIRONMENT, timeout=300)
     return [np.load(folder / name) for name in ("rank0of2.npz", "rank1of2.npz", "rank0of1.npz")]
 
 
 @pytest.mark.long
 def test_weights_are_equal_on_both_ranks_after_every_step(two_and_one):
     first, second, _ = two_and_one
-    assert len(set(first["digests"])) == 20
+    assert len(set(first["digests"])) == 10
     np.testing.assert_array_equal(first["digests"], second["digests"])
 
 
@@ -176,7 +190,7 @@ def workers_of(launcher):
     return found
 
 
-def test_a_run_of_two_workers_that_was_stopped_or_lost_a_worker_resumes_exactly(nyu, fine_stage, run, tmp_path):
+def test_a_run_of_two_workers_that_was_stopped_or_lost_a_worker_resumes_exactly(nyu, fine_stage, forked, tmp_path):
     """Unbroken; stopped by SIGTERM and then with one worker killed by SIGKILL: the same weights."""
     path = write(tmp_path / "table.json", table(2))
     arguments = [nyu, path, *fine_stage, "--batch_size", 1, "--epochs_fine", 3, "--learning_rate_fine", 1e-3,
@@ -188,8 +202,8 @@ def test_a_run_of_two_workers_that_was_stopped_or_lost_a_worker_resumes_exactly(
     assert unbroken.returncode == 0, output + errors
     assert len(re.findall(r"abs_rel: ", output)) == 3  # once an epoch, from rank 0
 
-    evaluated = run("eval.py", "--test_data", nyu, "--coarse_ckpt_model", fine_stage[-1], "--fine_ckpt_model",
-                    "Model/Ckpt/FinalFineNet_rank0.ckpt", "--output_dir", "report", cwd=tmp_path / "unbroken")
+    evaluated = forked("eval.py", "--test_data", nyu, "--coarse_ckpt_model", fine_stage[-1], "--fine_ckpt_model",
+                       "Model/Ckpt/FinalFineNet_rank0.ckpt", "--output_dir", "report", cwd=tmp_path / "unbroken")
     assert evaluated.returncode == 0, evaluated.stderr
     expected = json.loads((tmp_path / "unbroken" / "report" / "metrics.json").read_text())["metrics"]["FineNet"]
     with open(tmp_path / "unbroken" / "Model" / "Log" / "fine_rank0.csv", newline="") as file:

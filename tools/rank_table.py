@@ -1,6 +1,6 @@
 """Check an HCCL rank table, and say what a launcher on this server needs to know of it.
 
-Prints one line, `WORKERS LOCAL_WORKERS NODE_RANK MASTER FIRST_RANK DEVICE,DEVICE,...`, or what is wrong.
+Prints one line, `WORKERS LOCAL_WORKERS NODE_RANK MASTER PORT FIRST_RANK DEVICE,DEVICE,...`, or what is wrong.
 """
 
 import argparse
@@ -18,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from src import cli
 from src.errors import UserError
 from src.files import StrPath
+
+PORT = 8118  # at which the servers find the first one, unless MASTER_PORT says otherwise
 
 
 class Server(NamedTuple):
@@ -104,6 +106,24 @@ def own_server(servers: Sequence[Server], server_id: str | None, addresses: set[
     return matches[0]
 
 
+def master_port(asked: str | None, servers: int, index: int) -> int:
+    """The port of MindSpore's scheduler, on the first server: MASTER_PORT (`asked`), else PORT, or on one server any
+    free one. Raises UserError where it is taken: a scheduler without it ends, and its workers wait for ten minutes."""
+    if asked is None:
+        asked = "0" if servers == 1 else str(PORT)
+    elif not asked.isdecimal() or not 0 < int(asked) < 65536:
+        raise UserError(f"MASTER_PORT={asked}: expected 1 to 65535")
+    if index > 0:
+        return int(asked)
+    with socket.socket() as probe:
+        try:
+            probe.bind(("", int(asked)))
+        except OSError as error:
+            raise UserError(f"port {asked} cannot be had ({error.strerror}; after a run it stays taken for a minute): "
+                            "set MASTER_PORT, the same on all servers") from error
+        return int(probe.getsockname()[1])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rank_table", type=Path)
@@ -114,7 +134,8 @@ def main() -> int:
     index = own_server(servers, os.environ.get("SERVER_ID"), own_addresses(), options.rank_table)
     devices = servers[index].devices
     master = "127.0.0.1" if len(servers) == 1 else servers[0].server_id
-    sys.stdout.write(f"{sum(len(server.devices) for server in servers)} {len(devices)} {index} {master} "
+    port = master_port(os.environ.get("MASTER_PORT"), len(servers), index)
+    sys.stdout.write(f"{sum(len(server.devices) for server in servers)} {len(devices)} {index} {master} {port} "
                      f"{devices[0][0]} {','.join(str(device_id) for _, device_id in devices)}\n")
     return 0
 
