@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -173,6 +174,7 @@ def run(main: Callable[..., int]) -> NoReturn:
     screen.setFormatter(_Formatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[screen])
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its font cache
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of damage that it reads past; what it cannot read is named
     try:
         code = main(stop) if main.__code__.co_argcount else main()
     except (UserError, OSError) as error:
