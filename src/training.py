@@ -436,8 +436,8 @@ def train_stage(stage: Stage, trainer: Trainer, data: TrainingData, folder: Fold
                 raise Stopped(stop_signal)
         pace.settle()
     save.final(last_step)
-    if trainer.device.is_first:
-        draw_curves(folder)
+    if trainer.step % steps_per_epoch:  # at an epoch's end they have been drawn
+        _draw_curves(folder, trainer.device)
 
 
 class _Pace:
@@ -514,9 +514,7 @@ def _finish_epoch(stage: Stage, trainer: Trainer, data: TrainingData, log: Stage
     log.row(epoch=epoch, step=trainer.step, mean_loss=f"{mean_loss:.6f}",
             images_per_s=f"{images_per_s:.2f}" if seconds else "", overflows=overflows,
             **{name: f"{value:.6f}" for name, value in scored.items()})
-    if trainer.device.is_first:
-        with _only_warned("curves"):
-            draw_curves(save.folder)
+    _draw_curves(save.folder, trainer.device)
     for board in log.boards:
         with _only_warned("panels"), trainer.averaged():
             board.add_panels(trainer.step, trainer.predict)
@@ -568,11 +566,14 @@ class _Saver:
         logger.info("saved %s", path)
 
 
-def draw_curves(folder: Folder) -> None:
+def _draw_curves(folder: Folder, device: Device) -> None:
     """curves.png from the CSV files of both stages, and what has to be beaten (mean_map.json), where that is known."""
-    rows = {name: read_rows(folder.log_file(f"{name}.csv")) for name in ("coarse", "fine")}
-    if any(rows.values()):
-        visual.curves(rows, folder.log_file("curves.png"), mean_map_scores(folder))
+    if not device.is_first:
+        return
+    with _only_warned("curves"):
+        rows = {name: read_rows(folder.log_file(f"{name}.csv")) for name in ("coarse", "fine")}
+        if any(rows.values()):
+            visual.curves(rows, folder.log_file("curves.png"), mean_map_scores(folder))
 
 
 def mean_map_scores(folder: Folder) -> dict[str, Any]:
