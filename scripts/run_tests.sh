@@ -5,4 +5,4 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
 make_environment "$ROOT/tests/requirements.txt"
 cd -- "$ROOT"
-exec "$VENV_PYTHON" -m pytest "$@"
+exec "$VENV_PYTHON" -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"

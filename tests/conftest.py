@@ -1,5 +1,7 @@
 """Fixtures: a small NYU folder that the tests make themselves, and the real commands as subprocesses."""
 
+import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -11,19 +13,18 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-# Several of these run side by side (pytest-xdist): each has its share of the processors, and a port of its own.
-WORKERS, WORKER = (int(os.environ.get(f"PYTEST_XDIST_WORKER{name}", default).removeprefix("gw"))
-                   for name, default in (("_COUNT", "1"), ("", "gw0")))
+# Several of these run side by side (pytest-xdist): each has its share of the processors.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if WORKERS > 1:
     os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // WORKERS))
-os.environ["MASTER_PORT"] = str(8118 + WORKER)
+os.environ.pop("MASTER_PORT", None)  # each run of several workers takes one that is free
 
 import mindspore as ms  # noqa: E402
 import numpy as np  # noqa: E402
 from mindspore import nn, ops  # noqa: E402
 
 import src  # noqa: E402, F401 (sets the environment that MindSpore reads)
-from src import exporting  # noqa: E402
+from src import checkpoint, exporting  # noqa: E402
 from src.net import PaperCoarseNet  # noqa: E402
 from tools import make_sample_nyu  # noqa: E402
 
@@ -35,10 +36,11 @@ ms.set_device("CPU")
 
 
 # What needs one of these starts programs or builds the C++ one; so does what is marked `long`, or trains for minutes.
-PROCESSES = {"run", "lite"}  # what the other fixtures of that kind are made with
+PROCESSES = {"run", "forked", "lite"}  # what the other fixtures of that kind are made with
 # The files that take longest, first: each is one processor's work, and the short ones fill what is left at the end.
-LONGEST = ("test_hostile", "test_commands", "test_start", "test_interruption", "test_distributed", "test_recipe",
-           "test_resume", "test_inference", "test_fuzz", "test_report", "test_predict", "test_zoo", "test_shipped")
+LONGEST = ("test_commands", "test_zoo", "test_distributed", "test_app", "test_inference", "test_interruption", "test_recipe",
+           "test_start", "test_training", "test_resume", "test_hostile", "test_report", "test_shipped", "test_weights",
+           "test_data_loader", "test_fuzz", "test_predict", "test_benchmarks", "test_packed")
 
 
 def pytest_addoption(parser):
@@ -54,18 +56,36 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item not in long]
 
 
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """once(name, make): the folder that make(folder) has filled, in the first of the workers that needs it."""
+    def make_once(name, make):
+        if WORKERS == 1:
+            make(folder := tmp_path_factory.mktemp("once") / name)
+            return folder
+        folder = tmp_path_factory.getbasetemp().parent / name
+        with open(folder.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                making = folder.with_suffix(".making")
+                shutil.rmtree(making, ignore_errors=True)  # left by one that failed
+                make(making)
+                making.rename(folder)
+        return folder
+
+    return make_once
+
+
 @pytest.fixture(scope="session", autouse=True)
-def cache_of_its_own(tmp_path_factory):
+def cache_of_its_own(once):
     """What programs keep in the user's cache goes elsewhere."""
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["XDG_CACHE_HOME"] = str(once("cache", Path.mkdir))
 
 
 @pytest.fixture(scope="session")
-def nyu(tmp_path_factory):
+def nyu(once):
     """A NYU folder of rendered rooms: 2 scenes of 4 training pairs, 4 test pairs. Not to be changed."""
-    folder = tmp_path_factory.mktemp("data") / "NYU"
-    make_sample_nyu.make(folder, scenes=2, pairs_per_scene=4, test_pairs=4, seed=1)
-    return folder
+    return once("NYU", lambda folder: make_sample_nyu.make(folder, 2, 4, 4, seed=1))
 
 
 @pytest.fixture(scope="session")
@@ -81,23 +101,50 @@ def run():
 
 
 @pytest.fixture(scope="session")
+def forked():
+    """As `run`, for the programs in Python, but in forks of a process that has loaded MindSpore already (forks.py): the
+    same files and lines in half the time."""
+    server = subprocess.Popen([sys.executable, ROOT / "tests" / "forks.py"], stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE, text=True)
+
+    def run_forked(target, *arguments, cwd, megabytes=None, **environment):
+        request = {"target": target, "arguments": list(map(str, arguments)), "cwd": str(cwd), "megabytes": megabytes,
+                   "environment": environment}
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        answer = json.loads(server.stdout.readline())
+        return subprocess.CompletedProcess([target, *arguments], answer["code"], answer["output"], answer["errors"])
+
+    yield run_forked
+    server.stdin.close()
+    server.wait()
+
+
+@pytest.fixture(scope="session")
 def fine_stage(tmp_path_factory):
     """train.py's arguments for the training that costs least: FineNet's, on an untrained CoarseNet."""
-    path = tmp_path_factory.mktemp("untrained") / "coarse.ckpt"
+    path, rng = tmp_path_factory.mktemp("untrained") / "coarse.ckpt", np.random.default_rng(0)
     ms.set_seed(0)
-    ms.save_checkpoint(PaperCoarseNet(), str(path))
+    arrays = {parameter.name: parameter.asnumpy() for parameter in PaperCoarseNet().get_parameters()}
+    for name in ("fc6.weight", "fc7.weight"):  # of rank one, as factors: 15 MB instead of 283
+        rows, columns = arrays.pop(name).shape
+        arrays |= {name + checkpoint.LEFT: rng.normal(0, 0.01, (rows, 1)).astype(np.float32),
+                   name + checkpoint.RIGHT: rng.normal(0, 0.01, (1, columns)).astype(np.float32)}
+    checkpoint.save(path, arrays, {"stage": "coarse", "coarse_net": "paper"})
     return ["--stage", "fine", "--pre_trained", str(path)]
 
 
 @pytest.fixture(scope="session")
-def trained(nyu, run, tmp_path_factory):
+def trained(nyu, run, once):
     """The folder in which `train.py` has trained both nets for a few steps, and what it printed."""
-    folder = tmp_path_factory.mktemp("trained")
-    result = run("train.py", "--data_url", nyu, "--val_data", nyu, "--batch_size", 2, "--epochs_coarse", 3,
-                 "--epochs_fine", 1, "--learning_rate_fine", 1e-3, "--save_checkpoint_steps", 5, cwd=folder)
-    assert result.returncode == 0, result.stdout + result.stderr
-    folder.joinpath("stdout.txt").write_text(result.stdout)
-    return folder
+    def train(folder):
+        folder.mkdir()
+        result = run("train.py", "--data_url", nyu, "--val_data", nyu, "--batch_size", 1, "--epochs_coarse", 2,
+                     "--epochs_fine", 1, "--learning_rate_fine", 1e-3, "--save_checkpoint_steps", 6, cwd=folder)
+        assert result.returncode == 0, result.stdout + result.stderr
+        folder.joinpath("stdout.txt").write_text(result.stdout)
+
+    return once("trained", train)
 
 
 @pytest.fixture(scope="session")
@@ -131,11 +178,23 @@ def infer(sanitized):
 
 
 @pytest.fixture(scope="session")
-def models(trained, run):
+def exported(trained, run, once):
+    """The Model folder of the small training with both nets exported in both formats."""
+    def export(folder):
+        (folder / "Model").mkdir(parents=True)
+        (folder / "Model" / "Ckpt").symlink_to(trained / "Model" / "Ckpt")
+        for net in ("coarse", "fine"):
+            result = run(f"scripts/run_export_{net}_model.sh", "--file_format", "MINDIR", "ONNX", cwd=folder)
+            assert result.returncode == 0, result.stdout + result.stderr
+            assert result.stdout.count("verified to") == 2
+
+    return once("exported", export) / "Model"
+
+
+@pytest.fixture(scope="session")
+def models(exported):
     """CoarseNet's and FineNet's MindIR of the small training."""
-    for net in ("coarse", "fine"):
-        assert run(f"scripts/run_export_{net}_model.sh", cwd=trained).returncode == 0
-    return [trained / "Model" / "MindIR" / f"Final{name}Net.mindir" for name in ("Coarse", "Fine")]
+    return [exported / "MindIR" / f"Final{name}Net.mindir" for name in ("Coarse", "Fine")]
 
 
 class TinyCoarse(nn.Cell):

@@ -14,16 +14,6 @@ from src.net import FineNet, PaperCoarseNet
 from tests.test_commands import one_line
 
 
-@pytest.fixture(scope="module")
-def exported(trained, run):
-    """The folder of the small training with both nets exported in both formats."""
-    for net in ("coarse", "fine"):
-        result = run(f"scripts/run_export_{net}_model.sh", "--file_format", "MINDIR", "ONNX", cwd=trained)
-        assert result.returncode == 0, result.stdout + result.stderr
-        assert result.stdout.count("verified to") == 2
-    return trained / "Model"
-
-
 def mindir(path):
     model = mind_ir_pb2.ModelProto()
     model.ParseFromString(path.read_bytes())
@@ -105,9 +95,9 @@ def _moved(net):
     return other
 
 
-def test_only_mindir_is_written_unless_asked(exported, run, tmp_path):
+def test_only_mindir_is_written_unless_asked(exported, forked, tmp_path):
     """AIR is deprecated, and MindSpore 2.10 writes none on newer chips."""
-    result = run("export.py", "--coarse_or_fine", "fine", "--output_dir", tmp_path, cwd=exported.parent)
+    result = forked("export.py", "--coarse_or_fine", "fine", "--output_dir", tmp_path, cwd=exported.parent)
     assert result.returncode == 0, result.stderr
     assert [path.name for path in tmp_path.rglob("Final*")] == ["FinalFineNet.mindir"]
 
@@ -123,7 +113,7 @@ def test_an_air_that_mindspore_did_not_write_is_named(tmp_path, monkeypatch):
     assert asked == [{"jit_config": {"jit_level": "O2"}}] and not list((tmp_path / "AIR").iterdir())
 
 
-def test_mistakes_get_one_line(exported, run, tmp_path):
+def test_mistakes_get_one_line(exported, forked, tmp_path):
     where = exported.parent
     (tmp_path / "file").touch()
     for arguments, message in [
@@ -132,5 +122,5 @@ def test_mistakes_get_one_line(exported, run, tmp_path):
         (["--coarse_or_fine", "fine", "--ckpt_file", "Model/Ckpt/FinalCoarseNet.ckpt"], "not a checkpoint of FineNet"),
         (["--coarse_or_fine", "fine", "--output_dir", tmp_path / "file"], "cannot write there"),
     ]:
-        assert message in one_line(run("export.py", *arguments, cwd=where)), arguments
+        assert message in one_line(forked("export.py", *arguments, cwd=where)), arguments
     assert not (tmp_path / "air").exists()

@@ -8,8 +8,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 import zipfile
 
 import numpy as np
@@ -20,7 +18,7 @@ from PIL import Image
 
 from src import checkpoint, packed
 from src.net import FineNet
-from tests.conftest import NEEDS_CPP, ROOT
+from tests.conftest import NEEDS_CPP
 from tests.test_distributed import table
 
 pytestmark = pytest.mark.long
@@ -62,42 +60,14 @@ def mutations(*seeds):
     return st.one_of(mutated, mutated, mutated, st.binary(max_size=300))
 
 
-class Child:
-    """The process of fuzz_child.py."""
-
-    def __init__(self):
-        self.process = subprocess.Popen(
-            [sys.executable, ROOT / "tests" / "fuzz_child.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.counts = {}
-
-    def run(self, target, *arguments, cwd, megabytes=MEGABYTES):
-        request = {"target": target, "arguments": list(map(str, arguments)), "cwd": str(cwd), "megabytes": megabytes}
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        answer = json.loads(self.process.stdout.readline())
-        counts = self.counts.setdefault(target, {})
-        counts[answer["code"]] = counts.get(answer["code"], 0) + 1
-        return answer
-
-
-@pytest.fixture(scope="module")
-def child():
-    running = Child()
-    yield running
-    running.process.stdin.close()
-    running.process.wait()
-    sys.stdout.write(f"\nexit codes a target: {running.counts}\n")
-
-
 def judge(answer, names=()):
     """What holds whatever the file was."""
-    text = answer["output"] + answer["errors"]
-    assert answer["code"] in (0, 1, 2), (answer["code"], text)
+    text = answer.stdout + answer.stderr
+    assert answer.returncode in (0, 1, 2), (answer.returncode, text)
     assert "Traceback" not in text and "MemoryError" not in text, text
-    lines = [line for line in answer["errors"].splitlines() if line.strip()]
-    assert len(lines) <= 1, answer["errors"]
-    if answer["code"] == 2:
+    lines = [line for line in answer.stderr.splitlines() if line.strip()]
+    assert len(lines) <= 1, answer.stderr
+    if answer.returncode == 2:
         assert lines and any(name in lines[0] for name in names), lines
 
 
@@ -154,15 +124,15 @@ PICTURES = [
 
 @bounded
 @given(content=mutations(*PICTURES), ending=st.sampled_from([".jpg", ".png", ".webp", ".tif", ".bmp"]))
-def test_pictures(child, tmp_path_factory, content, ending):
+def test_pictures(forked, tmp_path_factory, content, ending):
     folder = fresh(tmp_path_factory.getbasetemp() / "pictures")
     (folder / "in").mkdir()
     (folder / "in" / f"a{ending}").write_bytes(content)
-    answer = child.run("predict", "in", "out", cwd=folder)
+    answer = forked("predict", "in", "out", cwd=folder, megabytes=MEGABYTES)
     judge(answer)
     made = files(folder) - {f"in/a{ending}"}
-    assert made == ({"out/a_depth.png", "out/a_depth.npy"} if answer["code"] == 0 else set())
-    assert answer["code"] == 0 or f"in/a{ending}" in answer["output"]
+    assert made == ({"out/a_depth.png", "out/a_depth.npy"} if answer.returncode == 0 else set())
+    assert answer.returncode == 0 or f"in/a{ending}" in answer.stdout
 
 
 def depth_seeds():
@@ -178,18 +148,18 @@ def depth_seeds():
 
 @bounded
 @given(content=mutations(*depth_seeds()))
-def test_depth_maps(child, tmp_path_factory, content):
+def test_depth_maps(forked, tmp_path_factory, content):
     folder = fresh(tmp_path_factory.getbasetemp() / "depth")
     for split, rgb, depth in (("Test", "0_colors.png", "0_depth.png"), ("Train/a_out", "1.jpg", "1.png")):
         (folder / "NYU" / split).mkdir(parents=True)
         Image.fromarray(np.zeros((240, 320, 3), np.uint8)).save(folder / "NYU" / split / rgb)
         (folder / "NYU" / split / depth).write_bytes(content)
     before = files(folder)
-    answer = child.run("preprocess.py", "--dataset_path", "NYU", "--output_path", "out", cwd=folder)
+    answer = forked("preprocess.py", "--dataset_path", "NYU", "--output_path", "out", cwd=folder, megabytes=MEGABYTES)
     judge(answer, ["0_depth.png", "0_colors.png"])
     assert {name.split("/")[0] for name in files(folder) - before} <= {"out"}
     assert not [name for name in files(folder) if "partial" in name]
-    answer = child.run("tools/check_nyu.py", "NYU", cwd=folder)
+    answer = forked("tools/check_nyu.py", "NYU", cwd=folder, megabytes=MEGABYTES)
     judge(answer)
 
 
@@ -199,12 +169,12 @@ def checkpoint_seed(tmp_path):
     return (tmp_path / "seed.ckpt").read_bytes()
 
 
-def test_checkpoints(child, tmp_path):
+def test_checkpoints(forked, tmp_path):
     @bounded
     @given(content=mutations(checkpoint_seed(tmp_path), checkpoint_seed(tmp_path)[:2000]))
     def one(content):
         (tmp_path / "a.ckpt").write_bytes(content)
-        judge(child.run("load_checkpoint", "a.ckpt", cwd=tmp_path), ["a.ckpt"])
+        judge(forked("load_checkpoint", "a.ckpt", cwd=tmp_path, megabytes=MEGABYTES), ["a.ckpt"])
 
     one()
 
@@ -226,10 +196,10 @@ json_values = st.recursive(
 
 @bounded
 @given(content=st.one_of(mutations(RANK_TABLE), json_values.map(lambda value: json.dumps(value).encode())))
-def test_rank_tables(child, tmp_path_factory, content):
+def test_rank_tables(forked, tmp_path_factory, content):
     folder = fresh(tmp_path_factory.getbasetemp() / "ranks")
     (folder / "table.json").write_bytes(content)
-    answer = child.run("tools/rank_table.py", "table.json", cwd=folder)
+    answer = forked("tools/rank_table.py", "table.json", cwd=folder, megabytes=MEGABYTES)
     judge(answer, ["table.json"])
 
 
@@ -247,10 +217,10 @@ def hu_zip(listed):
 
 @bounded
 @given(content=mutations(hu_zip(True), hu_zip(False)))
-def test_zips(child, tmp_path_factory, content):
+def test_zips(forked, tmp_path_factory, content):
     folder = fresh(tmp_path_factory.getbasetemp() / "zips")
     (folder / "a.zip").write_bytes(content)
-    judge(child.run("tools/prepare_nyu.py", "out", "--hu", "a.zip", cwd=folder), ["a.zip"])
+    judge(forked("tools/prepare_nyu.py", "out", "--hu", "a.zip", cwd=folder, megabytes=MEGABYTES), ["a.zip"])
     assert {name.split("/")[0] for name in files(folder)} <= {"a.zip", "out"}
     assert not [name for name in files(folder) if "partial" in name]
 
@@ -262,32 +232,17 @@ def test_zips(child, tmp_path_factory, content):
         st.text(max_size=80).map(lambda text: text.encode("utf-16")),
     )
 )
-def test_lists(child, tmp_path_factory, text):
+def test_lists(forked, tmp_path_factory, text):
     folder = fresh(tmp_path_factory.getbasetemp() / "lists")
     with zipfile.ZipFile(io.BytesIO(hu_zip(False))) as archive:
         archive.extractall(folder / "hu")
     (folder / "hu" / "data" / "nyu2_train.csv").write_bytes(text)
     before = files(folder)
-    judge(child.run("tools/prepare_nyu.py", "out", "--hu", "hu", cwd=folder), ["hu"])
+    judge(forked("tools/prepare_nyu.py", "out", "--hu", "hu", cwd=folder, megabytes=MEGABYTES), ["hu"])
     assert all(name.startswith("out/") for name in files(folder) - before)
 
 
-READ_PACKED = """
-import sys
-from src import cli
-def main():
-    from src.data_loader import Schedule, TrainingData
-    from src import packed
-    source = packed.open_training(sys.argv[1])
-    if len(source.names) >= 2:
-        list(TrainingData(source, Schedule(len(source.names), 2, 0), 2).batches(0, len(source.names) // 2))
-    return 0
-cli.run(main)
-"""
-
-
-def test_packed_sets(nyu, tmp_path):
-    """In a process each: MindSpore's reader has threads."""
+def test_packed_sets(forked, nyu, tmp_path):
     packed.pack(nyu, tmp_path / "whole", 2)
     names = ["train_000.mindrecord", "train_000.mindrecord.db", "manifest.json"]
     seeds = {name: (tmp_path / "whole" / name).read_bytes() for name in names}
@@ -302,16 +257,10 @@ def test_packed_sets(nyu, tmp_path):
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(tmp_path / "whole", folder)
         (folder / name).write_bytes(content)
-        result = subprocess.run(
-            [sys.executable, "-c", READ_PACKED, str(folder)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-        errors = "\n".join(line for line in result.stderr.splitlines() if not line.startswith(("[WARNING]", "[ERROR]")))
-        judge({"code": result.returncode, "output": result.stdout, "errors": errors}, [str(folder)])
+        answer = forked("read_packed", folder, cwd=tmp_path)
+        lines = answer.stderr.splitlines(keepends=True)
+        answer.stderr = "".join(line for line in lines if not line.startswith(("[WARNING]", "[ERROR]")))
+        judge(answer, [str(folder)])
 
     one()
 

@@ -59,14 +59,14 @@ def test_run_infer_310_gives_eval_s_accuracy_and_mindspore_s_numbers(models, tra
         np.testing.assert_allclose(log_depth.reshape(1, 1, 55, 74), expected, atol=1e-4)
 
 
-def test_the_paper_net_goes_the_same_way(infer, models, tmp_path):
+def test_the_paper_net_goes_the_same_way(infer, models, trained, tmp_path):
     ms.set_seed(1)
     net = PaperCoarseNet()
     path = exporting.export(net, "MINDIR", tmp_path)
     images = write_images(tmp_path / "images", ["a", "b"])
     result = infer(path, models[1], tmp_path / "images", tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
-    fine = checkpoint.load_fine(models[1].parent.parent / "Ckpt" / "FinalFineNet.ckpt")
+    fine = checkpoint.load_fine(trained / "Model" / "Ckpt" / "FinalFineNet.ckpt")
     for name, rgb in images.items():
         got = np.fromfile(tmp_path / "result_Files" / f"{name}_0.bin", np.float32).reshape(1, 1, 55, 74)
         expected = fine(ms.Tensor(rgb), net(ms.Tensor(rgb))).asnumpy()

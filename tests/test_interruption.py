@@ -99,6 +99,8 @@ def test_standalone_training_saves_and_says_how_to_go_on(nyu, fine_stage, tmp_pa
     if number != signal.SIGHUP:
         assert b"the state is saved; to go on: bash " in terminal.screen
     assert not leftovers(tmp_path)
+    if number != signal.SIGINT:
+        return
     resume = (tmp_path / "train.log").read_text().split("to go on: ")[1].splitlines()[0]
     result = subprocess.run(
         f"{resume} --max_steps 1",
@@ -135,28 +137,15 @@ def test_an_evaluation_ends_at_once(nyu, trained, tmp_path, number, code):
 
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
-def test_a_prediction_leaves_nothing_partial(trained, tmp_path, number, code):
+def test_a_prediction_leaves_nothing_partial(red_onnx, tmp_path, number, code):
     path = tmp_path / "clip.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 12, (640, 480))
     for _ in range(300):
         writer.write(np.zeros((480, 640, 3), np.uint8))
     writer.release()
-    checkpoints = [trained / f"Model/Ckpt/Final{net}Net.ckpt" for net in ("Coarse", "Fine")]
+    nets = ["--coarse_onnx", red_onnx[0], "--fine_onnx", red_onnx[1]]
     terminal = Terminal(
-        [
-            sys.executable,
-            ROOT / "predict.py",
-            "--input",
-            path,
-            "--save",
-            "side",
-            "npy",
-            "--coarse_ckpt_model",
-            checkpoints[0],
-            "--fine_ckpt_model",
-            checkpoints[1],
-        ],
-        tmp_path,
+        [sys.executable, ROOT / "predict.py", "--input", path, "--save", "side", "npy", *nets], tmp_path
     )
     wait_for(lambda: len(list(tmp_path.glob("predictions/.partial-*/*.npy"))) > 1)
     interrupt(terminal, number)
@@ -202,7 +191,7 @@ def test_nohup_keeps_a_training_alive(nyu, fine_stage, tmp_path):
             *fine_stage,
             *STATE_A_STEP,
             "--max_steps",
-            "40",
+            "15",
         ],
         tmp_path,
     )

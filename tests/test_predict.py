@@ -146,11 +146,8 @@ def test_field_of_view_gives_the_focal_length():
 
 
 @pytest.fixture(scope="module")
-def onnx(trained, run):
-    for net in ("coarse", "fine"):
-        result = run("export.py", "--coarse_or_fine", net, "--file_format", "ONNX", cwd=trained)
-        assert result.returncode == 0, result.stderr
-    return trained / "Model" / "ONNX" / "FinalCoarseNet.onnx", trained / "Model" / "ONNX" / "FinalFineNet.onnx"
+def onnx(exported):
+    return [exported / "ONNX" / f"Final{name}Net.onnx" for name in ("Coarse", "Fine")]
 
 
 def test_both_runtimes_predict_the_same(trained, onnx, nyu):

@@ -93,23 +93,23 @@ def test_the_averaged_weights_are_what_is_kept():
     assert np.abs(own - expected).max() > 1e-3
 
 
-def test_a_run_with_everything_resumes_exactly_and_refuses_another_recipe(nyu, run, fine_stage, tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), "--data_url", str(nyu), *fine_stage, "--augmentation", "paper",
-               "--batch_size", "1", "--max_steps", "6", "--lr_schedule", "cosine", "--warmup_steps", "2", "--ema",
-               "0.9", "--weight_decay", "0.01", "--clip_norm", "5", "--fine_start", "coarse",
-               "--save_checkpoint_steps", "2"]
-    subprocess.run([*command, "--train_url", "unbroken"], cwd=tmp_path, check=True, capture_output=True)
-    process = subprocess.Popen([*command, "--train_url", "stopped"], cwd=tmp_path, stdout=subprocess.DEVNULL)
+def test_a_run_with_everything_resumes_exactly_and_refuses_another_recipe(nyu, forked, fine_stage, tmp_path):
+    arguments = ["--data_url", str(nyu), *fine_stage, "--augmentation", "paper", "--batch_size", "1", "--max_steps",
+                 "6", "--lr_schedule", "cosine", "--warmup_steps", "2", "--ema", "0.9", "--weight_decay", "0.01",
+                 "--clip_norm", "5", "--fine_start", "coarse", "--save_checkpoint_steps", "2"]
+    assert forked("train.py", *arguments, "--train_url", "unbroken", cwd=tmp_path).returncode == 0
+    process = subprocess.Popen([sys.executable, ROOT / "train.py", *arguments, "--train_url", "stopped"], cwd=tmp_path,
+                               stdout=subprocess.DEVNULL)
     while not (tmp_path / "stopped" / "Ckpt" / "FineNet_2.ckpt").exists():
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 143
     assert not (tmp_path / "stopped" / "Ckpt" / "FinalFineNet.ckpt").exists()
-    changed = run("train.py", *command[2:], "--train_url", "stopped", "--resume", "--max_steps", 5, "--ema", 0,
-                  cwd=tmp_path)
+    changed = forked("train.py", *arguments, "--train_url", "stopped", "--resume", "--max_steps", 5, "--ema", 0,
+                     cwd=tmp_path)
     assert "ema was 0.9, now None" in one_line(changed) and "steps was 6, now 5" in changed.stderr
-    subprocess.run([*command, "--train_url", "stopped", "--resume"], cwd=tmp_path, check=True, capture_output=True)
+    assert forked("train.py", *arguments, "--train_url", "stopped", "--resume", cwd=tmp_path).returncode == 0
     for name in ("FineNet_6.ckpt", "FinalFineNet.ckpt"):
         assert (tmp_path / "stopped" / "Ckpt" / name).read_bytes() == \
             (tmp_path / "unbroken" / "Ckpt" / name).read_bytes(), name
@@ -121,8 +121,8 @@ def test_a_run_with_everything_resumes_exactly_and_refuses_another_recipe(nyu, r
     (["--ema", "1"], "argument --ema: 1 is not a number from 0 to below 1"),
     (["--weight_decay", "-1"], "argument --weight_decay: -1 is not a number from 0"),
 ])
-def test_options_that_do_not_fit_are_refused(nyu, run, tmp_path, options, expected):
-    result = run("train.py", "--data_url", nyu, *options, cwd=tmp_path)
+def test_options_that_do_not_fit_are_refused(nyu, forked, tmp_path, options, expected):
+    result = forked("train.py", "--data_url", nyu, *options, cwd=tmp_path)
     assert result.returncode == 2 and expected in result.stderr
     assert not list(tmp_path.iterdir())
 
@@ -186,15 +186,30 @@ def test_unit_variance_goes_through_every_layer(nyu):
         x = F.relu(x)
 
 
+class ThriceNet(nn.Cell):
+    """One layer applied three times, as CoarseNet's conv5 is."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv4 = nn.Conv2d(3, 8, 7, 4, has_bias=True, weight_init="normal", bias_init="zeros")
+        self.conv5 = nn.Conv2d(8, 8, 3, has_bias=True, weight_init="normal", bias_init="zeros")
+        self.relu = nn.ReLU()
+
+    def construct(self, rgb):
+        x = self.relu(self.conv4(rgb))
+        for _ in range(3):
+            x = self.relu(self.conv5(x))
+        return x
+
+
 def test_unit_variance_takes_a_layer_that_is_used_thrice_at_its_first_time(nyu):
     ms.set_seed(0)
-    net, data = CoarseNet(), TrainingData(PlainPairs(nyu), Schedule(8, 1, seed=0))
+    net, data = ThriceNet(), TrainingData(PlainPairs(nyu), Schedule(8, 1, seed=0))
     stages.unit_variance(net, data)
     rgb = ms.Tensor(next(data.batches(0, 1))[0].astype(np.float32) / 255)
-    assert float(net(rgb).std()) == pytest.approx(1, rel=1e-3)
-    for layer in (net.conv1, net.conv2, net.conv3, net.conv4):
-        rgb = net.pool(net.relu(layer(rgb)))
-    assert float(net.conv5(rgb).std()) == pytest.approx(1, rel=1e-3)
+    once = net.conv4(rgb)
+    assert float(once.std()) == pytest.approx(1, rel=1e-3)
+    assert float(net.conv5(net.relu(once)).std()) == pytest.approx(1, rel=1e-3)
 
 
 def test_fine_net_starts_as_its_coarse_input_and_learns_from_there(nyu):
@@ -209,12 +224,18 @@ def test_fine_net_starts_as_its_coarse_input_and_learns_from_there(nyu):
 
 
 @pytest.fixture(scope="module")
-def solved(nyu):
-    """solved(kind): (a net in its closed form, the data of which it was solved). Its last layer may be changed."""
+def solved(nyu, tmp_path_factory):
+    """solved(kind): (a net in its closed form, the data of which it was solved: two pairs of each of two scenes). Its
+    last layer may be changed."""
+    few = tmp_path_factory.mktemp("few")
+    for path in (nyu / "Train").glob("*/[12].*"):
+        (few / "Train" / path.parent.name).mkdir(parents=True, exist_ok=True)
+        (few / path.relative_to(nyu)).symlink_to(path)
+
     @functools.cache
     def solve(kind):
         ms.set_seed(0)
-        net, data = kind(), TrainingData(PlainPairs(nyu), Schedule(8, 4, seed=3))
+        net, data = kind(), TrainingData(PlainPairs(few), Schedule(4, 4, seed=3))
         closed_form.solve(net, data)
         return net, data
 
@@ -226,7 +247,7 @@ def solved(nyu):
 def test_closed_form_is_a_ridge_regression_on_what_the_net_sees(solved, kind):
     """The last layer against NumPy's least squares on what it sees; and the net has learnt."""
     net, data = solved(kind)
-    samples = list(data.source.samples(range(8), 1))
+    samples = list(data.source.samples(range(4), 1))
     rgb = np.stack([one for _, rgb, _ in samples for one in (rgb, rgb[:, ::-1])]).transpose(0, 3, 1, 2)
     rgb = ms.Tensor(rgb.astype(np.float32) / 255)
     depth_m = np.stack([one for _, _, depth_m in samples for one in (depth_m, depth_m[:, ::-1])])
@@ -234,19 +255,19 @@ def test_closed_form_is_a_ridge_regression_on_what_the_net_sees(solved, kind):
     if kind is PaperCoarseNet:
         units = net.relu(net.fc6(units))
     units = units.asnumpy().astype(np.float64)
-    log_depth = np.log(np.clip(depth_m, 0.1, 10)).reshape(16, -1)
+    log_depth = np.log(np.clip(depth_m, 0.1, 10)).reshape(8, -1)
     assert (depth_m > 0).all()
     standard = (units - units.mean(0)) / (units.std(0) + 1e-6)
     fits = {}
-    _, within = np.linalg.qr(standard.T)  # a ridge regression's weights lie in the span of its 16 rows
+    _, within = np.linalg.qr(standard.T)  # a ridge regression's weights lie in the span of its 8 rows
     for ridge in closed_form.RIDGES:
-        system = np.vstack([within.T, math.sqrt(ridge) * np.eye(16)])
-        right = np.vstack([log_depth - log_depth.mean(0), np.zeros((16, 4070))])[:, ::407]
+        system = np.vstack([within.T, math.sqrt(ridge) * np.eye(8)])
+        right = np.vstack([log_depth - log_depth.mean(0), np.zeros((8, 4070))])[:, ::407]
         fits[ridge] = within.T @ np.linalg.lstsq(system, right, rcond=None)[0] + log_depth.mean(0)[::407]
-    ours = net(rgb).asnumpy().reshape(16, -1)[:, ::407]
+    ours = net(rgb).asnumpy().reshape(8, -1)[:, ::407]
     before = {parameter.name: parameter.asnumpy().copy() for parameter in net.get_parameters()}
     closed_form.solve(net, data, design=False, ridge=1e4)  # its last layer again
-    again = net(rgb).asnumpy().reshape(16, -1)[:, ::407]
+    again = net(rgb).asnumpy().reshape(8, -1)[:, ::407]
     assert np.abs(again - fits[1e4]).max() < 2e-3
     for name, value in before.items():
         if not name.startswith(("fc7", "fc13")):
@@ -271,7 +292,7 @@ def test_the_ridge_regression_is_least_squares_with_the_weights_as_rows(rows, co
 def test_coarse_net_s_last_map_holds_16_numbers_of_each_place(solved):
     """In its closed form: cell by cell the same combinations of conv5's channels, side by side."""
     net, data = solved(CoarseNet)
-    x = rgb = ms.Tensor(np.stack([rgb for _, rgb, _ in data.source.samples(range(8), 1)])
+    x = rgb = ms.Tensor(np.stack([rgb for _, rgb, _ in data.source.samples(range(4), 1)])
                         .transpose(0, 3, 1, 2).astype(np.float32) / 255)
     for name in ("conv1", "conv2", "conv3", "conv4"):
         x = net.pool(net.relu(getattr(net, name)(x)))
@@ -279,7 +300,7 @@ def test_coarse_net_s_last_map_holds_16_numbers_of_each_place(solved):
     maps = torch.from_numpy(x.asnumpy())
     for _ in range(3):
         maps = F.conv2d(maps, blur.expand(512, 1, 3, 3), padding=1, groups=512)
-    seen = net.features(rgb).asnumpy().reshape(8, 55, 74)
+    seen = net.features(rgb).asnumpy().reshape(4, 55, 74)
     for row, column in ((0, 1), (5, 30), (54, 74), (27, 3)):  # of the 56x76 cells before conv9 cuts them
         place = maps[:, :, row // 4, column // 4].numpy()
         half = (row % 4 // 2, column % 4 // 2)
@@ -289,9 +310,9 @@ def test_coarse_net_s_last_map_holds_16_numbers_of_each_place(solved):
         np.testing.assert_allclose(seen[:, row, column - 1], np.maximum(expected, 0), rtol=1e-3, atol=1e-3)
 
 
-def test_closed_form_wants_two_scenes(nyu, run, tmp_path):
+def test_closed_form_wants_two_scenes(nyu, forked, tmp_path):
     (tmp_path / "NYU" / "Train").mkdir(parents=True)
     os.symlink(next((nyu / "Train").iterdir()), tmp_path / "NYU" / "Train" / "one_out")
-    result = run("train.py", "--data_url", "NYU", "--coarse_net", "paper", "--batch_size", 1, "--start", "closed_form",
-                 cwd=tmp_path)
+    result = forked("train.py", "--data_url", "NYU", "--coarse_net", "paper", "--batch_size", 1, "--start",
+                    "closed_form", cwd=tmp_path)
     assert "1 scene of training pairs: expected two or more" in one_line(result)

@@ -1,11 +1,13 @@
 """What the evaluation shows beside its numbers: the HTML report, and TensorBoard's events while training."""
 
 import base64
+import csv
 import html.parser
 import json
 import re
 
 import cv2
+import mindspore as ms
 import numpy as np
 import pytest
 import scipy.stats
@@ -14,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from src import comparison, evaluation, image, report, stages
 from src.checkpoint import load_coarse, load_fine
 from src.errors import UserError
-from tests.test_commands import one_line
+from tests.test_commands import is_picture, one_line
 
 
 def test_details_are_means_over_measured_cells():
@@ -54,12 +56,38 @@ class Page(html.parser.HTMLParser):
         self.cells.append(data.strip())
 
 
-def test_the_report_is_one_file_with_the_numbers_and_pictures(nyu, run, trained, tmp_path):
-    checkpoints = [trained / "Model" / "Ckpt" / f"Final{net}Net.ckpt" for net in ("Coarse", "Fine")]
-    result = run("eval.py", "--test_data", nyu, "--coarse_ckpt_model", checkpoints[0], "--fine_ckpt_model",
-                 checkpoints[1], "--protocol", "eigen", "--output_dir", "report", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    text = (tmp_path / "report" / "report.html").read_text()
+@pytest.fixture(scope="module")
+def evaluated(nyu, forked, trained, tmp_path_factory):
+    """Three evaluations of the small training: in plain, "a flipped" and eigen; and what the last one printed."""
+    folder, checkpoints = tmp_path_factory.mktemp("evaluated"), trained / "Model" / "Ckpt"
+    for name, data, more in (("plain", nyu, []), ("a flipped", nyu, ["--flip_average"]),
+                             ("eigen", nyu / "Test", ["--protocol", "eigen"])):
+        result = forked("eval.py", "--test_data", data, "--coarse_ckpt_model", checkpoints / "FinalCoarseNet.ckpt",
+                        "--fine_ckpt_model", checkpoints / "FinalFineNet.ckpt", *more, "--output_dir", name, cwd=folder)
+        assert result.returncode == 0, result.stdout + result.stderr
+    return folder, result.stdout
+
+
+def test_the_files_of_an_evaluation_are_complete_and_agree(evaluated, trained):
+    folder, output = evaluated
+    assert {"constant depth", "mean training map", "CoarseNet", "FineNet"} <= {
+        line.split("  ")[0] for line in output.splitlines()}
+    facts = json.loads((folder / "eigen" / "metrics.json").read_text(), parse_constant=pytest.fail)  # NaN is no JSON
+    assert facts["protocol"] == "eigen" and facts["images"] == 4 and facts["versions"]["mindspore"] == ms.__version__
+    assert facts["checkpoints"] == {net: str(trained / "Model" / "Ckpt" / f"Final{net}.ckpt")
+                                     for net in ("CoarseNet", "FineNet")}
+    one = facts["metrics"]["FineNet"]
+    assert one["rmse_mean_over_images"] == one["rmse"] <= one["rmse_pooled_over_pixels"] + 1e-12
+    with open(folder / "eigen" / "per_image.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["net"] == "FineNet"]
+    assert [row["image"] for row in rows] == ["00000", "00001", "00002", "00003"]
+    assert np.mean([float(row["abs_rel"]) for row in rows]) == pytest.approx(one["abs_rel"])
+    assert is_picture(folder / "eigen" / "panels.png")
+
+
+def test_the_report_is_one_file_with_the_numbers_and_pictures(evaluated):
+    folder = evaluated[0] / "eigen"
+    text = (folder / "report.html").read_text()
     page = Page(text)
     assert not page.outside and "http" not in re.sub(r"base64,[^\"]*", "", text)
     assert len(page.pictures) == 5
@@ -67,7 +95,7 @@ def test_the_report_is_one_file_with_the_numbers_and_pictures(nyu, run, trained,
         decoded = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)
         assert min(decoded.shape[:2]) > 250 and decoded.std() > 10
     assert len({cv2.imdecode(np.frombuffer(one, np.uint8), 1).shape[1] for one in page.pictures[1:]}) == 1
-    metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())["metrics"]
+    metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
     for net in ("constant depth", "mean training map", "CoarseNet", "FineNet"):
         row = page.cells.index(net) + 1
         assert page.cells[row:row + 8] == [f"{metrics[net][name]:.3f}" for name in (
@@ -75,19 +103,29 @@ def test_the_report_is_one_file_with_the_numbers_and_pictures(nyu, run, trained,
     assert any("rows 45..471" in cell for cell in page.cells)
 
 
-def test_tensorboard_gets_losses_rates_metrics_and_panels(nyu, trained, run, tmp_path):
-    arguments = ["--data_url", nyu, "--val_data", nyu, "--batch_size", 2, "--stage", "fine", "--tensorboard",
-                 "--pre_trained", trained / "Model" / "Ckpt" / "FinalCoarseNet.ckpt"]
+@pytest.fixture(scope="module")
+def watched(nyu, fine_stage, forked, tmp_path_factory):
+    """Where FineNet was trained for an epoch and resumed for a second one, watched; and the steps that its panels
+    showed after each."""
+    folder, steps = tmp_path_factory.mktemp("watched"), []
     for more in (["--epochs_fine", 1], ["--epochs_fine", 2, "--resume"]):
-        result = run("train.py", *arguments, *more, cwd=tmp_path)
+        result = forked("train.py", "--data_url", nyu, "--val_data", nyu, "--batch_size", 2, *fine_stage,
+                        "--tensorboard", "--val_panels", *more, cwd=folder)
         assert result.returncode == 0, result.stderr
-    events = EventAccumulator(str(tmp_path / "Model" / "Log" / "tensorboard" / "fine"), {"images": 0, "scalars": 0})
+        with np.load(folder / "Model" / "Log" / "fine_panels.npz") as saved:
+            steps.append(sorted(saved.files))
+    return folder, steps
+
+
+def test_tensorboard_gets_losses_rates_metrics_and_panels(watched):
+    log = watched[0] / "Model" / "Log"
+    events = EventAccumulator(str(log / "tensorboard" / "fine"), {"images": 0, "scalars": 0})
     events.Reload()
     tags = events.Tags()
     assert {f"fine/{name}" for name in ("loss", "mean_loss", "images_per_s", "learning_rate", "abs_rel", "delta1")} \
         <= set(tags["scalars"])
     assert [event.step for event in events.Scalars("fine/abs_rel")] == [4, 8]
-    rows = (tmp_path / "Model" / "Log" / "fine.csv").read_text().splitlines()
+    rows = (log / "fine.csv").read_text().splitlines()
     logged = [line.split(",")[rows[0].split(",").index("mean_loss")] for line in rows[1:]]
     assert [event.value for event in events.Scalars("fine/mean_loss")] == pytest.approx(
         [float(value) for value in logged if value], rel=1e-6)
@@ -95,45 +133,34 @@ def test_tensorboard_gets_losses_rates_metrics_and_panels(nyu, trained, run, tmp
     assert min(picture.shape[:2]) > 400 and picture.std() > 10
 
 
-def test_a_training_shows_how_a_net_learns_and_what_it_has_to_beat(nyu, trained, run, tmp_path):
-    checkpoint = trained / "Model" / "Ckpt" / "FinalCoarseNet.ckpt"
-    arguments = ["--data_url", nyu, "--val_data", nyu, "--batch_size", 2, "--stage", "fine", "--val_panels",
-                 "--pre_trained", checkpoint]
-    log = tmp_path / "Model" / "Log"
-    for number, more in enumerate((["--epochs_fine", 1], ["--epochs_fine", 2, "--resume"]), 1):
-        result = run("train.py", *arguments, *more, cwd=tmp_path)
-        assert result.returncode == 0, result.stderr
-        with np.load(log / "fine_panels.npz") as saved:
-            assert sorted(saved.files) == ["4", "8"][:number]  # steps
-            shown = saved[saved.files[-1]]
-        assert cv2.imread(str(log / "fine_panels.png")).std() > 10
+def test_a_training_shows_how_a_net_learns_and_what_it_has_to_beat(nyu, watched, fine_stage, evaluated, forked,
+                                                                   tmp_path):
+    folder, steps = watched
+    assert steps == [["4"], ["4", "8"]]
+    checkpoint, log = fine_stage[-1], folder / "Model" / "Log"
+    with np.load(log / "fine_panels.npz") as saved:
+        shown = saved["8"]
+    assert cv2.imread(str(log / "fine_panels.png")).std() > 10
     assert shown.shape == (4, 55, 74)
-    fine = tmp_path / "Model" / "Ckpt" / "FinalFineNet.ckpt"
+    fine = folder / "Model" / "Ckpt" / "FinalFineNet.ckpt"
     paths = sorted((nyu / "Test").glob("*_colors.png"))
     pictures = np.stack([image.network_rgb(image.load_rgb(path)) for path in paths])
     predict = stages.predictors(load_coarse(checkpoint), load_fine(fine))
     np.testing.assert_allclose(shown, np.exp(predict(pictures)["FineNet"][:, 0]), rtol=1e-4)
-    evaluated = run("eval.py", "--test_data", nyu, "--coarse_ckpt_model", checkpoint, "--fine_ckpt_model", fine,
-                    "--output_dir", "report", cwd=tmp_path)
-    assert evaluated.returncode == 0, evaluated.stderr
-    expected = json.loads((tmp_path / "report" / "metrics.json").read_text())["metrics"]["mean training map"]
+    expected = json.loads((evaluated[0] / "plain" / "metrics.json").read_text())["metrics"]["mean training map"]
     measured = json.loads((log / "mean_map.json").read_text())
     for name in ("delta1", "abs_rel", "rmse_log"):
         assert measured[name] == pytest.approx(expected[name], abs=1e-5)
-    refused = run("train.py", "--data_url", nyu, "--val_panels", cwd=tmp_path)
+    refused = forked("train.py", "--data_url", nyu, "--val_panels", cwd=tmp_path)
     assert refused.returncode == 2 and "--val_panels shows images of --val_data" in refused.stderr
 
 
-def test_two_evaluations_side_by_side(nyu, run, trained, tmp_path):
-    checkpoints = ["--coarse_ckpt_model", trained / "Model" / "Ckpt" / "FinalCoarseNet.ckpt",
-                   "--fine_ckpt_model", trained / "Model" / "Ckpt" / "FinalFineNet.ckpt"]
-    for name, more in (("plain", []), ("a flipped", ["--flip_average"]), ("eigen", ["--protocol", "eigen"])):
-        result = run("eval.py", "--test_data", nyu, *checkpoints, *more, "--output_dir", name, cwd=tmp_path)
-        assert result.returncode == 0, result.stderr
-    result = run("eval.py", "--compare", "plain", tmp_path / "a flipped" / "metrics.json", cwd=tmp_path)
+def test_two_evaluations_side_by_side(evaluated, forked, tmp_path):
+    folder, _ = evaluated
+    result = forked("eval.py", "--compare", "plain", folder / "a flipped" / "metrics.json", cwd=folder)
     assert result.returncode == 0, result.stderr
     assert "mean training map: the same" in result.stdout
-    metrics = [json.loads((tmp_path / name / "metrics.json").read_text())["metrics"]["FineNet"]
+    metrics = [json.loads((folder / name / "metrics.json").read_text())["metrics"]["FineNet"]
                for name in ("plain", "a flipped")]
     rows = result.stdout.split("FineNet ")[1].splitlines()[2:]
     for column, name in enumerate(("delta1", "delta2", "delta3", "abs_rel", "sq_rel", "rmse", "rmse_log", "si"), -8):
@@ -144,9 +171,10 @@ def test_two_evaluations_side_by_side(nyu, run, trained, tmp_path):
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "metrics.json").write_text("[]")
     (tmp_path / "odd" / "per_image.csv").write_text("net,image\n")
-    for other, expected in (("eigen", "differ in protocol: depthnet and eigen"), ("odd", "odd: not an evaluation"),
+    for other, expected in (("eigen", "differ in protocol: depthnet and eigen"),
+                            (tmp_path / "odd", "odd: not an evaluation"),
                             ("absent", "absent/metrics.json: no such file")):
-        assert expected in one_line(run("eval.py", "--compare", "plain", other, cwd=tmp_path))
+        assert expected in one_line(forked("eval.py", "--compare", "plain", other, cwd=folder))
 
 
 def test_evaluations_of_other_nets_or_pictures_are_not_compared(tmp_path):

@@ -36,10 +36,10 @@ def fine(fine_stage):
 
 
 @pytest.fixture(scope="module")
-def earlier(nyu, run, fine, tmp_path_factory):
+def earlier(nyu, forked, fine, tmp_path_factory):
     """A folder with a finished FineNet of two epochs."""
     folder = tmp_path_factory.mktemp("earlier")
-    result = run("train.py", "--data_url", nyu, "--val_data", nyu, *fine, "--epochs_fine", 2, cwd=folder)
+    result = forked("train.py", "--data_url", nyu, "--val_data", nyu, *fine, "--epochs_fine", 2, cwd=folder)
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -58,42 +58,42 @@ def again(earlier, tmp_path):
         (["--val_data", "absent"], "absent: no such folder"),
     ],
 )
-def test_an_overwrite_that_cannot_begin_leaves_the_old_run_as_it_was(again, nyu, run, fine, arguments, message):
+def test_an_overwrite_that_cannot_begin_leaves_the_old_run_as_it_was(again, nyu, forked, fine, arguments, message):
     before = tree(again)
-    line = one_line(run("train.py", "--data_url", nyu, *fine, "--overwrite", *arguments, cwd=again))
+    line = one_line(forked("train.py", "--data_url", nyu, *fine, "--overwrite", *arguments, cwd=again))
     assert message in line
     assert tree(again) == before
 
 
-def test_an_overwrite_does_not_begin_with_weights_that_it_replaces(nyu, run, fine_stage, tmp_path):
+def test_an_overwrite_does_not_begin_with_weights_that_it_replaces(nyu, forked, fine_stage, tmp_path):
     (tmp_path / "Model" / "Ckpt").mkdir(parents=True)
     shutil.copy(fine_stage[-1], tmp_path / "Model" / "Ckpt" / "FinalCoarseNet.ckpt")
     before = tree(tmp_path)
-    line = one_line(run("train.py", "--data_url", nyu, "--stage", "coarse", "--coarse_net", "paper", "--batch_size", 4,
-                        "--overwrite", "--pre_trained", "Model/Ckpt/FinalCoarseNet.ckpt", cwd=tmp_path))
+    line = one_line(forked("train.py", "--data_url", nyu, "--stage", "coarse", "--coarse_net", "paper", "--batch_size",
+                           4, "--overwrite", "--pre_trained", "Model/Ckpt/FinalCoarseNet.ckpt", cwd=tmp_path))
     assert "is of the run that --overwrite replaces" in line and tree(tmp_path) == before
 
 
-def test_a_broken_validation_picture_is_named_before_anything_is_touched(again, nyu, run, fine):
+def test_a_broken_validation_picture_is_named_before_anything_is_touched(again, nyu, forked, fine):
     data = shutil.copytree(nyu, again / "NYU")
     broken = data / "Test" / "00002_colors.png"
     broken.write_bytes(broken.read_bytes()[:5000])
     before = tree(again)
-    line = one_line(run("train.py", "--data_url", nyu, "--val_data", data, *fine, "--overwrite", cwd=again))
+    line = one_line(forked("train.py", "--data_url", nyu, "--val_data", data, *fine, "--overwrite", cwd=again))
     assert "00002_colors.png: broken image" in line and tree(again) == before
-    line = one_line(run("train.py", "--data_url", nyu, "--val_data", data, *fine, "--train_url", "new", cwd=again))
+    line = one_line(forked("train.py", "--data_url", nyu, "--val_data", data, *fine, "--train_url", "new", cwd=again))
     assert "00002_colors.png" in line and not (again / "new").exists()
 
 
-def test_an_overwrite_that_dies_in_its_first_steps_leaves_the_old_run_as_it_was(again, nyu, run, fine):
+def test_an_overwrite_that_dies_in_its_first_steps_leaves_the_old_run_as_it_was(again, nyu, forked, fine):
     before = tree(again)
-    line = one_line(run("train.py", "--data_url", nyu, *fine, "--overwrite", "--batch_size", 2,
-                        "--learning_rate_fine", 1e30, cwd=again))
+    line = one_line(forked("train.py", "--data_url", nyu, *fine, "--overwrite", "--batch_size", 2,
+                           "--learning_rate_fine", 1e30, cwd=again))
     assert "step 2: the loss is nan" in line and tree(again) == before
 
 
-def test_an_overwrite_replaces_the_run_at_its_first_state(again, nyu, run, fine):
-    result = run(
+def test_an_overwrite_replaces_the_run_at_its_first_state(again, nyu, forked, fine):
+    result = forked(
         "train.py",
         "--data_url",
         nyu,
@@ -115,13 +115,13 @@ def test_an_overwrite_replaces_the_run_at_its_first_state(again, nyu, run, fine)
     assert [row["step"] for row in rows if row["loss"]] == ["1"] and not any(row["abs_rel"] for row in rows)
 
 
-def test_a_kill_between_the_new_state_and_the_end_of_the_old_run_is_mended(again, nyu, run, fine):
+def test_a_kill_between_the_new_state_and_the_end_of_the_old_run_is_mended(again, nyu, forked, fine):
     """The first state of an overwriting run is complete under its committed name: that run counts."""
     checkpoints = again / "Model" / "Ckpt"
     arguments = ["--data_url", nyu, *fine, "--seed", 5, "--save_checkpoint_steps", 1]
-    assert run("train.py", *arguments, "--max_steps", 1, "--train_url", "other", cwd=again).returncode == 0
+    assert forked("train.py", *arguments, "--max_steps", 1, "--train_url", "other", cwd=again).returncode == 0
     shutil.copy(again / "other" / "Ckpt" / "FineNet_1.ckpt", checkpoints / ".next-FineNet_1.ckpt")
-    result = run("train.py", *arguments, "--max_steps", 2, "--resume", cwd=again)
+    result = forked("train.py", *arguments, "--max_steps", 2, "--resume", cwd=again)
     assert result.returncode == 0 and "FineNet_1.ckpt" in result.stdout.split("resuming from ")[1], result.stderr
     assert {path.name for path in checkpoints.iterdir()} == {
         "FineNet_1.ckpt",
@@ -130,26 +130,26 @@ def test_a_kill_between_the_new_state_and_the_end_of_the_old_run_is_mended(again
     }
 
 
-def test_a_resume_without_a_state_says_what_it_found(again, nyu, run, fine):
+def test_a_resume_without_a_state_says_what_it_found(again, nyu, forked, fine):
     for path in (again / "Model" / "Ckpt").glob("FineNet_*"):
         path.unlink()
     before = tree(again)
-    line = one_line(run("train.py", "--data_url", nyu, *fine, "--resume", cwd=again))
+    line = one_line(forked("train.py", "--data_url", nyu, *fine, "--resume", cwd=again))
     assert "FineNet_<step>.ckpt: --resume finds no state to go on from (found: FinalFineNet.ckpt" in line
     assert tree(again) == before
-    line = one_line(run("train.py", "--data_url", nyu, *fine, "--resume", "--train_url", "Modle", cwd=again))
+    line = one_line(forked("train.py", "--data_url", nyu, *fine, "--resume", "--train_url", "Modle", cwd=again))
     assert "Modle/Ckpt/FineNet_<step>.ckpt: --resume finds no state to go on from (found: no run)" in line
-    result = run("train.py", "--data_url", nyu, *fine, "--resume", "--overwrite", cwd=again)
+    result = forked("train.py", "--data_url", nyu, *fine, "--resume", "--overwrite", cwd=again)
     assert result.returncode == 2 and "not allowed with" in result.stderr
 
 
-def test_two_trainings_do_not_share_a_folder(again, nyu, run, fine):
+def test_two_trainings_do_not_share_a_folder(again, nyu, forked, fine):
     with open(again / "Model" / ".lock", "a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
-        line = one_line(run("train.py", "--data_url", nyu, *fine, "--resume", cwd=again))
+        line = one_line(forked("train.py", "--data_url", nyu, *fine, "--resume", cwd=again))
     assert f"another training writes there (process {os.getpid()})" in line
     process = subprocess.Popen(
         [
@@ -172,11 +172,11 @@ def test_two_trainings_do_not_share_a_folder(again, nyu, run, fine):
         assert process.poll() is None
         time.sleep(0.02)
     assert f"process {process.pid}" in one_line(
-        run("train.py", "--data_url", nyu, *fine, "--train_url", "two", "--overwrite", cwd=again)
+        forked("train.py", "--data_url", nyu, *fine, "--train_url", "two", "--overwrite", cwd=again)
     )
     process.send_signal(signal.SIGKILL)  # the lock goes with the process
     process.wait()
-    result = run(
+    result = forked(
         "train.py",
         "--data_url",
         nyu,
@@ -211,7 +211,7 @@ def test_a_state_of_another_net_is_not_resumed_from():
         trainer.restore(checkpoint.Checkpoint("FineNet_7.ckpt", state, {"step": 7}))
 
 
-def test_a_validation_that_fails_costs_a_warning_and_no_state(nyu, run, fine, tmp_path):
+def test_a_validation_that_fails_costs_a_warning_and_no_state(nyu, forked, fine, tmp_path):
     """A picture that breaks after the start: the epoch's state is there, training goes on to its end."""
     data = shutil.copytree(nyu, tmp_path / "NYU")
     process = subprocess.Popen(
@@ -242,16 +242,17 @@ def test_a_validation_that_fails_costs_a_warning_and_no_state(nyu, run, fine, tm
     assert len(rows) == 3 and not rows[2]["abs_rel"]
 
 
-def test_an_epoch_whose_validation_was_cut_off_is_validated_by_the_resume(nyu, run, fine, tmp_path):
+def test_an_epoch_whose_validation_was_cut_off_is_validated_by_the_resume(nyu, forked, fine, tmp_path):
     """Killed after the state and before the row of the epoch: the resumed run writes the row that is missing."""
     arguments = ["--data_url", nyu, "--val_data", nyu, *fine]
     for name, epochs in (("whole", 2), ("cut", 1)):
-        assert run("train.py", *arguments, "--epochs_fine", epochs, "--train_url", name, cwd=tmp_path).returncode == 0
+        result = forked("train.py", *arguments, "--epochs_fine", epochs, "--train_url", name, cwd=tmp_path)
+        assert result.returncode == 0
     log = tmp_path / "cut" / "Log" / "fine.csv"
     log.write_text(
         "".join(line for line in log.read_text().splitlines(True) if line.split(",")[4] in ("", "mean_loss"))
     )
-    result = run("train.py", *arguments, "--epochs_fine", 2, "--train_url", "cut", "--resume", cwd=tmp_path)
+    result = forked("train.py", *arguments, "--epochs_fine", 2, "--train_url", "cut", "--resume", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     tables = []
     for name in ("whole", "cut"):
@@ -268,39 +269,39 @@ def test_an_epoch_whose_validation_was_cut_off_is_validated_by_the_resume(nyu, r
     assert ours == theirs
 
 
-def test_predictions_that_are_not_finite_are_no_best_weights(nyu, run, fine, tmp_path):
+def test_predictions_that_are_not_finite_are_no_best_weights(nyu, forked, fine, tmp_path):
     """A net whose every prediction is NaN while its loss is not: the validation is refused, by name."""
     data = shutil.copytree(nyu, tmp_path / "NYU")
     for path in (data / "Test").glob("*_depth.png"):
         cv2.imwrite(str(path), np.zeros((480, 640), np.uint16))
-    result = run("train.py", "--data_url", nyu, "--val_data", data, *fine, "--epochs_fine", 1, cwd=tmp_path)
+    result = forked("train.py", "--data_url", nyu, "--val_data", data, *fine, "--epochs_fine", 1, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "warning: no validation of epoch 1: no measured pixel in any target" in result.stdout
     assert not (tmp_path / "Model" / "Ckpt" / "BestFineNet.ckpt").exists() and "abs_rel: 0.0000" not in result.stdout
 
 
-def test_data_that_changed_under_the_same_names_is_not_resumed_on_in_silence(nyu, run, fine, tmp_path):
+def test_data_that_changed_under_the_same_names_is_not_resumed_on_in_silence(nyu, forked, fine, tmp_path):
     data = shutil.copytree(nyu, tmp_path / "NYU")
     arguments = ["--data_url", data, *fine, "--save_checkpoint_steps", 1]
-    assert run("train.py", *arguments, "--max_steps", 1, cwd=tmp_path).returncode == 0
+    assert forked("train.py", *arguments, "--max_steps", 1, cwd=tmp_path).returncode == 0
     picture = data / "Train" / "sample_0001_out" / "2.jpg"
     shutil.copy(data / "Train" / "sample_0001_out" / "1.jpg", picture)
-    line = one_line(run("train.py", *arguments, "--max_steps", 2, "--resume", cwd=tmp_path))
+    line = one_line(forked("train.py", *arguments, "--max_steps", 2, "--resume", cwd=tmp_path))
     assert "files of the training data have another size or time" in line
-    result = run("train.py", *arguments, "--max_steps", 2, "--resume", "--allow_changed_data", cwd=tmp_path)
+    result = forked("train.py", *arguments, "--max_steps", 2, "--resume", "--allow_changed_data", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
 
 
-def test_a_packed_set_stands_for_the_files_it_was_made_of(nyu, run, fine, tmp_path):
+def test_a_packed_set_stands_for_the_files_it_was_made_of(nyu, forked, fine, tmp_path):
     packed.pack(nyu, tmp_path / "set", 2)
     assert packed.open_training(tmp_path / "set").data_digest() == data_loader.PlainPairs(nyu).data_digest()
     arguments = [*fine, "--save_checkpoint_steps", 1]
-    assert run("train.py", "--data_url", nyu, *arguments, "--max_steps", 1, cwd=tmp_path).returncode == 0
-    result = run("train.py", "--data_url", "set", *arguments, "--max_steps", 2, "--resume", cwd=tmp_path)
+    assert forked("train.py", "--data_url", nyu, *arguments, "--max_steps", 1, cwd=tmp_path).returncode == 0
+    result = forked("train.py", "--data_url", "set", *arguments, "--max_steps", 2, "--resume", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
 
 
-def test_flipped_bytes_in_a_packed_set_are_noticed_while_training(nyu, run, fine, tmp_path):
+def test_flipped_bytes_in_a_packed_set_are_noticed_while_training(nyu, forked, fine, tmp_path):
     packed.pack(nyu, tmp_path / "set", 2)
     shard = tmp_path / "set" / "train_000.mindrecord"
     content = bytearray(shard.read_bytes())
@@ -309,11 +310,11 @@ def test_flipped_bytes_in_a_packed_set_are_noticed_while_training(nyu, run, fine
     assert place > 0
     content[place] ^= 255
     shard.write_bytes(content)
-    line = one_line(run("train.py", "--data_url", "set", *fine, "--epochs_fine", 1, cwd=tmp_path))
+    line = one_line(forked("train.py", "--data_url", "set", *fine, "--epochs_fine", 1, cwd=tmp_path))
     assert "set: sample_0001_out/4: damaged: does not match its checksum" in line
 
 
-def test_rank_0_alone_reads_pre_trained(nyu, run, tmp_path):
+def test_rank_0_alone_reads_pre_trained(nyu, forked, tmp_path):
     """The other servers need not have the file: only what the first rank loads is handed out."""
     from src import stages
     from src.device import Device

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 from tests.test_commands import FINAL_LINE, LOG_LINE
 from tests.test_distributed import table
 
-FEW = "--batch_size 2 --max_steps 1"
+FEW = "--batch_size 1 --max_steps 1"
 TRAINING = f"""
 cd scripts
 bash run_standalone_train_ascend.sh ../NYU 0 {FEW}

@@ -1,14 +1,16 @@
-"""Runs the repo's programs on what test_fuzz.py makes: one fork a run, so that a crash is an exit code.
+"""Runs the repo's programs, each in a fork of this process, which has loaded what they import: a program starts at
+once, and its crash is an exit code.
 
-Reads lines of JSON {"target", "arguments", "cwd", "megabytes"} and answers each with {"code", "output", "errors"}. A
-program is its file below the repo; the other targets are the functions at the end. MindSpore starts no thread before
-the fork, for nothing here runs a net.
+Reads lines of JSON {"target", "arguments", "cwd", "environment", "megabytes"} and answers each with {"code", "output",
+"errors"}. A program is its file below the repo; the other targets are the functions at the end. MindSpore starts no
+thread before a fork, for nothing here runs a net.
 """
 
 import json
 import os
 import resource
 import runpy
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -17,12 +19,16 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import cv2  # noqa: E402
+import matplotlib.backends.backend_agg  # noqa: E402
+import matplotlib.figure  # noqa: E402, F401
 import numpy as np  # noqa: E402
 
-from src import checkpoint, cli, depth_files, image  # noqa: E402
+from src import checkpoint, cli, depth_files, image, packed, report, stages  # noqa: E402, F401
+from src.data_loader import Schedule, TrainingData  # noqa: E402
 from src.predict import DepthPredictor  # noqa: E402
 
-SECONDS = 60
+SECONDS = 60  # of a processor, for what has a limit of memory
+DEADLINE = 900
 
 
 def red(rgb):
@@ -47,27 +53,40 @@ def load_checkpoint(path):
     return 0
 
 
-FUNCTIONS = {"predict": predict, "load_checkpoint": load_checkpoint}
+def read_packed(folder):
+    """An epoch of a packed set."""
+    source = packed.open_training(folder)
+    if len(source.names) >= 2:
+        list(TrainingData(source, Schedule(len(source.names), 2, 0), 2).batches(0, len(source.names) // 2))
+    return 0
 
 
-def child(request, output, errors):
+FUNCTIONS = {"predict": predict, "load_checkpoint": load_checkpoint, "read_packed": read_packed}
+
+
+def become(request, output, errors):
     """Become the program: never returns."""
     os.chdir(request["cwd"])
+    os.environ.update(request["environment"])
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(output, 1)
     os.dup2(errors, 2)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8") for number in (1, 2))
-    base = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    limit = base + (request["megabytes"] << 20)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    signal.alarm(DEADLINE)
+    if megabytes := request["megabytes"]:
+        base = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        limit = base + (megabytes << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+        cv2.setNumThreads(0)
     target, arguments = request["target"], request["arguments"]
-    sys.argv = [target, *arguments]
+    sys.argv = [str(ROOT / target), *arguments]
     code = 1
     try:
         if target in FUNCTIONS:
             cli.run(lambda: FUNCTIONS[target](*arguments))
         else:
-            runpy.run_path(str(ROOT / target), run_name="__main__")
+            runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as ended:
         code = ended.code or 0
     except BaseException:
@@ -82,13 +101,12 @@ def child(request, output, errors):
 
 
 def main():
-    cv2.setNumThreads(0)
     for line in sys.stdin:
         request = json.loads(line)
         with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
             pid = os.fork()
             if pid == 0:
-                child(request, output.fileno(), errors.fileno())
+                become(request, output.fileno(), errors.fileno())
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             texts = []
             for file in (output, errors):
