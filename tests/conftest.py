@@ -38,9 +38,9 @@ ms.set_device("CPU")
 # What needs one of these starts programs or builds the C++ one; so does what is marked `long`, or trains for minutes.
 PROCESSES = {"run", "forked", "lite"}  # what the other fixtures of that kind are made with
 # The files that take longest, first: each is one processor's work, and the short ones fill what is left at the end.
-LONGEST = ("test_commands", "test_zoo", "test_distributed", "test_app", "test_inference", "test_interruption", "test_recipe",
-           "test_start", "test_training", "test_resume", "test_hostile", "test_report", "test_shipped", "test_weights",
-           "test_data_loader", "test_fuzz", "test_predict", "test_benchmarks", "test_packed")
+LONGEST = ("test_commands", "test_zoo", "test_distributed", "test_app", "test_inference", "test_interruption",
+           "test_recipe", "test_start", "test_training", "test_resume", "test_hostile", "test_report", "test_shipped",
+           "test_weights", "test_data_loader", "test_fuzz", "test_predict", "test_benchmarks", "test_packed")
 
 
 def pytest_addoption(parser):

@@ -86,6 +86,14 @@ def test_an_image_with_nothing_measured_costs_nothing(loss):
     assert float(loss()(ms.Tensor(log_depth), ms.Tensor(np.zeros_like(log_depth)))) == 0
 
 
+@pytest.mark.parametrize(("loss", "expected"), [(CompositeLoss, 0.5 * 0.36 + 0.6), (ScaleInvariantLoss, 0.5 * 0.36)])
+def test_an_image_with_one_measured_pixel_is_its_error(loss, expected):
+    depth_m = np.zeros((1, 1, 55, 74), np.float32)
+    depth_m[0, 0, 20, 30] = 2
+    log_depth = np.full_like(depth_m, np.log(2) - 0.6)
+    assert float(loss()(ms.Tensor(log_depth), ms.Tensor(depth_m))) == pytest.approx(expected, abs=1e-6)
+
+
 def test_a_common_scale_error_costs_half_with_balance_half():
     """d constant = c: the scale-invariant loss is c^2 - balance c^2."""
     depth_m = np.full((1, 1, 55, 74), 2.0, np.float32)

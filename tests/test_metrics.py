@@ -90,7 +90,7 @@ def test_eigen_scores_its_crop_and_valid_range_only():
     outside = np.ones_like(full_m, bool)
     outside[45:468, 41:601] = False  # rows 45..471 as far as the net sees (468)
     spoiled = np.where(outside, 9.0, full_m)
-    spoiled[100, 100], spoiled[101, 100], spoiled[102, 100] = 0, 10.0, 5e-4
+    spoiled[100:104, 100] = 0, 10.0, 5e-4, 12.0
     values = metrics.evaluate(log_depth, spoiled[None, None], "eigen")
     assert values["rmse"][0] == pytest.approx(0, abs=1e-6)
     for inside, value_m in (((45, 41), 9.0), ((467, 600), 9.0), ((200, 200), 0.01)):
@@ -116,17 +116,24 @@ def test_predictions_that_are_not_finite_are_named():
     log_depth[4, 0, 0, 0] = np.nan
     with pytest.raises(NotFinite, match=r"^a, b, c \(and 1 more\): "):
         metrics.finite(log_depth, "abcde")
+    with pytest.raises(NotFinite, match=r"^b, c: "):
+        metrics.finite(log_depth[1:4], "bcd")
+    with pytest.raises(ValueError, match="longer"):
+        metrics.finite(log_depth[3:4], "")
 
 
 def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match="protocol"):
         metrics.evaluate(np.zeros((1, 1, 55, 74)), np.ones((1, 1, 55, 74)), "kitti")
-    with pytest.raises(ValueError, match="1 predictions for 2 targets"):
-        metrics.evaluate(np.zeros((1, 1, 55, 74)), np.ones((2, 1, 55, 74)))
-    with pytest.raises(ValueError, match="differ in size"):
-        metrics.evaluate(np.zeros((1, 1, 55, 74)), np.ones((1, 1, 54, 74)))
-    with pytest.raises(ValueError, match="480x640"):
-        metrics.evaluate(np.zeros((1, 1, 55, 74)), np.ones((1, 1, 55, 74)), "eigen")
+    for ours, theirs in ((1, 2), (2, 1)):
+        with pytest.raises(ValueError, match=f"{ours} predictions for {theirs} targets"):
+            metrics.evaluate(np.zeros((ours, 1, 55, 74)), np.ones((theirs, 1, 55, 74)))
+    for ours, theirs in ((55, 54), (54, 55)):
+        with pytest.raises(ValueError, match="differ in size"):
+            metrics.evaluate(np.zeros((1, 1, ours, 74)), np.ones((1, 1, theirs, 74)))
+    for size in ((55, 74), (481, 640)):
+        with pytest.raises(ValueError, match="480x640"):
+            metrics.evaluate(np.zeros((1, 1, 55, 74)), np.ones((1, 1, *size)), "eigen")
 
 
 def test_the_final_line_has_the_names_that_scripts_look_for():
