@@ -83,14 +83,14 @@ def test_evaluation_equals_a_loop_of_our_own(trained, nyu, run, tmp_path):
             [means[name] for name in metrics.METRICS[:7]], abs=2e-6 + 1e-5)
 
 
-def test_the_paper_net_goes_through_training_and_evaluation_without_being_named_again(nyu, run, tmp_path):
-    result = run("train.py", "--data_url", nyu, "--coarse_net", "paper", "--loss", "scale_invariant", "--batch_size", 2,
-                 "--start", "lsuv", "--dropout", 0.1, "--dense_lr_scale", 0.02, "--max_steps", 1, "--train_url",
-                 "a run/Model", cwd=tmp_path)
+def test_the_paper_net_goes_through_training_and_evaluation_without_being_named_again(nyu, forked, tmp_path):
+    result = forked("train.py", "--data_url", nyu, "--coarse_net", "paper", "--loss", "scale_invariant", "--batch_size",
+                    2, "--start", "lsuv", "--dropout", 0.1, "--dense_lr_scale", 0.02, "--max_steps", 1, "--train_url",
+                    "a run/Model", cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     checkpoints = [tmp_path / "a run" / "Model" / "Ckpt" / f"Final{net}Net.ckpt" for net in ("Coarse", "Fine")]
-    result = run("eval.py", "--test_data", nyu, "--coarse_ckpt_model", checkpoints[0], "--fine_ckpt_model",
-                 checkpoints[1], cwd=tmp_path)
+    result = forked("eval.py", "--test_data", nyu, "--coarse_ckpt_model", checkpoints[0], "--fine_ckpt_model",
+                    checkpoints[1], cwd=tmp_path)
     assert result.returncode == 0 and len(FINAL_LINE.findall(result.stdout)) == 2, result.stdout + result.stderr
 
 
@@ -124,8 +124,7 @@ def test_broken_data_is_named_by_file(nyu, forked, tmp_path):
          "1.jpg is 480x640 but"),
     ]
     for folder, message in cases:
-        line = one_line(forked("train.py", "--data_url", folder, "--batch_size", 8, "--max_steps", 1, cwd=tmp_path,
-                               PYTHONWARNINGS="ignore"))
+        line = one_line(forked("train.py", "--data_url", folder, "--batch_size", 8, "--max_steps", 1, cwd=tmp_path))
         assert message in line, line
         shutil.rmtree(tmp_path / "Model")
 

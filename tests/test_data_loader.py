@@ -409,13 +409,13 @@ def test_the_mean_map_is_of_what_can_be_read(hundred, tmp_path):
     np.testing.assert_allclose(mean, np.log(depth_m.clip(0.1, 10)).mean(), rtol=1e-5)
 
 
-def test_the_command_stops_at_a_broken_picture_or_skips_it(hundred, fine_stage, run, tmp_path):
+def test_the_command_stops_at_a_broken_picture_or_skips_it(hundred, fine_stage, forked, tmp_path):
     folder = shutil.copytree(hundred, tmp_path / "NYU")
     break_pictures(folder, 1)
     arguments = ["--data_url", folder, *fine_stage, "--batch_size", 8, "--epochs_fine", 1]
-    stopped = run("train.py", *arguments, "--train_url", "stopped", cwd=tmp_path)
+    stopped = forked("train.py", *arguments, "--train_url", "stopped", cwd=tmp_path)
     assert stopped.returncode == 2 and "one_out/0.jpg: broken image" in stopped.stderr
-    skipped = run("train.py", *arguments, "--train_url", "skipped", "--bad_samples", "skip", cwd=tmp_path)
+    skipped = forked("train.py", *arguments, "--train_url", "skipped", "--bad_samples", "skip", cwd=tmp_path)
     assert skipped.returncode == 0, skipped.stderr
     assert skipped.stdout.count("bad sample, replaced by another:") == 1
     assert "bad samples: 1" in skipped.stdout

@@ -37,15 +37,20 @@ def test_the_units(sanitized):
     assert passed == of == (SOURCE / "test" / "utils_test.cc").read_text().count("\nTEST(")
 
 
-def test_run_infer_310_gives_eval_s_accuracy_and_mindspore_s_numbers(models, trained, nyu, run, tmp_path):
-    for _ in range(2):  # the second run moves the first one's results aside
-        result = run("scripts/run_infer_310.sh", *(os.path.relpath(path, tmp_path) for path in models), nyu / "Test", 0,
-                     cwd=tmp_path, DEVICE_TARGET="CPU")
-        assert result.returncode == 0, result.stdout + result.stderr
-    assert (tmp_path / "result_Files.1").is_dir() and (tmp_path / "acc.log.1").is_file()
+def test_run_infer_310_gives_eval_s_accuracy_and_mindspore_s_numbers(models, trained, nyu, run, forked, tmp_path):
+    for name, of_before in (("result_Files", "before"), ("result_Files.1", "long before")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "99999_0.bin").write_text(of_before)
+    (tmp_path / "acc.log").write_text("before")
+    result = run("scripts/run_infer_310.sh", *(os.path.relpath(path, tmp_path) for path in models), nyu / "Test", 0,
+                 cwd=tmp_path, DEVICE_TARGET="CPU")
+    assert result.returncode == 0, result.stdout + result.stderr
+    for name, of_before in (("result_Files.1", "long before"), ("result_Files.2", "before")):  # moved aside, and whole
+        assert (tmp_path / name / "99999_0.bin").read_text() == of_before
+    assert (tmp_path / "acc.log.1").read_text() == "before" and len(list((tmp_path / "result_Files").iterdir())) == 4
     assert re.search(r"^NN inference cost average time: [\d.]+ ms of infer_count 3$", result.stdout, re.M)
     printed = [float(value) for value in FINAL_LINE.findall((tmp_path / "acc.log").read_text())[0][1:]]
-    evaluated = run("eval.py", "--test_data", nyu, cwd=trained).stdout
+    evaluated = forked("eval.py", "--test_data", nyu, cwd=trained).stdout
     expected = {line[0]: [float(value) for value in line[1:]] for line in FINAL_LINE.findall(evaluated)}
     assert printed == pytest.approx(expected["FineNet"], abs=1e-4)
 

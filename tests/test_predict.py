@@ -299,7 +299,7 @@ def test_the_command_on_a_folder_without_mindspore(pictures, onnx, run, without_
     assert again.returncode == 0, again.stderr
 
 
-def test_the_command_on_a_video_and_with_checkpoints(pictures, trained, run, tmp_path):
+def test_the_command_on_a_video_and_with_checkpoints(pictures, trained, forked, tmp_path):
     path = tmp_path / "clip.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 12, (160, 120))
     for level in range(5):
@@ -307,8 +307,8 @@ def test_the_command_on_a_video_and_with_checkpoints(pictures, trained, run, tmp
     writer.release()
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     checkpoints = [trained / "Model" / "Ckpt" / f"Final{net}Net.ckpt" for net in ("Coarse", "Fine")]
-    result = run("predict.py", "--input", path, tmp_path / "broken.mp4", "--coarse_ckpt_model", checkpoints[0],
-                 "--fine_ckpt_model", checkpoints[1], "--save", "side", "npy", "--batch_size", 2, cwd=tmp_path)
+    result = forked("predict.py", "--input", path, tmp_path / "broken.mp4", "--coarse_ckpt_model", checkpoints[0],
+                    "--fine_ckpt_model", checkpoints[1], "--save", "side", "npy", "--batch_size", 2, cwd=tmp_path)
     assert result.returncode == 1 and "broken.mp4: not a readable video" in result.stdout, result.stdout + result.stderr
     video = cv2.VideoCapture(str(tmp_path / "predictions" / "clip_side.mp4"))
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 5 and video.get(cv2.CAP_PROP_FPS) == 12
@@ -325,8 +325,8 @@ def test_the_command_on_a_video_and_with_checkpoints(pictures, trained, run, tmp
     (["--input", ".", "--fx", "500"], "--fx --fy --cx --cy together"),
     (["--input", ".", "--fov", "190"], "less than 180"),
 ])
-def test_mistakes_get_one_line(run, tmp_path, arguments, text):
-    result = run("predict.py", *arguments, cwd=tmp_path)
+def test_mistakes_get_one_line(forked, tmp_path, arguments, text):
+    result = forked("predict.py", *arguments, cwd=tmp_path)
     assert result.returncode == 2 and text in result.stderr and "Traceback" not in result.stderr
 
 

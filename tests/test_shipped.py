@@ -1,5 +1,6 @@
 """The weights of this repo: found in a fresh clone, the same figures through all runtimes, and those of their card."""
 
+import functools
 import json
 import os
 import re
@@ -20,23 +21,39 @@ REAL = os.environ.get("DEPTHNET_NYU")
 FOLDERS = ["rendered", pytest.param("real", marks=pytest.mark.skipif(not REAL, reason="DEPTHNET_NYU is not set"))]
 
 
-@pytest.fixture(scope="module", params=FOLDERS)
-def scored(request, nyu, run, tmp_path_factory):
-    """(Test folder, the folder of the run, FineNet's metrics as eval.py has them)."""
-    folder, data = tmp_path_factory.mktemp("scored"), nyu if request.param == "rendered" else REAL
-    result = run("eval.py", "--test_data", data, "--coarse_ckpt_model", COARSE, "--fine_ckpt_model", FINE,
-                 "--output_dir", "report", cwd=folder)
-    assert result.returncode == 0, result.stderr
-    for net, checkpoint in (("coarse", COARSE), ("fine", FINE)):
-        result = run("export.py", "--coarse_or_fine", net, "--ckpt_file", checkpoint, "--file_format", "MINDIR", "ONNX",
-                     cwd=folder)
+@pytest.fixture(scope="module")
+def evaluated(forked, tmp_path_factory):
+    """evaluated(data, protocol): both nets' metrics as eval.py has them."""
+    @functools.cache
+    def evaluate(data, protocol):
+        folder = tmp_path_factory.mktemp("evaluated")
+        result = forked("eval.py", "--test_data", data, "--coarse_ckpt_model", COARSE, "--fine_ckpt_model", FINE,
+                        "--protocol", protocol, "--output_dir", "report", cwd=folder)
         assert result.returncode == 0, result.stderr
-    return data, folder, json.loads((folder / "report" / "metrics.json").read_text())["metrics"]["FineNet"]
+        return json.loads((folder / "report" / "metrics.json").read_text())["metrics"]
+
+    return evaluate
 
 
-def test_onnx_gives_the_same_figures(scored):
-    data, folder, expected = scored
-    nets = DepthPredictor(*(folder / "Model" / "ONNX" / f"Final{net}Net.onnx" for net in ("Coarse", "Fine")))
+@pytest.fixture(scope="module")
+def models(forked, tmp_path_factory):
+    """The Model folder with both nets exported in both formats."""
+    folder = tmp_path_factory.mktemp("shipped")
+    for net, checkpoint in (("coarse", COARSE), ("fine", FINE)):
+        result = forked("export.py", "--coarse_or_fine", net, "--ckpt_file", checkpoint, "--file_format", "MINDIR",
+                        "ONNX", cwd=folder)
+        assert result.returncode == 0, result.stderr
+    return folder / "Model"
+
+
+@pytest.fixture(params=FOLDERS)
+def data(request, nyu):
+    return nyu if request.param == "rendered" else REAL
+
+
+def test_onnx_gives_the_same_figures(models, evaluated, data):
+    expected = evaluated(data, "depthnet")["FineNet"]
+    nets = DepthPredictor(*(models / "ONNX" / f"Final{net}Net.onnx" for net in ("Coarse", "Fine")))
     scores = evaluation.score(data_loader.list_test(data), lambda rgb: {"net": nets.fine(rgb, nets.coarse(rgb))},
                               "depthnet", 4, 2)["net"].means()
     for name in metrics.METRICS:
@@ -44,12 +61,12 @@ def test_onnx_gives_the_same_figures(scored):
 
 
 @NEEDS_CPP
-def test_the_cpp_program_gives_the_same_figures(scored, lite, run):
-    data, folder, expected = scored
-    models = [folder / "Model" / "MindIR" / f"Final{net}Net.mindir" for net in ("Coarse", "Fine")]
-    result = run("scripts/run_infer_310.sh", *models, data, 0, cwd=folder, DEVICE_TARGET="CPU", MS_LITE_HOME=lite)
+def test_the_cpp_program_gives_the_same_figures(models, evaluated, data, lite, run, tmp_path):
+    expected = evaluated(data, "depthnet")["FineNet"]
+    mindir = [models / "MindIR" / f"Final{net}Net.mindir" for net in ("Coarse", "Fine")]
+    result = run("scripts/run_infer_310.sh", *mindir, data, 0, cwd=tmp_path, DEVICE_TARGET="CPU", MS_LITE_HOME=lite)
     assert result.returncode == 0, result.stdout + result.stderr
-    line = (folder / "acc.log").read_text().strip().splitlines()[-1]
+    line = (tmp_path / "acc.log").read_text().strip().splitlines()[-1]
     labels = {"delta1": "delta1_loss", "delta2": "delta2_loss", "delta3": "delta3_loss", "abs_rel": "abs_relative_loss",
               "sq_rel": "sqr_relative_loss", "rmse": "rmse_linear_loss", "rmse_log": "rmse_log_loss"}
     for name, label in labels.items():
@@ -59,11 +76,8 @@ def test_the_cpp_program_gives_the_same_figures(scored, lite, run):
 
 @pytest.mark.skipif(not REAL, reason="DEPTHNET_NYU is not set")
 @pytest.mark.parametrize("protocol", ["depthnet", "eigen"])
-def test_the_card_s_figures_are_these(run, tmp_path, protocol):
-    result = run("eval.py", "--test_data", REAL, "--coarse_ckpt_model", COARSE, "--fine_ckpt_model", FINE, "--protocol",
-                 protocol, "--output_dir", "report", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    found = json.loads((tmp_path / "report" / "metrics.json").read_text())["metrics"]
+def test_the_card_s_figures_are_these(evaluated, protocol):
+    found = evaluated(REAL, protocol)
     card = (ROOT / "weights" / "README.md").read_text()
     rows = re.findall(rf"^\| (CoarseNet|FineNet) \| {protocol} \| (.*) \|$", card, re.MULTILINE)
     assert {net for net, _ in rows} == {"CoarseNet", "FineNet"}
@@ -76,9 +90,9 @@ def test_they_are_small_and_of_the_nets_that_they_are_named_after():
     assert COARSE.stat().st_size + FINE.stat().st_size < 50e6
 
 
-def test_a_photo_in_a_fresh_clone(nyu, run, tmp_path):
+def test_a_photo_in_a_fresh_clone(nyu, forked, tmp_path):
     shutil.copy(next((nyu / "Test").glob("*_colors.png")), tmp_path / "photo.png")
-    result = run("predict.py", "--input", "photo.png", "--save", "color", "npy", cwd=tmp_path)
+    result = forked("predict.py", "--input", "photo.png", "--save", "color", "npy", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert f"no {cli.MODEL}/Ckpt/FinalCoarseNet.ckpt: taking the weights of this repo" in result.stdout
     depth_m = np.load(tmp_path / "predictions" / "photo_depth.npy")
@@ -88,9 +102,9 @@ def test_a_photo_in_a_fresh_clone(nyu, run, tmp_path):
     assert Image.open(tmp_path / "predictions" / "photo_depth.png").width > picture.shape[1]
 
 
-def test_a_net_of_the_user_s_own_comes_first(nyu, run, tmp_path):
+def test_a_net_of_the_user_s_own_comes_first(nyu, forked, tmp_path):
     """With one of the two in Model/Ckpt the other is asked for: the two of a pair belong together."""
     (tmp_path / "Model" / "Ckpt").mkdir(parents=True)
     shutil.copy(COARSE, tmp_path / "Model" / "Ckpt" / "FinalCoarseNet.ckpt")
-    line = one_line(run("predict.py", "--input", nyu / "Test", cwd=tmp_path))
+    line = one_line(forked("predict.py", "--input", nyu / "Test", cwd=tmp_path))
     assert "FinalFineNet.ckpt: no such checkpoint" in line and "tools/get_weights.py" in line

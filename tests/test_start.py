@@ -314,7 +314,8 @@ def test_flipped_bytes_in_a_packed_set_are_noticed_while_training(nyu, forked, f
     assert "set: sample_0001_out/4: damaged: does not match its checksum" in line
 
 
-def test_rank_0_alone_reads_pre_trained(nyu, forked, tmp_path):
+@pytest.mark.long
+def test_rank_0_alone_reads_pre_trained(nyu, tmp_path):
     """The other servers need not have the file: only what the first rank loads is handed out."""
     from src import stages
     from src.device import Device
