@@ -43,8 +43,9 @@ hand_on() {
 }
 
 # end_scheduler: when a worker has failed, msrun kills the others and then waits for its scheduler, which takes minutes
-# to notice. Ends with msrun.
+# to notice. Ends with msrun, and not before: Ctrl-C reaches it, too.
 end_scheduler() {
+    trap '' INT TERM HUP
     while kill -0 "$msrun_pid" 2>/dev/null; do
         if grep -qs 'exit with exception. Error code' "$logs/msrun.log"; then
             pkill -KILL -P "$msrun_pid" || true

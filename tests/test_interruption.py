@@ -175,6 +175,7 @@ def test_two_workers_stop_together(nyu, fine_stage, tmp_path, number, code):
     assert terminal.exit_code() == code
     (log,) = tmp_path.glob("train_logs/*/device0/train.log")
     assert "the state is saved; to go on: bash " in log.read_text() and not leftovers(tmp_path)
+    assert "timed out" not in (log.parents[1] / "msrun.log").read_text()  # nobody waits for who has ended
     if number != signal.SIGHUP:
         assert b"the state is saved; to go on: bash " in terminal.screen
 
