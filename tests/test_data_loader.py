@@ -411,10 +411,12 @@ def test_the_mean_map_is_of_what_can_be_read(hundred, tmp_path):
 
 def test_the_command_stops_at_a_broken_picture_or_skips_it(hundred, fine_stage, forked, tmp_path):
     folder = shutil.copytree(hundred, tmp_path / "NYU")
-    break_pictures(folder, 1)
-    arguments = ["--data_url", folder, *fine_stage, "--batch_size", 8, "--epochs_fine", 1]
+    (index,) = Schedule(120, 1, seed=0).batch(0)[1]  # what the first step is fed
+    path = PlainPairs(folder).pairs[index].rgb
+    path.write_bytes(path.read_bytes()[:200])
+    arguments = ["--data_url", folder, *fine_stage, "--batch_size", 1, "--epochs_fine", 1]
     stopped = forked("train.py", *arguments, "--train_url", "stopped", cwd=tmp_path)
-    assert stopped.returncode == 2 and "one_out/0.jpg: broken image" in stopped.stderr
+    assert stopped.returncode == 2 and f"one_out/{path.name}: broken image" in stopped.stderr
     skipped = forked("train.py", *arguments, "--train_url", "skipped", "--bad_samples", "skip", cwd=tmp_path)
     assert skipped.returncode == 0, skipped.stderr
     assert skipped.stdout.count("bad sample, replaced by another:") == 1

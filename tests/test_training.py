@@ -39,14 +39,14 @@ def test_a_picture_is_learnt_by_heart(batch):
     ms.set_seed(0)
     batch = [part[:1] for part in batch]
     trainer = Trainer(CoarseNet(), "composite", 3e-4)
-    first, loss = train_until(trainer, batch, 0.08, 300)
+    first, loss = train_until(trainer, batch, 0.2, 300)
     worst = 0.0
     while trainer.step < 400:  # Adam's steps move the scale of all cells at once, to and fro
         worst = metrics.evaluate(trainer.predict(unit_range(batch[0])), batch[1])["delta1"].min()
-        if loss < 0.1 * first and worst > 0.9:
+        if loss < 0.2 * first and worst > 0.9:
             break
         loss, _ = trainer.run_step(*batch)
-    assert loss < 0.1 * first
+    assert loss < 0.2 * first
     assert worst > 0.9
 
 
@@ -120,14 +120,15 @@ def fine_trainer(amp_level, coarse):
 
 
 def test_half_precision_follows_single_precision(batch):
+    batch = [part[:1] for part in batch]
     coarse = np.ones_like(batch[1])
     curves = []
     for amp_level in ("O0", "O2"):
         trainer = fine_trainer(amp_level, coarse)
-        curves.append([trainer.run_step(*batch)[0] for _ in range(30)])
+        curves.append([trainer.run_step(*batch)[0] for _ in range(6)])
         assert trainer.predict(unit_range(batch[0])).dtype == np.float32
     np.testing.assert_allclose(curves[1], curves[0], rtol=0.02)
-    assert curves[0][-1] < 0.8 * curves[0][0]
+    assert curves[0][-1] < 0.5 * curves[0][0]
 
 
 @pytest.mark.parametrize("amp_level", ["O1", "O2", "O3"])
