@@ -1,6 +1,7 @@
 """Fixtures: a small NYU folder that the tests make themselves, and the real commands as subprocesses."""
 
 import fcntl
+import gc
 import json
 import os
 import shutil
@@ -38,9 +39,9 @@ ms.set_device("CPU")
 # What needs one of these starts programs or builds the C++ one; so does what is marked `long`, or trains for minutes.
 PROCESSES = {"run", "forked", "lite"}  # what the other fixtures of that kind are made with
 # The files that take longest, first: each is one processor's work, and the short ones fill what is left at the end.
-LONGEST = ("test_commands", "test_zoo", "test_distributed", "test_app", "test_inference", "test_interruption",
-           "test_recipe", "test_start", "test_training", "test_resume", "test_hostile", "test_report", "test_shipped",
-           "test_weights", "test_data_loader", "test_fuzz", "test_predict", "test_benchmarks", "test_packed")
+LONGEST = ("test_commands", "test_interruption", "test_zoo", "test_app", "test_resume", "test_start", "test_recipe",
+           "test_distributed", "test_inference", "test_hostile", "test_shipped", "test_training", "test_report",
+           "test_weights", "test_predict", "test_fuzz", "test_benchmarks", "test_data_loader", "test_packed")
 
 
 def pytest_addoption(parser):
@@ -54,6 +55,10 @@ def pytest_collection_modifyitems(config, items):
         long = [item for item in items if PROCESSES & set(item.fixturenames) or item.get_closest_marker("long")]
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in long]
+
+
+def pytest_collection_finish():
+    gc.freeze()  # MindSpore collects garbage before each compilation: what is imported by now need not be looked at
 
 
 @pytest.fixture(scope="session")
@@ -160,8 +165,9 @@ def lite():
 def sanitized(lite, tmp_path_factory):
     """The build folder of the sanitized program and its units."""
     build = tmp_path_factory.getbasetemp().parent / "build" if WORKERS > 1 else tmp_path_factory.mktemp("build")
-    result = subprocess.run(["bash", SOURCE / "build.sh", "-DSANITIZE=ON", "-DBUILD_TESTS=ON"], capture_output=True,
-                            text=True, check=False, env={**os.environ, "BUILD_DIR": str(build), "MS_LITE_HOME": lite})
+    result = subprocess.run(["bash", SOURCE / "build.sh", "-DSANITIZE=ON", "-DBUILD_TESTS=ON",
+                             "-DCMAKE_BUILD_TYPE=Debug"], capture_output=True, text=True, check=False,
+                            env={**os.environ, "BUILD_DIR": str(build), "MS_LITE_HOME": lite})
     assert result.returncode == 0, result.stdout + result.stderr
     return build
 

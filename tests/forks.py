@@ -6,6 +6,7 @@ Reads lines of JSON {"target", "arguments", "cwd", "environment", "megabytes"} a
 thread before a fork, for nothing here runs a net.
 """
 
+import gc
 import json
 import os
 import resource
@@ -101,6 +102,7 @@ def become(request, output, errors):
 
 
 def main():
+    gc.freeze()  # a fork's collector writes to what it looks at: the pages would be copied
     for line in sys.stdin:
         request = json.loads(line)
         with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
