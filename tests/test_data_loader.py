@@ -1,9 +1,12 @@
 """Listing, the schedule of samples, augmentation, and that nothing depends on the number of workers."""
 
+import contextlib
 import hashlib
 import os
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -11,8 +14,9 @@ import pytest
 from PIL import Image, ImageEnhance
 from scipy import ndimage
 
-from src import baselines, data_loader, image
+from src import baselines, data_loader, image, training
 from src.data_loader import DataError, PlainPairs, Schedule, TrainingData
+from tests.conftest import TinyCoarse
 
 
 def touch(path):
@@ -414,13 +418,26 @@ def test_the_command_stops_at_a_broken_picture_or_skips_it(hundred, fine_stage, 
     (index,) = Schedule(120, 1, seed=0).batch(0)[1]  # what the first step is fed
     path = PlainPairs(folder).pairs[index].rgb
     path.write_bytes(path.read_bytes()[:200])
-    arguments = ["--data_url", folder, *fine_stage, "--batch_size", 1, "--epochs_fine", 1]
+    arguments = ["--data_url", folder, *fine_stage, "--batch_size", 1, "--max_steps", 2]
     stopped = forked("train.py", *arguments, "--train_url", "stopped", cwd=tmp_path)
     assert stopped.returncode == 2 and f"one_out/{path.name}: broken image" in stopped.stderr
     skipped = forked("train.py", *arguments, "--train_url", "skipped", "--bad_samples", "skip", cwd=tmp_path)
     assert skipped.returncode == 0, skipped.stderr
     assert skipped.stdout.count("bad sample, replaced by another:") == 1
-    assert "bad samples: 1" in skipped.stdout
+
+
+def test_an_epoch_ends_with_the_number_of_its_bad_samples(hundred, tmp_path, caplog):
+    folder = shutil.copytree(hundred, tmp_path / "NYU")
+    break_pictures(folder, 1)
+    data = TrainingData(PlainPairs(folder), Schedule(120, 60, seed=0), skip_bad=True)
+    stage, run = training.Stage("fine", 1, None, 3, None, {}), training.Folder(tmp_path / "Model")
+    for path in (run.checkpoints, run.log):
+        path.mkdir(parents=True)
+    nobody_stops = SimpleNamespace(deferred=contextlib.nullcontext, signal_number=0)
+    caplog.set_level("INFO")
+    training.train_stage(stage, training.Trainer(TinyCoarse(), "composite", 1e-4), data, run,
+                         training.StageLog(run.log_file("fine.csv")), nobody_stops)
+    assert re.search(r"epoch: 1 mean loss: .*, bad samples: 1$", caplog.text, re.MULTILINE)
 
 
 def test_a_depth_map_is_decoded_once_as_far_as_targets_are_kept(nyu, tmp_path, monkeypatch):

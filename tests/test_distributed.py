@@ -1,14 +1,10 @@
 """Data-parallel training with MindSpore's own collectives: two real workers on CPU."""
 
-import csv
 import json
 import os
-import re
-import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -188,61 +184,6 @@ def workers_of(launcher):
             if launcher.pid in (parent, grandparent):
                 found[int(environment["RANK_ID"])] = int(folder.name)
     return found
-
-
-def test_a_run_of_two_workers_that_was_stopped_or_lost_a_worker_resumes_exactly(nyu, fine_stage, forked, tmp_path):
-    """Unbroken; stopped by SIGTERM and then with one worker killed by SIGKILL: the same weights."""
-    path = write(tmp_path / "table.json", table(2))
-    arguments = [nyu, path, *fine_stage, "--batch_size", 1, "--epochs_fine", 3, "--learning_rate_fine", 1e-3,
-                 "--save_checkpoint_steps", 1, "--val_data", nyu]
-    for name in ("unbroken", "broken"):
-        (tmp_path / name).mkdir()
-    unbroken = start(arguments, tmp_path / "unbroken")
-    output, errors = unbroken.communicate(timeout=600)
-    assert unbroken.returncode == 0, output + errors
-    assert len(re.findall(r"abs_rel: ", output)) == 3  # once an epoch, from rank 0
-
-    evaluated = forked("eval.py", "--test_data", nyu, "--coarse_ckpt_model", fine_stage[-1], "--fine_ckpt_model",
-                       "Model/Ckpt/FinalFineNet_rank0.ckpt", "--output_dir", "report", cwd=tmp_path / "unbroken")
-    assert evaluated.returncode == 0, evaluated.stderr
-    expected = json.loads((tmp_path / "unbroken" / "report" / "metrics.json").read_text())["metrics"]["FineNet"]
-    with open(tmp_path / "unbroken" / "Model" / "Log" / "fine_rank0.csv", newline="") as file:
-        validated = [row for row in csv.DictReader(file) if row["abs_rel"]][-1]
-    for name in ("delta1", "abs_rel", "rmse", "si"):  # each rank scored its share, the sums made the mean
-        assert float(validated[name]) == pytest.approx(expected[name], abs=1e-5)
-
-    cwd = tmp_path / "broken"
-    stopped = start(arguments, cwd)
-    _wait_for_file(cwd, "FineNet_2_rank0.ckpt")
-    stopped.send_signal(signal.SIGTERM)
-    output, errors = stopped.communicate(timeout=120)
-    assert stopped.returncode == 143, output + errors
-    assert "stopped, the state is saved" in output
-
-    killed = start([*arguments, "--resume"], cwd)
-    _wait_for_file(cwd, "FineNet_6_rank0.ckpt")
-    os.kill(workers_of(killed)[1], signal.SIGKILL)
-    began = time.monotonic()
-    output, errors = killed.communicate(timeout=120)
-    assert time.monotonic() - began < 30
-    assert killed.returncode == 137, output + errors
-    assert "device1/train.log" in errors
-
-    resumed = start([*arguments, "--resume"], cwd)
-    output, errors = resumed.communicate(timeout=600)
-    assert resumed.returncode == 0, output + errors
-    for name in ("FinalFineNet_rank0.ckpt", "FineNet_12_rank0.ckpt"):
-        ours, theirs = (tmp_path / run / "Model" / "Ckpt" / name for run in ("broken", "unbroken"))
-        assert ours.read_bytes() == theirs.read_bytes(), name
-    logs = list((cwd / "train_logs").iterdir())
-    assert len(logs) == 3 and all((log / "device1" / "train.log").is_file() for log in logs)
-
-
-def _wait_for_file(cwd, name, seconds=240):
-    deadline = time.monotonic() + seconds
-    while not (cwd / "Model" / "Ckpt" / name).exists():
-        assert time.monotonic() < deadline, f"no {name}"
-        time.sleep(0.05)
 
 
 @pytest.mark.long

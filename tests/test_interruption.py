@@ -1,7 +1,10 @@
 """Signals as a terminal sends them: to every process of its foreground group, on a pseudo-terminal."""
 
+import csv
+import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -13,17 +16,11 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT
-from tests.test_distributed import table, write
+from tests.test_distributed import ENVIRONMENT, SCRIPT, start, table, workers_of, write
 
 pytestmark = pytest.mark.long
 
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-ENVIRONMENT = {
-    **os.environ,
-    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    "DEVICE_TARGET": "CPU",
-    "PYTHON": sys.executable,
-}
 
 # A state to wait for after each step.
 STATE_A_STEP = ["--batch_size", "1", "--save_checkpoint_steps", "1"]
@@ -153,31 +150,65 @@ def test_a_prediction_leaves_nothing_partial(red_onnx, tmp_path, number, code):
     assert not list((tmp_path / "predictions").iterdir())
 
 
-@pytest.mark.parametrize(("number", "code"), [one for one in SIGNALS if one[0] != signal.SIGTERM])
-def test_two_workers_stop_together(nyu, fine_stage, tmp_path, number, code):
-    """SIGTERM: test_distributed.py."""
-    ranks = write(tmp_path / "table.json", table(2))
-    terminal = Terminal(
-        [
-            "/bin/bash",
-            ROOT / "scripts/run_distributed_train_ascend.sh",
-            nyu,
-            ranks,
-            *fine_stage,
-            *STATE_A_STEP,
-            "--epochs_fine",
-            "100",
-        ],
-        tmp_path,
-    )
-    wait_for(lambda: (tmp_path / "Model/Ckpt/FineNet_2_rank0.ckpt").exists())
+def stop_two_workers(arguments, folder, number):
+    """Start two workers and interrupt them after their second step; the exit code and what was on the screen."""
+    terminal = Terminal(["/bin/bash", SCRIPT, *arguments], folder)
+    wait_for(lambda: (folder / "Model/Ckpt/FineNet_2_rank0.ckpt").exists())
     interrupt(terminal, number)
-    assert terminal.exit_code() == code
-    (log,) = tmp_path.glob("train_logs/*/device0/train.log")
-    assert "the state is saved; to go on: bash " in log.read_text() and not leftovers(tmp_path)
+    code = terminal.exit_code()
+    (log,) = folder.glob("train_logs/*/device0/train.log")
+    assert "the state is saved; to go on: bash " in log.read_text() and not leftovers(folder)
     assert "timed out" not in (log.parents[1] / "msrun.log").read_text()  # nobody waits for who has ended
-    if number != signal.SIGHUP:
-        assert b"the state is saved; to go on: bash " in terminal.screen
+    return code, terminal.screen
+
+
+def test_two_workers_stop_when_the_window_is_closed(nyu, fine_stage, tmp_path):
+    ranks = write(tmp_path / "table.json", table(2))
+    code, _ = stop_two_workers([nyu, ranks, *fine_stage, *STATE_A_STEP, "--epochs_fine", 100], tmp_path, signal.SIGHUP)
+    assert code == 129
+
+
+def test_two_workers_that_were_stopped_or_lost_one_of_them_resume_exactly(nyu, fine_stage, forked, tmp_path):
+    """Unbroken; stopped by Ctrl-C and then with one worker killed by SIGKILL: the same weights."""
+    ranks = write(tmp_path / "table.json", table(2))
+    arguments = [nyu, ranks, *fine_stage, *STATE_A_STEP, "--epochs_fine", 3, "--learning_rate_fine", 1e-3,
+                 "--val_data", nyu]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    unbroken = start(arguments, whole)
+    output, errors = unbroken.communicate(timeout=600)
+    assert unbroken.returncode == 0, output + errors
+    assert len(re.findall(r"abs_rel: ", output)) == 3  # once an epoch, from rank 0
+
+    evaluated = forked("eval.py", "--test_data", nyu, "--coarse_ckpt_model", fine_stage[-1], "--fine_ckpt_model",
+                       "Model/Ckpt/FinalFineNet_rank0.ckpt", "--output_dir", "report", cwd=whole)
+    assert evaluated.returncode == 0, evaluated.stderr
+    expected = json.loads((whole / "report" / "metrics.json").read_text())["metrics"]["FineNet"]
+    with open(whole / "Model" / "Log" / "fine_rank0.csv", newline="") as file:
+        validated = [row for row in csv.DictReader(file) if row["abs_rel"]][-1]
+    for name in ("delta1", "abs_rel", "rmse", "si"):  # each rank scored its share, the sums made the mean
+        assert float(validated[name]) == pytest.approx(expected[name], abs=1e-5)
+
+    code, screen = stop_two_workers(arguments, broken, signal.SIGINT)
+    assert code == 130 and b"the state is saved; to go on: bash " in screen
+
+    killed = start([*arguments, "--resume"], broken)
+    wait_for(lambda: (broken / "Model/Ckpt/FineNet_6_rank0.ckpt").exists())
+    os.kill(workers_of(killed)[1], signal.SIGKILL)
+    output, errors = killed.communicate(timeout=120)
+    assert killed.returncode == 137, output + errors
+    assert not any("timed out" in log.read_text() for log in broken.glob("train_logs/*/msrun.log"))
+    assert "device1/train.log" in errors
+
+    resumed = start([*arguments, "--resume"], broken)
+    output, errors = resumed.communicate(timeout=600)
+    assert resumed.returncode == 0, output + errors
+    for name in ("FinalFineNet_rank0.ckpt", "FineNet_12_rank0.ckpt"):
+        ours, theirs = (folder / "Model" / "Ckpt" / name for folder in (broken, whole))
+        assert ours.read_bytes() == theirs.read_bytes(), name
+    logs = list((broken / "train_logs").iterdir())
+    assert len(logs) == 3 and all((log / "device1" / "train.log").is_file() for log in logs)
 
 
 def test_nohup_keeps_a_training_alive(nyu, fine_stage, tmp_path):
