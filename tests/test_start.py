@@ -242,21 +242,19 @@ def test_a_validation_that_fails_costs_a_warning_and_no_state(nyu, forked, fine,
     assert len(rows) == 3 and not rows[2]["abs_rel"]
 
 
-def test_an_epoch_whose_validation_was_cut_off_is_validated_by_the_resume(nyu, forked, fine, tmp_path):
+def test_an_epoch_whose_validation_was_cut_off_is_validated_by_the_resume(earlier, nyu, forked, fine, tmp_path):
     """Killed after the state and before the row of the epoch: the resumed run writes the row that is missing."""
     arguments = ["--data_url", nyu, "--val_data", nyu, *fine]
-    for name, epochs in (("whole", 2), ("cut", 1)):
-        result = forked("train.py", *arguments, "--epochs_fine", epochs, "--train_url", name, cwd=tmp_path)
-        assert result.returncode == 0
-    log = tmp_path / "cut" / "Log" / "fine.csv"
+    assert forked("train.py", *arguments, "--epochs_fine", 1, cwd=tmp_path).returncode == 0
+    log = tmp_path / "Model" / "Log" / "fine.csv"
     log.write_text(
         "".join(line for line in log.read_text().splitlines(True) if line.split(",")[4] in ("", "mean_loss"))
     )
-    result = forked("train.py", *arguments, "--epochs_fine", 2, "--train_url", "cut", "--resume", cwd=tmp_path)
+    result = forked("train.py", *arguments, "--epochs_fine", 2, "--resume", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     tables = []
-    for name in ("whole", "cut"):
-        with open(tmp_path / name / "Log" / "fine.csv", newline="") as file:
+    for folder in (earlier, tmp_path):
+        with open(folder / "Model" / "Log" / "fine.csv", newline="") as file:
             tables.append(
                 [
                     {key: value for key, value in row.items() if key not in ("step_seconds", "images_per_s")}
@@ -265,7 +263,7 @@ def test_an_epoch_whose_validation_was_cut_off_is_validated_by_the_resume(nyu, f
                 ]
             )
     assert tables[0] == tables[1]
-    ours, theirs = ((tmp_path / name / "Ckpt" / "FineNet_4.ckpt").read_bytes() for name in ("whole", "cut"))
+    ours, theirs = ((folder / "Model" / "Ckpt" / "FineNet_4.ckpt").read_bytes() for folder in (tmp_path, earlier))
     assert ours == theirs
 
 
@@ -280,24 +278,20 @@ def test_predictions_that_are_not_finite_are_no_best_weights(nyu, forked, fine, 
     assert not (tmp_path / "Model" / "Ckpt" / "BestFineNet.ckpt").exists() and "abs_rel: 0.0000" not in result.stdout
 
 
-def test_data_that_changed_under_the_same_names_is_not_resumed_on_in_silence(nyu, forked, fine, tmp_path):
-    data = shutil.copytree(nyu, tmp_path / "NYU")
-    arguments = ["--data_url", data, *fine, "--save_checkpoint_steps", 1]
-    assert forked("train.py", *arguments, "--max_steps", 1, cwd=tmp_path).returncode == 0
-    picture = data / "Train" / "sample_0001_out" / "2.jpg"
-    shutil.copy(data / "Train" / "sample_0001_out" / "1.jpg", picture)
-    line = one_line(forked("train.py", *arguments, "--max_steps", 2, "--resume", cwd=tmp_path))
+def test_data_that_changed_under_the_same_names_is_not_resumed_on_in_silence(again, nyu, forked, fine):
+    data = shutil.copytree(nyu, again / "NYU")
+    shutil.copy(data / "Train" / "sample_0001_out" / "1.jpg", data / "Train" / "sample_0001_out" / "2.jpg")
+    arguments = ["--data_url", data, *fine, "--epochs_fine", 3, "--resume"]
+    line = one_line(forked("train.py", *arguments, cwd=again))
     assert "files of the training data have another size or time" in line
-    result = forked("train.py", *arguments, "--max_steps", 2, "--resume", "--allow_changed_data", cwd=tmp_path)
+    result = forked("train.py", *arguments, "--allow_changed_data", cwd=again)
     assert result.returncode == 0, result.stderr
 
 
-def test_a_packed_set_stands_for_the_files_it_was_made_of(nyu, forked, fine, tmp_path):
-    packed.pack(nyu, tmp_path / "set", 2)
-    assert packed.open_training(tmp_path / "set").data_digest() == data_loader.PlainPairs(nyu).data_digest()
-    arguments = [*fine, "--save_checkpoint_steps", 1]
-    assert forked("train.py", "--data_url", nyu, *arguments, "--max_steps", 1, cwd=tmp_path).returncode == 0
-    result = forked("train.py", "--data_url", "set", *arguments, "--max_steps", 2, "--resume", cwd=tmp_path)
+def test_a_packed_set_stands_for_the_files_it_was_made_of(again, nyu, forked, fine):
+    packed.pack(nyu, again / "set", 2)
+    assert packed.open_training(again / "set").data_digest() == data_loader.PlainPairs(nyu).data_digest()
+    result = forked("train.py", "--data_url", "set", *fine, "--epochs_fine", 3, "--resume", cwd=again)
     assert result.returncode == 0, result.stderr
 
 
