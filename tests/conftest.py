@@ -48,6 +48,12 @@ def pytest_addoption(parser):
     parser.addoption("--quick", action="store_true", help="only what starts no program and trains no net for long")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """One more than there are processors: a test may wait for a browser, or for two workers to find each other."""
+    return min(len(os.sched_getaffinity(0)) + 1, 4)
+
+
 def pytest_collection_modifyitems(config, items):
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
