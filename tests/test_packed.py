@@ -96,16 +96,16 @@ def test_packing_that_was_stopped_is_named_and_done_anew(nyu, tmp_path):
         packed.pack(broken, tmp_path / "set", 2)
 
 
-def test_the_commands_pack_and_train_to_the_same_bits(nyu, run, forked, fine_stage, tmp_path):
+def test_the_commands_pack_and_train_to_the_same_bits(nyu, run, forked, tmp_path):
     result = run("tools/pack_nyu.py", nyu, "set", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert forked("tools/pack_nyu.py", "set", "--verify", cwd=tmp_path).returncode == 0
     weights = []
     for data, form in ((nyu, "plain"), ("set", "packed")):
-        result = forked("train.py", "--data_url", data, *fine_stage, "--batch_size", 2, "--max_steps", 3,
-                        "--train_url", form, cwd=tmp_path)
+        result = forked("train.py", "--data_url", data, "--stage", "coarse", "--batch_size", 2, "--max_steps", 3,
+                        "--mean_depth_start", "--train_url", form, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         assert f"{data}, {form} form, 8 pairs" in result.stdout
-        weights.append(checkpoint.load(tmp_path / form / "Ckpt" / "FinalFineNet.ckpt").arrays)
+        weights.append(checkpoint.load(tmp_path / form / "Ckpt" / "FinalCoarseNet.ckpt").arrays)
     for name, array in weights[0].items():
         np.testing.assert_array_equal(array, weights[1][name])
