@@ -340,9 +340,13 @@ def test_mean_log_depth_is_the_mean_over_measured_pixels(nyu):
     np.testing.assert_allclose(mean[0, :9], np.log(targets[1:, :9].astype(np.float64)).mean(0), rtol=1e-5)
 
 
+def break_picture(path):
+    path.write_bytes(path.read_bytes()[:200])
+
+
 def break_pictures(folder, count):
     for path in sorted((folder / "Train").glob("*/*.jpg"))[:count]:
-        path.write_bytes(path.read_bytes()[:200])
+        break_picture(path)
 
 
 @pytest.fixture(scope="module")
@@ -417,7 +421,7 @@ def test_the_command_stops_at_a_broken_picture_or_skips_it(hundred, fine_stage, 
     folder = shutil.copytree(hundred, tmp_path / "NYU")
     (index,) = Schedule(120, 1, seed=0).batch(0)[1]  # what the first step is fed
     path = PlainPairs(folder).pairs[index].rgb
-    path.write_bytes(path.read_bytes()[:200])
+    break_picture(path)
     arguments = ["--data_url", folder, *fine_stage, "--batch_size", 1, "--max_steps", 2]
     stopped = forked("train.py", *arguments, "--train_url", "stopped", cwd=tmp_path)
     assert stopped.returncode == 2 and f"one_out/{path.name}: broken image" in stopped.stderr
