@@ -172,7 +172,7 @@ def load_test_pair(pair: Pair) -> tuple[Floats, Floats]:
 
 
 def test_batches(pairs: Sequence[Pair], batch_size: int,
-                 workers: int = 2) -> Iterator[tuple[Sequence[Pair], Floats, list[Floats]]]:
+                 workers: int) -> Iterator[tuple[Sequence[Pair], Floats, list[Floats]]]:
     """Yield (pairs, rgb (N, 3, 228, 304), list of N full depth maps (H, W) in metres); the last may be smaller."""
     chunks = [pairs[start:start + batch_size] for start in range(0, len(pairs), batch_size)]
     with ThreadPoolExecutor(workers) as pool:
@@ -292,12 +292,12 @@ class PlainPairs:
         return (image.half_pixels if whole else image.network_pixels)(rgb), kept
 
     def read(self, schedule: Schedule, first_step: int, last_step: int, workers: int,
-             whole: bool = False) -> Iterator[tuple[int, Indices, Load]]:
+             whole: bool) -> Iterator[tuple[int, Indices, Load]]:
         """Yield (epoch, sample indices, function that loads one of them) of each step."""
         for step in range(first_step, last_step):
             yield *schedule.batch(step), functools.partial(self.load, whole=whole)
 
-    def depth_maps(self, indices: Iterable[int], workers: int, skip_bad: bool = False) -> Iterator[Floats]:
+    def depth_maps(self, indices: Iterable[int], workers: int, skip_bad: bool) -> Iterator[Floats]:
         """Yield the depth (55, 74) in metres of some samples; one that cannot be read raises image.ImageError, or with
         `skip_bad` is all unmeasured."""
         def depth_map(index: int) -> Floats:
@@ -338,8 +338,8 @@ class Source(Protocol):
     def file(self, index: int) -> object: ...
     def data_digest(self) -> str: ...
     def read(self, schedule: Schedule, first_step: int, last_step: int, workers: int,
-             whole: bool = False) -> Iterator[tuple[int, Indices, Load]]: ...
-    def depth_maps(self, indices: Sequence[int], workers: int, skip_bad: bool = False) -> Iterator[Floats]: ...
+             whole: bool) -> Iterator[tuple[int, Indices, Load]]: ...
+    def depth_maps(self, indices: Sequence[int], workers: int, skip_bad: bool) -> Iterator[Floats]: ...
     def samples(self, indices: Sequence[int], workers: int,
                 skip_bad: bool = False) -> Iterator[tuple[int, Pixels, Floats]]: ...
 

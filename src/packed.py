@@ -189,7 +189,7 @@ class PackedPairs:
         return f"{self.folder}: {self.names[index]}"
 
     def read(self, schedule: Schedule, first_step: int, last_step: int, workers: int,
-             whole: bool = False) -> Iterator[tuple[int, Indices, Load]]:
+             whole: bool) -> Iterator[tuple[int, Indices, Load]]:
         """Yield (epoch, sample indices, function that returns one of them, as PlainPairs.load does) of each step."""
         step, depth = first_step, "pixels" if whole else "depth_m"
         rows, columns = (slice(None), slice(None)) if whole else (image.HALF_ROWS, image.HALF_COLUMNS)
@@ -204,7 +204,7 @@ class PackedPairs:
             step += steps
 
     def depth_maps(self, indices: Sequence[int], workers: int,
-                   skip_bad: bool = False) -> Iterator[Floats]:  # packing has left nothing bad to skip
+                   skip_bad: bool) -> Iterator[Floats]:  # packing has left nothing bad to skip
         """Yield the depth (55, 74) in metres of some samples."""
         for _, depth_m in self._rows(indices, 64, workers, ["depth_m"]):
             yield from _shaped("depth_m", depth_m)

@@ -1,10 +1,13 @@
 """Listing, the schedule of samples, augmentation, and that nothing depends on the number of workers."""
 
 import contextlib
+import ctypes
 import hashlib
 import os
 import re
 import shutil
+import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -62,6 +65,20 @@ def test_wrong_folders_say_what_was_found_and_expected(tmp_path):
     (tmp_path / "Train").mkdir()
     with pytest.raises(DataError, match="no image pairs"):
         data_loader.list_train(tmp_path)
+    with pytest.raises(DataError, match=r"NYU: no Test folder in it \(found: nothing\)"):
+        (tmp_path / "NYU").mkdir()
+        data_loader.list_test(tmp_path / "NYU")
+    for name in "fdbaec":
+        (tmp_path / "NYU" / name).touch()
+    with pytest.raises(DataError, match=r"no Test folder in it \(found: a, b, c, d, e\); expected"):
+        data_loader.list_test(tmp_path / "NYU")
+
+
+def test_two_files_of_one_name_are_named(tmp_path):
+    for ending in ("jpg", "jpeg", "png"):
+        touch(tmp_path / "Train" / "attic_out" / f"1.{ending}")
+    with pytest.raises(data_loader.TwoFiles, match=r"1\.jpg and .*attic_out/1\.jpeg: two files of one name"):
+        data_loader.list_train(tmp_path)
 
 
 def test_names_are_in_natural_order_numbers_before_words():
@@ -69,7 +86,7 @@ def test_names_are_in_natural_order_numbers_before_words():
     assert sorted(names, key=data_loader._natural_key) == ["2", "10", "10/1", "a", "a/2", "a/10", "a/x", "b"]
 
 
-@pytest.mark.parametrize(("missing", "more"), [(3, ""), (4, " (and 1 more)"), (5, " (and 2 more)")])
+@pytest.mark.parametrize(("missing", "more"), [(1, ""), (2, ""), (3, ""), (4, " (and 1 more)"), (5, " (and 2 more)")])
 def test_three_missing_partners_are_named_and_the_rest_counted(tmp_path, missing, more):
     for number in range(6):
         touch(tmp_path / "Test" / f"{number}_colors.png")
@@ -77,7 +94,8 @@ def test_three_missing_partners_are_named_and_the_rest_counted(tmp_path, missing
             touch(tmp_path / "Test" / f"{number}_depth.png")
     with pytest.raises(DataError) as caught:
         data_loader.list_test(tmp_path)
-    assert str(caught.value).count("has no depth map") == 3 and str(caught.value).endswith(f"has no depth map{more}")
+    assert str(caught.value).count("has no depth map") == min(missing, 3)
+    assert str(caught.value).endswith(f"has no depth map{more}")
     rgb, depth = data_loader.test_files(tmp_path)
     assert [pair.name for pair in data_loader.matched(rgb, depth)] == [str(number) for number in range(missing, 6)]
 
@@ -110,7 +128,7 @@ def test_the_digest_of_the_data_changes_with_any_file(nyu, tmp_path):
 def test_test_pairs_come_in_batches_as_they_are_alone(nyu):
     pairs = data_loader.readable_test_pairs(nyu, 2)
     assert pairs == data_loader.list_test(nyu)
-    batches = list(data_loader.test_batches(pairs, 3))
+    batches = list(data_loader.test_batches(pairs, 3, 2))
     assert [[pair.name for pair in chunk] for chunk, _, _ in batches] == [["00000", "00001", "00002"], ["00003"]]
     for chunk, rgb, depths_m in batches:
         for pair, one_rgb, depth_m in zip(chunk, rgb, depths_m, strict=True):
@@ -138,6 +156,22 @@ def test_so_many_batches_are_made_ahead(depth):
         for number, found in data_loader._ahead(pool, batches(), *[] if depth is None else [depth]):
             assert found == [number**2, number**3]
             assert asked[-1] == min(number + (depth or 2), 8)
+
+
+def test_what_nobody_waits_for_is_not_begun():
+    """A consumer that stops leaves neither calls nor batches to be made."""
+    made, hold = [], threading.Event()
+
+    def make(number):
+        made.append(number)
+        return hold.wait(60) if number == 1 else number
+
+    with ThreadPoolExecutor(1) as pool:
+        batches = data_loader._ahead(pool, ((number, [(make, number)]) for number in range(9)))
+        assert next(batches) == (0, [0])
+        batches.close()
+        hold.set()
+    assert made in ([0], [0, 1])
 
 
 def test_samples_are_those_that_are_asked_for(nyu, tmp_path):
@@ -173,6 +207,7 @@ def test_shards_are_disjoint_equal_and_complete_over_three_epochs():
     shards = [Schedule(samples, batch, seed=7, rank=rank, ranks=ranks) for rank in range(ranks)]
     steps = shards[0].steps_per_epoch
     assert steps == 4
+    assert all(len(shard.shard(epoch)) == steps * batch for shard in shards for epoch in range(3))
     orders = []
     for epoch in range(3):
         seen = [index for shard in shards for step in range(steps) for index in shard.batch(epoch * steps + step)[1]]
@@ -194,10 +229,12 @@ def test_a_dataset_smaller_than_a_batch_says_so():
     with pytest.raises(DataError, match=r"8 training pairs do not fill a batch of 9: use a smaller --batch_size"):
         Schedule(8, 9, seed=0)
     assert Schedule(8, 8, seed=0).steps_per_epoch == 1
+    with pytest.raises(DataError, match=r"do not fill a batch of 3 on each of 2 devices: use"):
+        Schedule(5, 3, seed=0, ranks=2)
 
 
 def batches(nyu, workers, first=0, last=5, units=0):
-    data = TrainingData(PlainPairs(nyu), Schedule(8, 3, seed=5), workers, units, 0.5)
+    data = TrainingData(PlainPairs(nyu), Schedule(8, 3, seed=5), workers, units, 0.25)
     return list(data.batches(first, last))
 
 
@@ -215,7 +252,7 @@ def test_batches_have_the_shapes_and_ranges_of_the_nets(nyu):
     assert rgb.shape == (3, 3, 228, 304) and depth_m.shape == (3, 1, 55, 74) and kept.shape == (3, 4096)
     assert rgb.dtype == np.uint8 and depth_m.dtype == kept.dtype == np.float32
     assert rgb.max() > 50 and depth_m.min() > 0.1 and depth_m.max() < 10
-    assert np.array_equal(np.unique(kept), [0, 1]) and abs(kept.mean() - 0.5) < 0.03
+    assert np.array_equal(np.unique(kept), [0, 1]) and abs(kept.mean() - 0.75) < 0.03
 
 
 def test_the_files_of_a_step_are_those_it_was_fed(nyu):
@@ -306,6 +343,34 @@ def test_the_paper_s_augmentation_is_an_affine_map(flip, scale, degrees, place):
     assert np.abs(ours_m[0] - depth_m)[inside].max() < 0.02
 
 
+def test_the_paper_s_random_choices_have_its_ranges_and_shares():
+    """Section 3.4's, read back from what becomes of a grey picture and of depth that grows from left to right."""
+    rgb, growth = np.full((240, 320, 3), 100, np.uint8), 200 / 320
+    pixels = np.tile(np.rint(20.5 + growth * np.arange(320)).astype(np.uint8), (240, 1))
+    rows, columns = np.mgrid[:55, :74]
+    v, u = ((rows + 0.5) / 55 - 0.5) * 228, ((columns + 0.5) / 74 - 0.5) * 304
+    found, colours = [], []
+    ours, ours_m = np.empty((3, 228, 304), np.uint8), np.empty((1, 55, 74), np.float32)
+    for sample in range(1000):
+        data_loader.augment_as_paper(rgb, pixels, data_loader.counter_rng(3, 0, sample), ours, ours_m)
+        colours.append(ours[:, 0, 0] / 100)
+        seen = ours_m[0] > 0
+        across, down, middle = np.linalg.lstsq(np.column_stack([u[seen], v[seen], np.ones(seen.sum())]),
+                                               ours_m[0][seen] * 25.5, rcond=None)[0]
+        scale = np.sqrt(growth / np.hypot(across, down))
+        angle = np.arctan(-down / abs(across))
+        room = max(320 - (304 * np.cos(angle) + 228 * abs(np.sin(angle))) / scale, 0)
+        place = ((middle * scale - 20.5) / growth + 0.5 - 160) / (room / 2) if room > 5 else 0
+        found.append((across < 0, scale, np.rad2deg(angle), place))
+    flips, scales, degrees, places = np.transpose(found)
+    assert abs(flips.mean() - 0.5) < 0.05
+    for values, low, high, near in ((scales, 1, 1.5, 0.01), (degrees, -5, 5, 0.1), (places, -1, 1, 0.05),
+                                    (np.ravel(colours), 0.8, 1.2, 0.01)):
+        assert abs(values.min() - low) < near and abs(values.max() - high) < near
+        assert abs(values.mean() - (low + high) / 2) < 0.05 * (high - low)
+    assert np.corrcoef(np.transpose(colours))[0, 1] < 0.1  # each channel by its own factor
+
+
 def test_random_choices_have_their_ranges_and_shares():
     flips, brightness, sharpness = [], [], []
     for sample in range(2000):
@@ -316,6 +381,9 @@ def test_random_choices_have_their_ranges_and_shares():
     assert abs(np.mean(flips) - 0.5) < 0.04
     assert 0.8 <= min(brightness) < 0.81 and 0.99 < max(brightness) <= 1.0
     assert 0.8 <= min(sharpness) < 0.81 and 1.19 < max(sharpness) <= 1.2
+    for seed, epoch, sample in ((0, 0, None), (7, 3, 5), (2**63, 1, 0)):  # what a run drew is the same in every version
+        bits = np.random.Philox(key=seed + (0 if sample is None else sample + 1 << 64), counter=epoch << 192)
+        assert data_loader.counter_rng(seed, epoch, sample).random() == np.random.Generator(bits).random()
     assert data_loader.counter_rng(0, 1, 2).random() != data_loader.counter_rng(0, 2, 2).random()
     assert len({data_loader.counter_rng(0, 1, sample).random() for sample in (None, 0, 1, 2)}) == 4
     assert data_loader.counter_rng(0, 1, 2).random() != data_loader.counter_rng(1, 1, 2).random()
@@ -332,7 +400,7 @@ def test_a_broken_training_image_is_named_while_feeding(nyu, tmp_path):
 def test_mean_log_depth_is_the_mean_over_measured_pixels(nyu):
     source = PlainPairs(nyu)
     targets = np.stack([image.network_depth(image.load_train_depth(pair.depth))[0] for pair in source.pairs])
-    mean = data_loader.mean_log_depth(source.depth_maps(range(8), 2))
+    mean = data_loader.mean_log_depth(source.depth_maps(range(8), 2, False))
     np.testing.assert_allclose(mean[0], np.log(targets.astype(np.float64)).mean(0), rtol=1e-5)
     holes = targets.copy()
     holes[0, :9] = 0
@@ -382,8 +450,9 @@ def test_a_bad_sample_is_replaced_by_another_of_the_same_shard(hundred, tmp_path
         assert fed.shape == good.shape == (30, 4)
         changed = np.argwhere(fed != good)
         assert (good[fed != good] == broken).all() and broken not in fed
-        for step, place in changed:
-            assert fed[step, place] in good[step // 15 * 15:][:15]  # of this rank's shard in this epoch
+        for step, place in changed:  # by the next of this rank's shard in this epoch
+            shard = good[step // 15 * 15:][:15].ravel()
+            assert fed[step, place] == shard[(np.flatnonzero(shard == broken)[0] + 1) % 60]
         assert len(changed) == (good == broken).sum()
         assert [record.getMessage().count("7.jpg") for record in caplog.records] == [1] * bool(len(changed))
         again = fed_samples(folder, rank, 2, first=9, last=21)
@@ -450,13 +519,47 @@ def test_a_depth_map_is_decoded_once_as_far_as_targets_are_kept(nyu, tmp_path, m
     expected = list(TrainingData(PlainPairs(nyu), schedule).batches(2, 4))
     data = TrainingData(PlainPairs(folder), schedule)
     list(data.batches(0, 2))
-    monkeypatch.setattr(data_loader, "KEPT_BYTES", 7 * 55 * 74 * 4)
-    forgetful = TrainingData(PlainPairs(folder), schedule, workers=1)
-    list(forgetful.batches(0, 2))
+    forgetful = []
+    for most in (7 * 55 * 74 * 4, 7 * 55 * 74 * 4 - 1):
+        monkeypatch.setattr(data_loader, "KEPT_BYTES", most)
+        forgetful.append(TrainingData(PlainPairs(folder), schedule, workers=1))
+        list(forgetful[-1].batches(0, 2))
     for path in (folder / "Train").glob("*/*.png"):
         path.unlink()
     for ours, theirs in zip(data.batches(2, 4), expected, strict=True):
         for array, wanted in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(array, wanted)
-    with pytest.raises(image.ImageError, match="no such file"):
-        list(forgetful.batches(2, 4))
+    for one in forgetful:
+        with pytest.raises(image.ImageError, match="no such file"):
+            list(one.batches(2, 4))
+
+
+class MallInfo(ctypes.Structure):
+    """struct mallinfo2 of <malloc.h>."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks",
+                                                     "fsmblks", "uordblks", "fordblks", "keepcost")]
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc's accounts")
+def test_freed_memory_is_kept_for_the_next_picture():
+    """Up to 32 MB a piece come from the heap, and it is not given back until 256 MB of it are free."""
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.mallinfo2.restype = ctypes.c_void_p, MallInfo
+    libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+    for parameter in (-1, -3):  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of <malloc.h>, as they are at a program's start
+        assert libc.mallopt(parameter, 128 << 10)
+    data_loader.keep_freed_memory()
+    libc.malloc_trim(0)  # what other tests have left free
+    mapped = []
+    for megabytes in (31, 33):
+        before = libc.mallinfo2().hblks
+        piece = libc.malloc(megabytes << 20)
+        mapped.append(libc.mallinfo2().hblks - before)
+        libc.free(piece)
+    assert mapped == [0, 1]
+    pieces = [libc.malloc(31 << 20) for _ in range(8)]
+    full = libc.mallinfo2().arena
+    for piece in reversed(pieces):
+        libc.free(piece)
+    assert libc.mallinfo2().arena == full
