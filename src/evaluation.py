@@ -169,7 +169,7 @@ def panel_rows(pairs: Sequence[Pair], scores: Scores, predict: Predict, each: in
     """What `visual.panels` takes: the best, median and worst images by abs_rel, at most `each` of each."""
     abs_rel = np.array(scores.per_image["abs_rel"])
     order = np.argsort(abs_rel)[:np.count_nonzero(~np.isnan(abs_rel))]  # images without a measured pixel come last
-    middle = max(0, len(order) // 2 - each // 2)
+    middle = len(order) // 2 - each // 2
     groups = {"best": order[:each], "median": order[middle:middle + each], "worst": order[-each:]}
     rows, shown = [], set()
     for label, indices in groups.items():

@@ -6,6 +6,7 @@ import os
 import mindspore as ms
 import numpy as np
 import pytest
+from mindspore.train import serialization
 
 from src import checkpoint
 from src.checkpoint import CheckpointError
@@ -70,6 +71,16 @@ def test_a_plain_mindspore_checkpoint_loads(tmp_path):
     np.testing.assert_array_equal(restored.fc13.weight.asnumpy(), net.fc13.weight.asnumpy())
 
 
+def test_a_parameter_in_several_parts_is_put_together(tmp_path, monkeypatch):
+    """MindSpore writes one of more than 512 MB in slices; here in slices of a kilobyte."""
+    net = FineNet()
+    monkeypatch.setattr(serialization, "SLICE_SIZE", 1)
+    ms.save_checkpoint(net, str(tmp_path / "parts.ckpt"))
+    restored = checkpoint.load_fine(tmp_path / "parts.ckpt")
+    for ours, theirs in zip(net.get_parameters(), restored.get_parameters(), strict=True):
+        np.testing.assert_array_equal(ours.asnumpy(), theirs.asnumpy())
+
+
 def test_the_kind_of_coarse_net_travels_with_the_file(tmp_path):
     net = PaperCoarseNet()
     path = tmp_path / "a" / "b" / "paper.ckpt"  # folders that are made
@@ -89,6 +100,9 @@ def test_another_net_is_refused_with_the_names_that_differ(saved, tmp_path):
     checkpoint.save(tmp_path / "more.ckpt", {**arrays, "conv4.weight": np.ones(3, np.float32)}, {})
     with pytest.raises(CheckpointError, match=r"unexpected conv4\.weight"):
         checkpoint.load_fine(tmp_path / "more.ckpt")
+    checkpoint.save(tmp_path / "larger.ckpt", {**arrays, "conv3.weight": np.repeat(arrays["conv3.weight"], 2, 0)}, {})
+    with pytest.raises(CheckpointError, match=r"FineNet: conv3\.weight is \(2, 64, 5, 5\), expected \(1, 64, 5, 5\)$"):
+        checkpoint.load_fine(tmp_path / "larger.ckpt")
 
 
 def test_missing_empty_and_foreign_files_are_refused(tmp_path):

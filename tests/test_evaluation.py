@@ -160,8 +160,10 @@ def test_the_eigen_protocol_wants_full_pictures(pairs):
     full, half = np.ones((480, 640), np.float32), np.ones((240, 320), np.float32)
     assert evaluation.targets([full, full], "eigen", pairs[:2]).shape == (2, 1, 480, 640)
     assert evaluation.targets([full, half], "depthnet", pairs[:2]).shape == (2, 1, 55, 74)
-    with pytest.raises(UserError, match=f"{pairs[1].depth.name}: 240x320, but protocol eigen is defined on 480x640"):
-        evaluation.targets([full, half], "eigen", pairs[:2])
+    for other in (half, np.ones((960, 1280), np.float32)):
+        size = "x".join(map(str, other.shape))
+        with pytest.raises(UserError, match=f"{pairs[1].depth.name}: {size}, but protocol eigen is defined on 480x640"):
+            evaluation.targets([full, other], "eigen", pairs[:2])
 
 
 def made_scores(abs_rels):
@@ -179,6 +181,7 @@ def made_scores(abs_rels):
     ([0.2, np.nan, 0.1], 2, ["best: 2", "best: 0"]),  # what was not measured is not shown, and nothing twice
     ([0.3, 0.2, 0.1], 1, ["best: 2", "median: 1", "worst: 0"]),
     ([0.3, 0.2, 0.1], 2, ["best: 2", "best: 1", "worst: 0"]),
+    ([0.3, 0.1], 5, ["best: 1", "best: 0"]),
 ])
 def test_panels_show_the_best_the_median_and_the_worst(pairs, abs_rels, each, expected):
     pairs = [data_loader.Pair(f"{number}", pairs[number % 4].rgb, pairs[number % 4].depth)
@@ -236,6 +239,9 @@ def test_what_is_written_is_what_was_scored(tmp_path):
             value = scores[row["net"]].per_image[name][number % 3]
             assert row[name] == ("" if number % 3 == 1 else repr(value))
     assert "data" not in evaluation.report(scores, {}, {})
+    with pytest.raises(ValueError, match="not JSON compliant"):  # which has no NaN
+        evaluation.write_report(tmp_path, scores, {}, {}, {"pairs": np.nan})
+    assert json.loads((tmp_path / "metrics.json").read_text()) == written
 
 
 def test_the_table_and_the_lines_at_the_end_have_the_means():

@@ -85,9 +85,9 @@ def test_photographs_are_brought_to_the_size_of_nyu(picture):
 
 
 def test_depth_is_written_as_it_is_read():
-    depth_m = np.array([0, 0.001, 5, 9.99, 10.03, 12], np.float32)
-    np.testing.assert_array_equal(image.encode_train_depth(depth_m), [0, 1, 128, 255, 255, 255])
-    np.testing.assert_array_equal(image.encode_test_depth(depth_m), [0, 1, 5000, 9990, 10030, 12000])
+    depth_m = np.array([0, 0.001, 5, 8, 9.99, 10.03, 12], np.float32)
+    np.testing.assert_array_equal(image.encode_train_depth(depth_m), [0, 1, 128, 204, 255, 255, 255])
+    np.testing.assert_array_equal(image.encode_test_depth(depth_m), [0, 1, 5000, 8000, 9990, 10030, 12000])
     assert image.encode_train_depth(depth_m).dtype == np.uint8 and image.encode_test_depth(depth_m).dtype == np.uint16
 
 
@@ -161,9 +161,9 @@ def test_other_kinds_are_not_tried(tmp_path):
         image.load_rgb(tmp_path / "picture.jpg")
 
 
-def test_sixteen_bit_depth_may_be_in_tiff_of_either_byte_order(tmp_path):
+def test_sixteen_bit_depth_may_be_in_tiff_of_either_byte_order_or_in_32_bits(tmp_path):
     millimetres = np.arange(1, 301, dtype=np.uint16).reshape(15, 20) * 30
-    for order, mode in (("<u2", "I;16"), (">u2", "I;16B")):
+    for order, mode in (("<u2", "I;16"), (">u2", "I;16B"), ("<i4", "I")):
         content = millimetres.astype(order).tobytes()
         Image.frombytes(mode, (20, 15), content).save(tmp_path / "depth.tif")
         np.testing.assert_allclose(image.load_test_depth(tmp_path / "depth.tif"), millimetres / 1000, rtol=1e-6)
@@ -172,7 +172,8 @@ def test_sixteen_bit_depth_may_be_in_tiff_of_either_byte_order(tmp_path):
 
 
 def test_the_lens_is_what_exif_tells(tmp_path):
-    for told, expected in ((28, 28.0), (1, 1.0), (9999, 9999.0), (0, None), (10_000, None), (None, None)):
+    for told, expected in ((28, 28.0), (1, 1.0), (9999, 9999.0), (0, None), (-28, None), (10_000, None),
+                           (20_000, None), (None, None)):
         exif = Image.Exif()
         if told is not None:
             exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FocalLengthIn35mmFilm] = told
@@ -222,8 +223,10 @@ def test_the_most_that_is_read(tmp_path, monkeypatch):
 def test_a_pair_of_two_sizes_is_refused():
     image.check_pair(np.zeros((480, 640, 3), np.uint8), np.zeros((480, 640)), "a.jpg", "a.png")
     image.check_pair(np.zeros((240, 320, 3), np.uint8), np.zeros((240, 320)), "a.jpg", "a.png")  # the least
-    with pytest.raises(image.ImageError, match=r"a\.jpg is 480x640 but a\.png is 240x320"):
-        image.check_pair(np.zeros((480, 640, 3), np.uint8), np.zeros((240, 320)), "a.jpg", "a.png")
+    for rgb, depth in (("480x640", "240x320"), ("240x320", "480x640"), ("480x640", "480x320"), ("480x320", "480x640")):
+        sizes = [tuple(map(int, size.split("x"))) for size in (rgb, depth)]
+        with pytest.raises(image.ImageError, match=rf"a\.jpg is {rgb} but a\.png is {depth}"):
+            image.check_pair(np.zeros((*sizes[0], 3), np.uint8), np.zeros(sizes[1]), "a.jpg", "a.png")
     with pytest.raises(image.ImageError, match=r"a\.jpg: size 427x561"):
         image.check_pair(np.zeros((427, 561, 3), np.uint8), np.zeros((427, 561)), "a.jpg", "a.png")
 
