@@ -312,12 +312,12 @@ class PaperChoices(Choices):
 
 @pytest.mark.parametrize(("flip", "scale", "degrees", "place"), [
     (False, 1.0, 0.0, (0, 0)), (False, 1.0, 0.0, (1, 1)), (False, 1.0, 0.0, (-1, 0.5)), (True, 1.0, 0.0, (1, -1)),
-    (False, 1.5, 0.0, (1, -1)), (True, 1.25, 5.0, (0.5, 1)), (False, 1.0, -5.0, (0, 0))])
+    (False, 1.5, 0.0, (1, -1)), (True, 1.25, 5.0, (0.5, 1)), (False, 1.0, -5.0, (1, -1))])
 def test_the_paper_s_augmentation_is_an_affine_map(flip, scale, degrees, place):
     """Against SciPy's interpolation at the places that the paper's words give."""
     rng = np.random.default_rng(0)
-    rgb = cv2.GaussianBlur(rng.integers(0, 256, (240, 320, 3), np.uint8), (15, 15), 0)
-    pixels = cv2.GaussianBlur(rng.integers(1, 256, (240, 320), np.uint8), (31, 31), 0)
+    rgb = cv2.normalize(cv2.GaussianBlur(rng.random((240, 320, 3)), (15, 15), 0), None, 0, 255, cv2.NORM_MINMAX)
+    rgb, pixels = rgb.astype(np.uint8), cv2.GaussianBlur(rng.integers(1, 256, (240, 320), np.uint8), (31, 31), 0)
     ours, ours_m = np.empty((3, 228, 304), np.uint8), np.empty((1, 55, 74), np.float32)
     data_loader.augment_as_paper(rgb, pixels, PaperChoices(flip, scale, degrees, place), ours, ours_m)
     angle = np.deg2rad(degrees)
@@ -341,6 +341,14 @@ def test_the_paper_s_augmentation_is_an_affine_map(flip, scale, degrees, place):
     assert inside.mean() > (0.9 if degrees else 0.999)
     depth_m = at(pixels, 55, 74, "nearest") / 25.5 / scale
     assert np.abs(ours_m[0] - depth_m)[inside].max() < 0.02
+    pixels[::7], pixels[60:150, 100:180] = 1, 0  # the least depth; and a hole
+    data_loader.augment_as_paper(rgb, pixels, PaperChoices(flip, scale, degrees, place), ours, ours_m)
+    weight = at(pixels > 0, 55, 74, "grid-constant")
+    depth_m = at(pixels, 55, 74, "grid-constant") / weight.clip(0.5) / 25.5 / scale
+    known, seen = abs(weight - 0.5) > 0.03, weight > 0.5
+    assert 300 < (known & ~seen).sum() < 2000 and (~known).sum() < 100
+    assert (ours_m[0][known & ~seen] == 0).all()
+    assert np.abs(ours_m[0] - depth_m)[known & seen].max() < 0.2
 
 
 def test_the_paper_s_random_choices_have_its_ranges_and_shares():
@@ -403,9 +411,11 @@ def test_mean_log_depth_is_the_mean_over_measured_pixels(nyu):
     mean = data_loader.mean_log_depth(source.depth_maps(range(8), 2, False))
     np.testing.assert_allclose(mean[0], np.log(targets.astype(np.float64)).mean(0), rtol=1e-5)
     holes = targets.copy()
-    holes[0, :9] = 0
+    holes[0, :9], holes[1:, 9], holes[:, 10] = 0, 0, 0
     mean = data_loader.mean_log_depth(holes)
     np.testing.assert_allclose(mean[0, :9], np.log(targets[1:, :9].astype(np.float64)).mean(0), rtol=1e-5)
+    np.testing.assert_allclose(mean[0, 9], np.log(targets[0, 9]), rtol=1e-5)  # of the one that has it
+    assert (mean[0, 10] == 0).all()
 
 
 def break_picture(path):
