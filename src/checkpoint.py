@@ -140,6 +140,8 @@ def _parse(content: bytes) -> dict[str, Array]:
     message.ParseFromString(content)
     if not message.value:
         raise ValueError("no parameters")
+    if any(isinstance(entry.tag, bytes) for entry in message.value):  # protobuf's implementation in C leaves it at that
+        raise ValueError("a name that is not text")
     chunks: dict[str, list[Any]] = {}
     for entry in message.value:  # a parameter over 512 MiB is in several
         chunks.setdefault(entry.tag, []).append(entry.tensor)

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 
 import mindspore as ms
 import numpy as np
@@ -11,6 +13,7 @@ from mindspore.train import serialization
 from src import checkpoint
 from src.checkpoint import CheckpointError
 from src.net import CoarseNet, FineNet, PaperCoarseNet
+from tests.conftest import ROOT
 
 
 def parameters(net):
@@ -137,6 +140,21 @@ def test_no_damage_is_loaded_in_silence(tmp_path):
             assert all(np.array_equal(result.arrays[name], value) for name, value in original.items())
             assert result.info in ({}, info)
     assert loaded < len(variants) / 20
+
+
+@pytest.mark.long
+def test_a_name_that_is_no_text_is_damage_whoever_reads_it(tmp_path):
+    """MindSpore has protobuf read in Python, which refuses it; in C, as after `import onnx`, the name is bytes."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PROTOCOL_BUFFERS")}
+    path = tmp_path / "names.ckpt"
+    checkpoint.save(path, {"conv1.weight": np.zeros(1, np.float32), "conv1.bias": np.zeros(1, np.float32)}, {})
+    path.write_bytes(path.read_bytes().replace(b"conv1", b"\xe3onv1", 1))
+    load = f"import onnx, src; from src import checkpoint; checkpoint.load({str(path)!r})"
+    result = subprocess.run([sys.executable, "-c", load], cwd=ROOT, env=environment, capture_output=True, text=True,
+                            check=False)
+    with pytest.raises(CheckpointError) as here:
+        checkpoint.load(path)
+    assert result.stderr.splitlines()[-1] == f"src.checkpoint.CheckpointError: {here.value}"
 
 
 def test_a_failed_write_leaves_the_earlier_file(saved, monkeypatch):
