@@ -10,6 +10,7 @@ from PIL import Image
 from plyfile import PlyData
 
 from src import cli, depth_files, image, metrics, predict, rooms
+from src.checkpoint import CheckpointError
 from src.errors import UserError
 from src.net import FineNet, PaperCoarseNet
 from src.pointcloud import Intrinsics, points
@@ -166,6 +167,8 @@ def test_swapped_or_missing_nets_are_named(red_onnx, tmp_path):
         DepthPredictor(coarse, coarse)
     with pytest.raises(UserError, match=r"absent\.onnx: no such file"):
         DepthPredictor(tmp_path / "absent.onnx", fine)
+    with pytest.raises(CheckpointError, match=r"absent\.pth: no such checkpoint"):
+        DepthPredictor(tmp_path / "absent.pth", fine)
     (tmp_path / "broken.onnx").write_bytes(b"no")
     with pytest.raises(UserError, match=r"broken\.onnx: not a readable ONNX file"):
         DepthPredictor(tmp_path / "broken.onnx", fine)
@@ -209,7 +212,7 @@ def test_a_single_window_reaches_the_borders_of_what_is_almost_its_ratio():
     for size in ((480, 672), (504, 640), (480, 640), (480, 665), (1440, 1995)):
         assert len(predict.windows(*size)) == 1
         depth_m = DepthPredictor(red_is_depth, as_it_is)(np.full((*size, 3), 51, np.uint8))
-        np.testing.assert_allclose(depth_m, 1 + 8 * 51 / 255, rtol=1e-4)
+        np.testing.assert_allclose(depth_m, np.full(size, 1 + 8 * 51 / 255), rtol=1e-4)
 
 
 def test_only_a_strip_is_no_picture():
