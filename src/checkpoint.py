@@ -10,9 +10,8 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mindspore as ms
 import numpy as np
@@ -45,8 +44,7 @@ class CheckpointError(UserError):
     """A checkpoint that is missing, damaged or of another net. The message names the file."""
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(NamedTuple):
     """A loaded file: float arrays by parameter name, and what was written beside them."""
 
     path: Path

@@ -32,8 +32,12 @@ def test_round_trip(saved):
     loaded = checkpoint.load(path)
     assert loaded.info["step"] == 3
     restored = checkpoint.load_fine(path)
+    assert not restored.training
     for ours, theirs in zip(net.get_parameters(), restored.get_parameters(), strict=True):
         np.testing.assert_array_equal(ours.asnumpy(), theirs.asnumpy())
+    content = path.read_bytes()
+    checkpoint.save(path, parameters(net), {"stage": "fine", "step": 3})  # the same in another order: the same bytes
+    assert path.read_bytes() == content
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]  # nothing temporary is left
     assert path.stat().st_mode & 0o777 == 0o644
 
@@ -87,7 +91,7 @@ def test_a_parameter_in_several_parts_is_put_together(tmp_path, monkeypatch):
 def test_the_kind_of_coarse_net_travels_with_the_file(tmp_path):
     net = PaperCoarseNet()
     path = tmp_path / "a" / "b" / "paper.ckpt"  # folders that are made
-    checkpoint.save(path, parameters(net), {"coarse_net": "paper"})
+    checkpoint.save(path, parameters(net), {"coarse_net": "paper", "stage": "coarse"})
     assert isinstance(checkpoint.load_coarse(path), PaperCoarseNet)
 
 
@@ -115,6 +119,14 @@ def test_missing_empty_and_foreign_files_are_refused(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(CheckpointError, match=name):
             checkpoint.load(tmp_path / name)
+
+
+def test_text_among_the_parameters_is_refused(tmp_path):
+    checkpoint.save(tmp_path / "a.ckpt", {"conv1.weight": np.zeros(3, np.float32)}, {})
+    text = checkpoint._entry("conv1.bias", "str", (0,), "0 0 0".encode("utf-32-le"))
+    (tmp_path / "b.ckpt").write_bytes((tmp_path / "a.ckpt").read_bytes() + text)
+    with pytest.raises(CheckpointError, match=r"b\.ckpt: not a readable checkpoint"):
+        checkpoint.load(tmp_path / "b.ckpt")
 
 
 def test_no_damage_is_loaded_in_silence(tmp_path):
