@@ -79,6 +79,9 @@ def test_photographs_are_brought_to_the_size_of_nyu(picture):
     small = cv2.resize(picture, (400, 300), interpolation=cv2.INTER_AREA)
     expected = cv2.resize(small, (640, 480), interpolation=cv2.INTER_LINEAR)
     np.testing.assert_array_equal(image.view(small), expected[12:468, 16:624])
+    narrow = cv2.resize(picture, (600, 480), interpolation=cv2.INTER_NEAREST)
+    expected = cv2.resize(narrow, (640, 480), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_array_equal(image.view(narrow), expected[12:468, 16:624])
     taller = cv2.resize(picture, (600, 484), interpolation=cv2.INTER_NEAREST)
     expected = cv2.resize(taller, (640, 480), interpolation=cv2.INTER_AREA)
     np.testing.assert_array_equal(image.view(taller), expected[12:468, 16:624])
@@ -231,26 +234,46 @@ def test_a_pair_of_two_sizes_is_refused():
         image.check_pair(np.zeros((427, 561, 3), np.uint8), np.zeros((427, 561)), "a.jpg", "a.png")
 
 
-@pytest.mark.parametrize("options", [{}, {"subsampling": 0, "quality": 97}, {"progressive": True}, {"mode": "L"},
-                                     {"mode": "CMYK"}, {"orientation": 6}])
-def test_jpeg_is_read_as_pillow_reads_it(tmp_path, options):
-    """Whichever library decodes it: the variants that OpenCV is given, and those that it is not."""
+@pytest.fixture
+def decoded_by_opencv(monkeypatch):
+    """For each picture that OpenCV is given, whether it made something of it."""
+    made, decode = [], cv2.imdecode
+
+    def watched(*arguments):
+        pixels = decode(*arguments)
+        made.append(pixels is not None)
+        return pixels
+
+    monkeypatch.setattr(cv2, "imdecode", watched)
+    return made
+
+
+@pytest.mark.parametrize(("options", "by_opencv"), [
+    ({}, [True]), ({"subsampling": 0, "quality": 97}, [True]), ({"progressive": True}, [True]), ({"mode": "L"}, [True]),
+    ({"mode": "CMYK"}, []), ({"orientation": 6}, [])])
+def test_jpeg_is_read_as_pillow_reads_it(tmp_path, decoded_by_opencv, options, by_opencv):
+    """Whichever library decodes it: the variants that OpenCV, which is faster, is given, and those that it is not."""
     options, path = dict(options), tmp_path / "picture.jpg"
     rng = np.random.default_rng(3)
     rgb = cv2.GaussianBlur(rng.integers(0, 256, (240, 320, 3), np.uint8), (7, 7), 0)
     saved = Image.fromarray(rgb).convert(options.pop("mode", "RGB"))
-    exif = Image.Exif()
     if "orientation" in options:
-        exif[0x0112] = options.pop("orientation")
-    saved.save(path, exif=exif, **options)
+        options["exif"] = Image.Exif()
+        options["exif"][0x0112] = options.pop("orientation")
+    saved.save(path, **options)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
     np.testing.assert_array_equal(image.load_rgb(path), expected)
+    assert decoded_by_opencv == by_opencv
 
 
-def test_a_depth_map_with_a_transparent_colour_is_read_as_it_is(tmp_path):
+@pytest.mark.parametrize(("name", "options", "by_opencv"), [
+    ("depth.png", {}, [True]), ("depth.png", {"transparency": 7}, [True]), ("depth.tif", {}, [])])
+def test_a_depth_map_is_read_as_it_is(tmp_path, decoded_by_opencv, name, options, by_opencv):
+    """The faster library reads PNG, the other what OpenCV makes colours of (a transparent one), and TIFF."""
     pixels = np.arange(480 * 640).reshape(480, 640).astype(np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "depth.png", transparency=7)
-    np.testing.assert_array_equal(image.load_train_depth_pixels(tmp_path / "depth.png"), pixels)
+    Image.fromarray(pixels).save(tmp_path / name, **options)
+    np.testing.assert_array_equal(image.load_train_depth_pixels(tmp_path / name), pixels)
+    assert decoded_by_opencv == by_opencv
 
 
 def test_a_broken_depth_map_is_named(tmp_path):
