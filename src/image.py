@@ -129,7 +129,7 @@ def _load_depth_pixels(path: StrPath, bits: int, trap: str) -> Array:
         with _naming(path):
             Image.open(io.BytesIO(content), formats=("PNG",)).verify()  # checksums: libpng would print what is wrong
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None or pixels.ndim != 2:  # of another format, with a transparent colour, or damaged: Pillow says how
+    if pixels is None:  # of another format, or damaged: Pillow says how
         with _naming(path):
             image.load()
         pixels = np.asarray(image)

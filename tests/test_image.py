@@ -88,9 +88,9 @@ def test_photographs_are_brought_to_the_size_of_nyu(picture):
 
 
 def test_depth_is_written_as_it_is_read():
-    depth_m = np.array([0, 0.001, 5, 8, 9.99, 10.03, 12], np.float32)
-    np.testing.assert_array_equal(image.encode_train_depth(depth_m), [0, 1, 128, 204, 255, 255, 255])
-    np.testing.assert_array_equal(image.encode_test_depth(depth_m), [0, 1, 5000, 8000, 9990, 10030, 12000])
+    depth_m = np.array([-0.5, 0, 0.001, 5, 8, 9.99, 10.03, 12], np.float32)
+    np.testing.assert_array_equal(image.encode_train_depth(depth_m), [0, 0, 1, 128, 204, 255, 255, 255])
+    np.testing.assert_array_equal(image.encode_test_depth(depth_m), [0, 0, 1, 5000, 8000, 9990, 10030, 12000])
     assert image.encode_train_depth(depth_m).dtype == np.uint8 and image.encode_test_depth(depth_m).dtype == np.uint16
 
 
@@ -267,13 +267,26 @@ def test_jpeg_is_read_as_pillow_reads_it(tmp_path, decoded_by_opencv, options, b
 
 
 @pytest.mark.parametrize(("name", "options", "by_opencv"), [
-    ("depth.png", {}, [True]), ("depth.png", {"transparency": 7}, [True]), ("depth.tif", {}, [])])
+    ("depth.png", {}, [True]), ("depth.png", {"transparency": 7}, [True]), ("depth.tif", {}, []),
+    ("depth.jpg", {}, [])])
 def test_a_depth_map_is_read_as_it_is(tmp_path, decoded_by_opencv, name, options, by_opencv):
-    """The faster library reads PNG, the other what OpenCV makes colours of (a transparent one), and TIFF."""
+    """PNG by the faster library, with a transparent grey level or without, the others by Pillow."""
     pixels = np.arange(480 * 640).reshape(480, 640).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / name, **options)
+    if name == "depth.jpg":
+        pixels = np.asarray(Image.open(tmp_path / name))
     np.testing.assert_array_equal(image.load_train_depth_pixels(tmp_path / name), pixels)
     assert decoded_by_opencv == by_opencv
+
+
+def test_what_opencv_makes_nothing_of_is_named_by_pillow(tmp_path, picture, decoded_by_opencv):
+    """A JPEG that is whole but for its quantization tables."""
+    path = tmp_path / "tables.jpg"
+    Image.fromarray(picture).save(path)
+    path.write_bytes(path.read_bytes().replace(b"\xff\xdb", b"\xff\xec"))  # a segment that readers pass over
+    with pytest.raises(image.ImageError, match=r"tables\.jpg: broken image"):
+        image.load_rgb(path)
+    assert decoded_by_opencv == [False]
 
 
 def test_a_broken_depth_map_is_named(tmp_path):
