@@ -152,7 +152,7 @@ class KernelRegression:
     @classmethod
     def _fit(cls, source: PlainPairs, indices: Sequence[int], workers: int) -> "KernelRegression":
         found, depth_maps = [], []
-        for _, rgb, depth_m in source.samples(indices, workers):
+        for _, rgb, depth_m in source.samples(indices, workers, skip_bad=False):
             found += [features(rgb), features(np.ascontiguousarray(rgb[:, ::-1]))]
             depth_maps += [depth_m, depth_m[:, ::-1]]
         rows = np.array(found, np.float32)

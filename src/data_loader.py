@@ -312,7 +312,7 @@ class PlainPairs:
             yield from pool.map(depth_map, indices)
 
     def samples(self, indices: Iterable[int], workers: int,
-                skip_bad: bool = False) -> Iterator[tuple[int, Pixels, Floats]]:
+                skip_bad: bool) -> Iterator[tuple[int, Pixels, Floats]]:
         """Yield (index, RGB, depth in metres) of some samples, as `load` has them; one that cannot be read raises
         image.ImageError, or with `skip_bad` is left out."""
         def sample(index: int) -> tuple[int, Pixels, Floats] | None:
@@ -341,7 +341,7 @@ class Source(Protocol):
              whole: bool) -> Iterator[tuple[int, Indices, Load]]: ...
     def depth_maps(self, indices: Sequence[int], workers: int, skip_bad: bool) -> Iterator[Floats]: ...
     def samples(self, indices: Sequence[int], workers: int,
-                skip_bad: bool = False) -> Iterator[tuple[int, Pixels, Floats]]: ...
+                skip_bad: bool) -> Iterator[tuple[int, Pixels, Floats]]: ...
 
 
 class TrainingData:

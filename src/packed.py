@@ -210,7 +210,7 @@ class PackedPairs:
             yield from _shaped("depth_m", depth_m)
 
     def samples(self, indices: Sequence[int], workers: int,
-                skip_bad: bool = False) -> Iterator[tuple[int, Pixels, Floats]]:
+                skip_bad: bool) -> Iterator[tuple[int, Pixels, Floats]]:
         """Yield (index, RGB, depth in metres) of some samples, as PlainPairs.load has them."""
         for batch, rgb, depth_m in self._rows(indices, 64, workers, ["rgb", "depth_m"]):
             yield from zip(batch.tolist(), _shaped("rgb", rgb)[:, image.HALF_ROWS, image.HALF_COLUMNS],

@@ -179,7 +179,7 @@ def test_samples_are_those_that_are_asked_for(nyu, tmp_path):
     (folder / "Train" / "sample_0001_out" / "2.jpg").write_bytes(b"no picture")
     source = PlainPairs(folder)
     with pytest.raises(image.ImageError, match=r"2\.jpg: broken image"):
-        list(source.samples([5, 1, 0], 2))
+        list(source.samples([5, 1, 0], 2, False))
     found = list(source.samples([5, 1, 0], 2, skip_bad=True))
     assert [index for index, _, _ in found] == [5, 0]
     for index, rgb, depth_m in found:
@@ -223,6 +223,15 @@ def test_two_ranks_together_see_the_batch_of_one_with_twice_the_size():
     for step in range(12):
         together = np.concatenate([shard.batch(step)[1] for shard in double])
         assert sorted(together) == sorted(single.batch(step)[1])
+
+
+def test_the_order_of_an_epoch_is_drawn_once():
+    """Also while the end of one is loaded beside the beginning of the next."""
+    data_loader._permutation.cache_clear()
+    schedule = Schedule(50, 5, seed=1)
+    for step in (7, 8, 9, 10, 9, 11):
+        schedule.batch(step)
+    assert data_loader._permutation.cache_info().misses == 2
 
 
 def test_a_dataset_smaller_than_a_batch_says_so():

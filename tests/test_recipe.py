@@ -247,7 +247,7 @@ def solved(nyu, tmp_path_factory):
 def test_closed_form_is_a_ridge_regression_on_what_the_net_sees(solved, kind):
     """The last layer against NumPy's least squares on what it sees; and the net has learnt."""
     net, data = solved(kind)
-    samples = list(data.source.samples(range(4), 1))
+    samples = list(data.source.samples(range(4), 1, False))
     rgb = np.stack([one for _, rgb, _ in samples for one in (rgb, rgb[:, ::-1])]).transpose(0, 3, 1, 2)
     rgb = ms.Tensor(rgb.astype(np.float32) / 255)
     depth_m = np.stack([one for _, _, depth_m in samples for one in (depth_m, depth_m[:, ::-1])])
@@ -292,7 +292,7 @@ def test_the_ridge_regression_is_least_squares_with_the_weights_as_rows(rows, co
 def test_coarse_net_s_last_map_holds_16_numbers_of_each_place(solved):
     """In its closed form: cell by cell the same combinations of conv5's channels, side by side."""
     net, data = solved(CoarseNet)
-    x = rgb = ms.Tensor(np.stack([rgb for _, rgb, _ in data.source.samples(range(4), 1)])
+    x = rgb = ms.Tensor(np.stack([rgb for _, rgb, _ in data.source.samples(range(4), 1, False)])
                         .transpose(0, 3, 1, 2).astype(np.float32) / 255)
     for name in ("conv1", "conv2", "conv3", "conv4"):
         x = net.pool(net.relu(getattr(net, name)(x)))
