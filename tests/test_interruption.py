@@ -33,6 +33,8 @@ class Terminal:
         self.pid, self.descriptor = pty.fork()
         if self.pid == 0:
             os.chdir(cwd)
+            for number, _ in SIGNALS:  # whoever runs the tests in the background may have them ignored
+                signal.signal(number, signal.SIG_DFL)
             os.execve(command[0], list(map(str, command)), ENVIRONMENT)
         self.screen = b""
 
