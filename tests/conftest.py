@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,9 @@ WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if WORKERS > 1:
     os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // WORKERS))
 os.environ.pop("MASTER_PORT", None)  # each run of several workers takes one that is free
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script: the commands would have it so
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import mindspore as ms  # noqa: E402
 import numpy as np  # noqa: E402

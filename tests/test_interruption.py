@@ -152,6 +152,36 @@ def test_a_prediction_leaves_nothing_partial(red_onnx, tmp_path, number, code):
     assert not list((tmp_path / "predictions").iterdir())
 
 
+def test_what_the_end_takes_from_the_work_is_no_failure(tmp_path):
+    """The work runs on while what is half-written is removed, and fails on what is gone: the exit code stays."""
+    (tmp_path / "work.py").write_text("""
+import os
+from pathlib import Path
+
+from src import cli, errors, files
+
+
+def main():
+    with files.discarded_at_exit(files.partial_path(Path("out"))) as folder:
+        folder.mkdir()
+        for number in range(5000):
+            (folder / str(number)).touch()
+        print("ready", flush=True)
+        while len(os.listdir(folder)) == 5000:
+            pass
+        raise errors.CheckFailed("a file is gone")
+
+
+cli.run(main)
+""")
+    process = subprocess.Popen([sys.executable, "work.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.terminate()
+    assert process.communicate(timeout=60) == ("", "") and process.returncode == 143
+    assert [path.name for path in tmp_path.iterdir()] == ["work.py"]
+
+
 def stop_two_workers(arguments, folder, number):
     """Start two workers and interrupt them after their second step; the exit code and what was on the screen."""
     terminal = Terminal(["/bin/bash", SCRIPT, *arguments], folder)
