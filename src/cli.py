@@ -176,10 +176,7 @@ def run(main: Callable[..., int]) -> NoReturn:
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its font cache
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of damage that it reads past; what it cannot read is named
     try:
-        try:
-            code = main(stop) if main.__code__.co_argcount else main()
-        finally:
-            stop.give_way()
+        code = main(stop) if main.__code__.co_argcount else main()
     except (UserError, OSError) as error:
         code = _complain(error, USER_MISTAKE)
     except ModuleNotFoundError as error:

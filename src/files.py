@@ -67,8 +67,9 @@ def discarded_at_exit(partial: Path) -> Iterator[Path]:
     try:
         yield partial
     finally:
-        _remove(partial)
-        _open_partials.discard(partial)
+        with _exiting:  # for good where the process is ending: what fails because `partial` is gone is no failure
+            _remove(partial)
+            _open_partials.discard(partial)
 
 
 def discard_partials() -> None:

@@ -34,7 +34,6 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal_number = 0
         self._deferred = False
-        self._ending = threading.Lock()
         watched = {number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
         if watched and hasattr(signal, "pthread_sigmask"):  # not on Windows
             signal.pthread_sigmask(signal.SIG_BLOCK, watched)
@@ -49,16 +48,10 @@ class StopRequest:
         finally:
             self._deferred = False
 
-    def give_way(self) -> None:
-        """Return, unless a signal is ending the program: what its cleaning up takes from the work is no failure."""
-        with self._ending:
-            pass
-
     def _wait(self, watched: set[signal.Signals]) -> NoReturn:
         while True:
             number = signal.sigwait(watched)
             if self.signal_number or not self._deferred:
-                self._ending.acquire()  # for good
                 discard_partials()
                 os._exit(128 + (self.signal_number or number))  # what has its name is complete
             self.signal_number = number
