@@ -24,6 +24,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="depthnet: 55x74, depth clipped to [0.1, 10] m; eigen: the full picture on the usual crop")
     add("--flip_average", action="store_true",
         help="score the mean of log depth of each picture and of its mirror image")
+    add("--baselines", action="store_true",
+        help="score also the best constant depth and, where Train is beside Test, the mean log-depth map of its pairs")
     add("--output_dir", type=Path, help="write metrics.json, per_image.csv, panels.png and report.html there")
     options = parser.parse_args(arguments)
     if (options.test_data is None) == (options.compare is None):
@@ -60,10 +62,11 @@ def evaluate(options: argparse.Namespace) -> int:
     workers = cli.default_workers()
     scores = evaluation.score(pairs, predict, options.protocol, options.batch_size, workers,
                               details if options.output_dir else None,
-                              baselines.Baselines(options.test_data, pairs, workers))
+                              baselines.Baselines(options.test_data, pairs, workers) if options.baselines else None)
     logging.info("%d images, protocol %s\n%s", len(pairs), options.protocol, evaluation.table(scores))
-    logging.info("%s: fitted to the targets that they are scored against",
-                 ", ".join(name for name in baselines.SEEN if name in scores))
+    if options.baselines:
+        logging.info("%s: fitted to the targets that they are scored against",
+                     ", ".join(name for name in baselines.SEEN if name in scores))
     if options.output_dir:
         checkpoints = {"CoarseNet": str(options.coarse_ckpt_model), "FineNet": str(options.fine_ckpt_model)}
         used = versions()

@@ -65,9 +65,11 @@ def compare(first: StrPath, second: StrPath) -> str:
 
 
 def interval(differences: Doubles, share: float = 0.95) -> Doubles:
-    """The bootstrap interval of the mean over the first axis: (low, high), each of the other axes' shape. What is NaN
-    does not count."""
-    rng = np.random.default_rng(0)
-    means = np.array([np.nanmean(differences[rng.integers(0, len(differences), len(differences))], 0)
-                      for _ in range(RESAMPLES)])
-    return np.quantile(means, [(1 - share) / 2, (1 + share) / 2], axis=0)
+    """The percentile bootstrap interval of the mean over the first axis, NaN left out: (low, high), each of the other
+    axes' shape."""
+    from scipy.stats import bootstrap
+
+    # In batches: all resamples of 654 pictures at once would take 400 MB.
+    result = bootstrap((differences,), np.nanmean, axis=0, n_resamples=RESAMPLES, batch=500, method="percentile",
+                       confidence_level=share, random_state=np.random.default_rng(0))
+    return np.array([result.confidence_interval.low, result.confidence_interval.high])

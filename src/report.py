@@ -56,9 +56,8 @@ def write(path: StrPath, scores: Mapping[str, Scores], details: Mapping[str, Det
         f"<p>{data['pairs']} pairs, fingerprint {data['fingerprint']}, {first.pixels:,} pixels; protocol "
         f"<b>{first.protocol}</b>: {html.escape(_PROTOCOLS[first.protocol])}. Means over the images.</p>",
         _table({net: {**one.means(), evaluation.SCALE_COLUMN: one.scale_correlation()} for net, one in scores.items()}),
-        f"<p class=note>{', '.join(name for name in baselines.SEEN if name in scores)}: fitted to the targets that "
-        f"they are scored against. {evaluation.SCALE_COLUMN}: how far the predicted median depth follows the true one "
-        "over the images (Pearson).</p>",
+        f"<p class=note>{_seen(scores)}{evaluation.SCALE_COLUMN}: how far the predicted median depth follows the true "
+        "one over the images (Pearson).</p>",
         "<p class=note>" + html.escape("; ".join(f"{name} {value}" for name, value in
                                                  {**checkpoints, **versions}.items())) + "</p>",
         *(published if data["pairs"] == PUBLISHED_PAIRS else []),
@@ -77,6 +76,11 @@ def write(path: StrPath, scores: Mapping[str, Scores], details: Mapping[str, Det
     ]
     write_text(path, "<!doctype html>\n<html lang=en><meta charset=utf-8><title>Depth evaluation</title>"
                      f"<style>{_STYLE}</style>\n" + "\n".join(parts) + "\n</html>\n")
+
+
+def _seen(scores: Mapping[str, Scores]) -> str:
+    names = [name for name in baselines.SEEN if name in scores]
+    return f"{', '.join(names)}: fitted to the targets that they are scored against. " if names else ""
 
 
 def _table(rows: Mapping[str, Mapping[str, float | None]]) -> str:

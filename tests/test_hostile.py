@@ -233,18 +233,22 @@ def damaged(nyu, folder, damage):
     return data
 
 
-@pytest.mark.parametrize("damage", ["empty", "partner", "broken picture"])
-def test_a_train_folder_that_an_evaluation_does_not_need_costs_a_warning(nyu, tmp_path, caplog, damage):
+@pytest.mark.parametrize(("damage", "named"), [("empty", "no image pairs"), ("partner", "has no "),
+                                               ("broken picture", "broken image")])
+def test_baselines_that_cannot_be_fitted_are_a_mistake(nyu, tmp_path, damage, named):
     data = damaged(nyu, tmp_path, damage)
-    found = baselines.Baselines(data, data_loader.list_test(data), 1)
-    assert "no mean training map: " in caplog.text
-    assert list(found.before(np.zeros((1, 3, 228, 304), np.float32))) == [baselines.CONSTANT]
+    if damage == "broken picture":
+        next((data / "Train").glob("*/*.png")).write_bytes(b"no picture")
+    with pytest.raises(UserError, match=named):
+        baselines.Baselines(data, data_loader.list_test(data), 1)
 
 
-def test_eval_goes_on_without_a_train_folder(nyu, weights, forked, tmp_path):
-    result = forked("eval.py", "--test_data", damaged(nyu, tmp_path, "broken picture"), *nets(weights), cwd=tmp_path)
-    assert result.returncode == 0 and "no mean training map:" in result.stdout, result.stderr
-    assert "CoarseNet: delta1_loss" in result.stdout
+def test_eval_does_not_read_the_train_folder_unless_asked(nyu, weights, forked, tmp_path):
+    data = damaged(nyu, tmp_path, "empty")
+    result = forked("eval.py", "--test_data", data, *nets(weights), cwd=tmp_path)
+    assert result.returncode == 0 and "CoarseNet: delta1_loss" in result.stdout, result.stderr
+    result = forked("eval.py", "--test_data", data, *nets(weights), "--baselines", cwd=tmp_path)
+    assert result.returncode == 2 and "no image pairs" in result.stderr
 
 
 def test_predictions_may_go_beside_their_pictures_again_and_again(red_onnx, forked, tmp_path):

@@ -60,8 +60,9 @@ class Page(html.parser.HTMLParser):
 def evaluated(nyu, forked, trained, tmp_path_factory):
     """Three evaluations of the small training: in plain, "a flipped" and eigen; and what the last one printed."""
     folder, checkpoints = tmp_path_factory.mktemp("evaluated"), trained / "Model" / "Ckpt"
-    for name, data, more in (("plain", nyu, []), ("a flipped", nyu, ["--flip_average"]),
-                             ("eigen", nyu / "Test", ["--protocol", "eigen"])):
+    for name, data, more in (("plain", nyu, ["--baselines"]),
+                             ("a flipped", nyu, ["--baselines", "--flip_average"]),
+                             ("eigen", nyu / "Test", ["--baselines", "--protocol", "eigen"])):
         result = forked("eval.py", "--test_data", data, "--coarse_ckpt_model", checkpoints / "FinalCoarseNet.ckpt",
                         "--fine_ckpt_model", checkpoints / "FinalFineNet.ckpt", *more, "--output_dir", name, cwd=folder)
         assert result.returncode == 0, result.stdout + result.stderr
