@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src import cli
+from src.errors import UserError
 from src.files import discarded_at_exit
 
 if TYPE_CHECKING:
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
     from src.predict import DepthPredictor
 
 EXAMPLES = 12
+
+
+def own_environment(work: Path) -> None:
+    """Leave Gradio nothing of the environment that opens the page wider than its options say, or a proxy to ask."""
+    for name in list(os.environ):
+        if name.upper().endswith("_PROXY") or (name.startswith("GRADIO_") and name != "GRADIO_ROOT_PATH"):
+            del os.environ[name]
+    os.environ.update(GRADIO_TEMP_DIR=str(work / "cache"), GRADIO_ANALYTICS_ENABLED="False")
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -55,9 +64,11 @@ def examples(folder: Path | None, work: Path) -> Sequence[Pair]:
 
 def main() -> int:
     options = parse_args()
+    if options.port > 65535:
+        raise UserError(f"--port {options.port}: expected 1 to 65535")
     work = Path(tempfile.mkdtemp(prefix="depthnet-page-"))
     with discarded_at_exit(work):
-        os.environ.update(GRADIO_TEMP_DIR=str(work / "cache"), GRADIO_ANALYTICS_ENABLED="False")
+        own_environment(work)
         from src.page import Page
         from src.predict import from_options
 

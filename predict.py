@@ -70,6 +70,8 @@ def main() -> int:
 
     visual.check_colormap(options.colormap)
     jobs = depth_files.find(options.input, options.output_dir)
+    if any(job.is_video for job in jobs):
+        import src.video  # noqa: F401 (where there is no PyAV, that is said before the work)
     kinds = tuple(dict.fromkeys(options.save))
     depth_files.check_outputs(jobs, kinds, options.overwrite)
     writable_folder(options.output_dir)

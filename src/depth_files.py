@@ -4,6 +4,7 @@ import collections
 import contextlib
 import glob
 import io
+import itertools
 import logging
 import os
 import re
@@ -11,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import cv2
 import numpy as np
@@ -20,30 +21,26 @@ from src import cli, image, visual
 from src.arrays import Array, Floats, Pixels
 from src.data_loader import evenly
 from src.errors import NotFinite, UserError
-from src.files import StrPath, claim, discarded_at_exit, partial_path, printable, replacing, utf8_path
+from src.files import StrPath, claim, discarded_at_exit, partial_path, printable, replacing
 from src.pointcloud import Intrinsics, write_ply
 from src.predict import DepthPredictor, Maps, blended
+
+if TYPE_CHECKING:
+    from src.video import Video
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 HEIF = (".heic", ".heif")  # found, so that it can be said that they are not read
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 ENDINGS = {"color": "_depth.png", "png16": "_depth16.png", "npy": "_depth.npy", "ply": ".ply", "side": "_side.png"}
 VIDEO_ENDINGS = {"color": "_depth.mp4", "side": "_side.mp4"}
-CODECS = {".mp4": "mp4v", ".webm": "VP80"}  # browsers play the second
 FRAMES = "_frames"
 
 # Pictures wait for each other as long as they have fewer pixels than this together.
 PIXELS_AT_ONCE = 16_000_000
 # Of so many pictures, or frames of a video, the range of the colours is taken.
 SAMPLED = 16
-# How many of a video's frames may be missing at its end: containers estimate the number.
-MISSING_FRAMES = 0.02
 
 logger = logging.getLogger(__name__)
-
-
-class VideoError(UserError):
-    """A video that cannot be read or written. The message names the file."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,6 @@ class Job:
 
     source: Path
     target: Path
-    video_suffix: str = ".mp4"  # of CODECS
 
     @property
     def is_video(self) -> bool:
@@ -63,8 +59,7 @@ class Job:
         """The path of each kind of output file; of a video's frames see `frames`."""
         if not self.is_video:
             return {kind: Path(f"{self.target}{ENDINGS[kind]}") for kind in kinds}
-        return {kind: Path(f"{self.target}{VIDEO_ENDINGS[kind]}").with_suffix(self.video_suffix)
-                for kind in kinds if kind in VIDEO_ENDINGS}
+        return {kind: Path(f"{self.target}{VIDEO_ENDINGS[kind]}") for kind in kinds if kind in VIDEO_ENDINGS}
 
     def frames(self, kinds: Collection[str]) -> Path | None:
         """The folder of a video's outputs that are a file a frame, or None."""
@@ -228,7 +223,7 @@ def depth_range(jobs: Sequence[Job], predictor: DepthPredictor, writer: Writer) 
     deepest, known = 0.0, {}
     for job in evenly(jobs, SAMPLED):
         with contextlib.suppress(UserError, NotFinite, OSError):
-            for picture in _sampled_frames(job.source) if job.is_video else [image.load_rgb(job.source)]:
+            for picture in _sampled_frames(job) if job.is_video else [image.load_rgb(job.source)]:
                 (maps,) = predictor.maps([picture], [job.source])
                 depth_m = blended(picture.shape[:2], maps)
                 if not job.is_video:
@@ -243,13 +238,10 @@ def colour_end(depth_m: Floats) -> float:
     return float(np.floor(np.percentile(depth_m, 98)) + 1)
 
 
-def _sampled_frames(path: Path) -> Iterator[Pixels]:
-    with _opened(path) as capture:
-        for number in evenly(range(int(capture.get(cv2.CAP_PROP_FRAME_COUNT))), SAMPLED):
-            capture.set(cv2.CAP_PROP_POS_FRAMES, number)
-            read, frame = capture.read()
-            if read:
-                yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+def _sampled_frames(job: Job) -> Iterator[Pixels]:
+    from src import video
+
+    return video.Video(job.source).sampled(SAMPLED)
 
 
 def _named(job: Job, work: Callable[[], object]) -> bool:
@@ -273,8 +265,6 @@ def _groups(jobs: Iterable[Job], size: int) -> Iterator[Group]:
             pixels += loaded.size // 3
         except image.ImageError as error:
             loaded = error
-            if job.source.suffix.lower() in HEIF:
-                loaded = image.ImageError(f"{job.source}: HEIC is not read: save it as JPEG or PNG first")
         group.append((job, loaded))
         if len(group) == size or pixels >= PIXELS_AT_ONCE:
             yield group
@@ -311,109 +301,44 @@ def _predict_group(group: Group, predictor: DepthPredictor, writer: Writer, know
 
 
 def _predict_video_shown(job: Job, predictor: DepthPredictor, writer: Writer, size: int) -> None:
-    with cli.progress(video_length(job.source)[0] or None, printable(job.source.name), "frame") as bar:
-        predict_video(job, predictor, writer, size, bar)
+    from src import video
+
+    clip = video.Video(job.source)
+    with cli.progress(clip.count, printable(job.source.name), "frame") as bar:
+        predict_video(job, clip, predictor, writer, size, bar)
 
 
-def video_length(path: StrPath) -> tuple[int, float]:
-    """(frames, seconds) that a video declares, 0 where it does not. Raises VideoError when it cannot be read, or is too
-    large to try."""
-    with _opened(path) as capture:
-        width, height = (int(capture.get(one)) for one in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
-        if width * height > image.MAX_PIXELS:
-            raise VideoError(f"{path}: frames of {height}x{width} are more than {image.MAX_PIXELS:,} pixels: refused")
-        _frames(path, capture)
-        frames = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-        return frames, frames / (capture.get(cv2.CAP_PROP_FPS) or 25)
-
-
-def predict_video(job: Job, predictor: DepthPredictor, writer: Writer, size: int, bar: cli.Bar) -> None:
+def predict_video(job: Job, clip: "Video", predictor: DepthPredictor, writer: Writer, size: int, bar: cli.Bar) -> None:
     """Predict a video frame by frame: all of its outputs, or none; `bar` is told of each. Raises VideoError naming it,
-    also (after the outputs are written) when the video ends before it says it does."""
+    also (after the outputs are written) when the video ends before it says it does.
+
+    Args:
+        clip: the job's source, opened.
+        size: frames that are predicted at a time.
+    """
+    from src import video
+
     outputs, frames_folder = job.outputs(writer.kinds), job.frames(writer.kinds)
     job.target.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        capture = stack.enter_context(_opened(job.source))
-        videos = [stack.enter_context(_Video(path, kind, capture.get(cv2.CAP_PROP_FPS) or 25))
-                  for kind, path in outputs.items()]
+        videos = {kind: stack.enter_context(video.Writer(path, clip.tick)) for kind, path in outputs.items()}
         frames_out = stack.enter_context(_Frames(frames_folder, writer)) if frames_folder else None
-        number, frames = 0, _frames(job.source, capture)
-        while batch := [frame for _, frame in zip(range(size), frames, strict=False)]:
+        number, frames = 0, clip.frames()
+        while batch := list(itertools.islice(frames, size)):
             names = [f"{job.source}: frame {number + place}" for place in range(len(batch))]
-            for rgb, depth_m in zip(batch, predictor.predict(batch, names), strict=True):
-                for video in videos:
-                    video.add(writer.picture(video.kind, rgb, depth_m))
+            depths = predictor.predict([rgb for rgb, _ in batch], names)
+            for (rgb, at), depth_m in zip(batch, depths, strict=True):
+                for kind, out in videos.items():
+                    out.add(writer.picture(kind, rgb, depth_m), at)
                 if frames_out:
                     frames_out.add(rgb, depth_m)
                 number += 1
                 bar.update()
-        for video in videos:
-            video.finish()
+        for out in videos.values():
+            out.finish()
         if frames_out:
             frames_out.finish()
-        declared = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    if declared - number > max(1, MISSING_FRAMES * declared):
-        raise VideoError(f"{job.source}: cut off: {number} of its {declared} frames could be read, and were predicted")
-
-
-@contextlib.contextmanager
-def _opened(path: StrPath) -> Iterator[cv2.VideoCapture]:
-    with utf8_path(path) as text:
-        capture = cv2.VideoCapture(text)
-        try:
-            yield capture
-        finally:
-            capture.release()
-
-
-def _frames(path: StrPath, capture: cv2.VideoCapture) -> Iterator[Pixels]:
-    """The frames of a video as RGB; VideoError when there is none."""
-    read, frame = capture.read()
-    if not read:
-        raise VideoError(f"{path}: not a readable video")
-
-    def rest(read: bool, frame: Array) -> Iterator[Pixels]:
-        while read:
-            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-            read, frame = capture.read()
-
-    return rest(read, frame)
-
-
-class _Video(contextlib.ExitStack):
-    """A video that takes its name when it is complete, and has been read back."""
-
-    def __init__(self, path: Path, kind: str, rate: float) -> None:
-        super().__init__()
-        self.path, self.kind, self.rate, self.count = path, kind, rate, 0
-        self.writer: Any = None
-        self.partial = self.enter_context(discarded_at_exit(partial_path(path, path.suffix)))
-        folder = Path(self.enter_context(utf8_path(path.parent)))
-        self.opened = str(folder / self.partial.name)
-        self.callback(lambda: self.writer and self.writer.release())
-
-    def add(self, rgb: Pixels) -> None:
-        """Append a frame; MP4 wants even sizes, so an odd last row or column goes."""
-        height, width = (length // 2 * 2 for length in rgb.shape[:2])
-        if self.writer is None:
-            codec = cv2.VideoWriter.fourcc(*CODECS[self.path.suffix])
-            self.writer = cv2.VideoWriter(self.opened, codec, self.rate, (width, height))
-            if not self.writer.isOpened():
-                raise VideoError(f"{self.path}: cannot write a video there")
-        self.writer.write(cv2.cvtColor(rgb[:height, :width], cv2.COLOR_RGB2BGR))
-        self.count += 1
-
-    def finish(self) -> None:
-        """Close the file, count its frames, and give it its name: OpenCV does not say that a disk is full."""
-        self.writer.release()
-        capture = cv2.VideoCapture(self.opened)
-        written = 0
-        while capture.grab():
-            written += 1
-        capture.release()
-        if written != self.count:
-            raise VideoError(f"{self.path}: {written} of {self.count} frames could be written: is the disk full?")
-        os.replace(self.partial, self.path)
+    clip.check_whole()
 
 
 class _Frames(contextlib.ExitStack):

@@ -133,19 +133,6 @@ def claim(paths: Iterable[StrPath], overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def utf8_path(path: StrPath) -> Iterator[str]:
-    """`path` as text that libraries which want UTF-8 can open (OpenCV crashes on other names): itself, or a link to
-    its folder with a name that is."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        with linked(path) as link:
-            yield str(link)
-    else:
-        yield str(path)
-
-
-@contextlib.contextmanager
 def linked(path: StrPath) -> Iterator[Path]:
     """A link to `path` of which the whole name is letters, digits and a few signs, for libraries that want that."""
     path = Path(path)

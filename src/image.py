@@ -6,6 +6,7 @@ bilinear is OpenCV's INTER_LINEAR: half-pixel centres, no anti-aliasing. Depth 0
 
 import contextlib
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,7 @@ MAX_PIXELS = 64_000_000
 MAX_BYTES = 4 * MAX_PIXELS
 # Pillow would try all that it knows, Ghostscript included, whatever a file is called.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+_HEIC = re.compile(rb".{4}ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1)", re.DOTALL)  # ISO 23008-12
 
 TRAIN_DEPTH_SCALE = np.float32(10 / 255)  # 8-bit pixel -> metres
 TEST_DEPTH_SCALE = np.float32(1 / 1000)  # 16-bit pixel -> metres
@@ -76,6 +78,8 @@ def _read(path: StrPath) -> tuple[bytes, Image.Image]:
         content = Path(path).read_bytes()
         if not content:
             raise ImageError(f"{path}: broken image: the file is empty")
+        if _HEIC.match(content):
+            raise ImageError(f"{path}: HEIC is not read: save it as JPEG or PNG first")
         image = Image.open(io.BytesIO(content), formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(f"{path}: {image.height}x{image.width} is more than {MAX_PIXELS:,} pixels: refused")

@@ -22,14 +22,14 @@ function load() {
   draw();
 }
 
-function colourOf(millimetres) {
-  const place = Math.min(255, Math.floor((millimetres / 1000) * (255 / map.max_depth)));
+function colourOf(metres) {
+  const place = Math.min(255, Math.floor(metres * (255 / map.max_depth)));
   return map.colours.slice(3 * place, 3 * place + 3);
 }
 
 function paint() {
   const pixels = new ImageData(map.width, map.height);
-  map.depth.forEach((millimetres, place) => pixels.data.set([...colourOf(millimetres), 255], 4 * place));
+  map.depth.forEach((depth, place) => pixels.data.set([...colourOf(depth * map.unit), 255], 4 * place));
   map.painted = document.createElement("canvas");
   map.painted.width = map.width;
   map.painted.height = map.height;
@@ -38,7 +38,7 @@ function paint() {
 
 function paintBar() {
   const stops = Array.from({length: 17}, (_, place) => {
-    const [red, green, blue] = colourOf((place / 16) * map.max_depth * 1000);
+    const [red, green, blue] = colourOf((place / 16) * map.max_depth);
     return `rgb(${red} ${green} ${blue}) ${(place / 16) * 100}%`;
   });
   part("bar").style.background = `linear-gradient(to right, ${stops.join(", ")})`;
@@ -55,7 +55,7 @@ function paintBar() {
 
 // Metres in the camera's axes (src/pointcloud.py: points).
 function place3d({x, y}) {
-  const z = map.depth[y * map.width + x] / 1000;
+  const z = map.depth[y * map.width + x] * map.unit;
   return [z * (x - map.cx) / map.fx, z * (y - map.cy) / map.fy, z];
 }
 
@@ -89,9 +89,9 @@ function draw() {
 
 function metresAt({x, y}) {
   const place = y * map.width + x;
-  const predicted = `${(map.depth[place] / 1000).toFixed(2)} m`;
+  const predicted = `${(map.depth[place] * map.unit).toFixed(2)} m`;
   if (!map.truth) return predicted;
-  return map.truth[place] ? `${predicted} (true: ${(map.truth[place] / 1000).toFixed(2)} m)` : `${predicted} (not measured)`;
+  return map.truth[place] ? `${predicted} (true: ${(map.truth[place] * map.unit).toFixed(2)} m)` : `${predicted} (not measured)`;
 }
 
 function at(event) {

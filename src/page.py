@@ -5,38 +5,49 @@ Gradio serves it (https://www.gradio.app). Nothing is loaded from elsewhere and 
 
 import base64
 import contextlib
+import errno
 import functools
 import hashlib
 import html
 import json
 import logging
+import re
 import shutil
+import socket
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import gradio as gr
 import numpy as np
+from gradio.utils import get_upload_folder
+from starlette.middleware import Middleware
 
 from src import depth_files, image, visual
 from src.arrays import Floats, Pixels
 from src.data_loader import Pair
 from src.errors import NotFinite, UserError
 from src.files import StrPath
+from src.gate import MAX_UPLOAD, Gate
 from src.pointcloud import Intrinsics, write_glb
 from src.predict import DepthPredictor
+
+if TYPE_CHECKING:
+    from src.video import Video
 
 # Pictures with a longer side are reduced to it: the nets see 228x304, and a browser has to hold the rest.
 LONGEST_SIDE = 1280
 # Of the map under the pointer.
 POINTER_SIDE = 480
-LONGEST_VIDEO_S, MOST_FRAMES = 60, 3600  # the second for videos that do not tell their length
-MAX_FILE_SIZE = "200mb"
+LONGEST_VIDEO_S, MOST_FRAMES, LARGEST_FRAME = 60, 3600, 4096 * 2304
 CACHE_S = 3600  # what visitors have sent and got is deleted after this
+# The page knows so many visitors at most; who has been quiet for longest goes when another one comes.
+VISITORS = 64
 
 MESH_TAB = "3D"
 COLORMAPS = ("turbo", "viridis", "magma", "gray")
@@ -108,6 +119,57 @@ class Shown:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+@dataclass
+class Visit:
+    """One visitor's: a folder of the server's own choosing, and whether the video is to end."""
+
+    folder: Path
+    last: float  # time.monotonic() of the last event
+    stopped: bool = False
+
+
+class Visits:
+    """The visitors that are there. What a client calls its session is a key here, and never part of a path.
+
+    Args:
+        folder: where each gets a folder, which is removed when the visitor leaves, is quiet for CACHE_S, or is the
+            longest quiet of more than VISITORS.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._visits: dict[str | None, Visit] = {}  # the longest quiet first
+        self._changing = threading.Lock()
+
+    def of(self, request: gr.Request | None) -> Visit:
+        """The Visit of a request; a new one where the session has none."""
+        session = request and request.session_hash
+        with self._changing:
+            visit = self._visits.pop(session, None) or Visit(Path(tempfile.mkdtemp(dir=self.folder)), 0)
+            visit.last = time.monotonic()
+            self._visits[session] = visit
+            quiet = [key for key, other in self._visits.items() if visit.last - other.last > CACHE_S]
+            for key in [*quiet, *list(self._visits)[len(quiet):-VISITORS]]:
+                self._remove(key)
+            return visit
+
+    def stop(self, request: gr.Request) -> None:
+        """End this visitor's video."""
+        with self._changing:
+            if visit := self._visits.get(request.session_hash):
+                visit.stopped = True
+
+    def leave(self, request: gr.Request) -> None:
+        """This visitor has closed the page."""
+        with self._changing:
+            self._remove(request.session_hash)
+
+    def _remove(self, session: str | None) -> None:
+        if visit := self._visits.pop(session, None):
+            visit.stopped = True
+            shutil.rmtree(visit.folder, ignore_errors=True)
+
+
 class Page:
     """The page over one DepthPredictor.
 
@@ -126,9 +188,10 @@ class Page:
                                      predictor.flip_average)
         self.examples = [pair.rgb for pair in pairs]
         self.truths = {_digest(pair.rgb): pair.depth for pair in pairs}
-        self.stopped: set[str | None] = set()  # sessions whose video is to end
+        self.visits = Visits(folder)
 
-    def predict(self, path: str | None, before: Shown | None, degrees: float) -> Shown | None:
+    def predict(self, path: str | None, before: Shown | None, degrees: float,
+                request: gr.Request | None = None) -> Shown | None:
         """The Shown of a picture's file."""
         if before:
             before.discard()
@@ -145,7 +208,8 @@ class Page:
             truth = self.truths.get(_digest(path))
             return Shown(name, rgb, depth_m, self.coarse.predict([rgb], [name])[0] * lens,
                          image.resize_depth(image.load_test_depth(truth), size) if truth else None,
-                         writer.camera(*size), float(lens), seconds, Path(tempfile.mkdtemp(dir=self.folder)))
+                         writer.camera(*size), float(lens), seconds,
+                         Path(tempfile.mkdtemp(dir=self.visits.of(request).folder)))
 
     def _writer(self, degrees: float) -> depth_files.Writer:
         """As predict.py has it: a field of view that is given counts more than EXIF."""
@@ -179,7 +243,8 @@ class Page:
             return (None,) * len(FORMS)
         end = max_depth or shown.colour_end
         writer = replace(self._writer(0), colormap=colormap, max_depth=end, camera=lambda *_: shown.camera)
-        paths = depth_files.Job(Path(shown.name), shown.folder / (Path(shown.name).stem or "picture")).outputs(FORMS)
+        stem = re.sub(r"[^\w.-]+", "_", Path(shown.name).stem)[:60].strip(".") or "picture"
+        paths = depth_files.Job(Path("picture.png"), shown.folder / stem).outputs(FORMS)
         with contextlib.suppress(FileNotFoundError):  # another picture has come meanwhile
             writer.save(paths, shown.rgb, shown.depth_m)
             return tuple(map(str, paths.values()))
@@ -198,51 +263,39 @@ class Page:
 
     def video(self, path: str | None, colormap: str, max_depth: float, request: gr.Request,
               progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008
-        """The picture beside its depth, as a video of VP8."""
-        self.stopped.discard(request.session_hash)
+        """The picture beside its depth, as a video that browsers play."""
         if not path:
             raise gr.Error("choose a video first", print_exception=False)
-        name = Path(path).name
+        visit, name = self.visits.of(request), Path(path).name
+        visit.stopped = False
         with _plainly(path, name):
-            job = depth_files.Job(Path(path), self._video_folder(request) / "depth", video_suffix=".webm")
-            if not job.is_video:
-                raise UserError(f"{name}: no video; expected one of {' '.join(depth_files.VIDEOS)}")
-            frames, seconds = depth_files.video_length(path)
-            if seconds > LONGEST_VIDEO_S:
-                raise UserError(f"{name}: {seconds:.0f} s long; expected at most {LONGEST_VIDEO_S} s")
+            job = depth_files.Job(Path(path), Path(tempfile.mkdtemp(dir=visit.folder)) / "depth")
+            clip = _checked_clip(job, name)
             writer = replace(self._writer(0), kinds=("side",), colormap=colormap, max_depth=max_depth or 10.0)
             if not max_depth:
                 writer = replace(writer, max_depth=depth_files.depth_range([job], self.predictor, writer)[0])
-            bar = _Bar(frames, progress, lambda: request.session_hash in self.stopped)
-            depth_files.predict_video(job, self.predictor, writer, self.predictor.batch_size, bar)
+            bar = _Bar(clip.count, progress, visit)
+            depth_files.predict_video(job, clip, self.predictor, writer, self.predictor.batch_size, bar)
             return str(*job.outputs(("side",)).values())
-
-    def _video_folder(self, request: gr.Request) -> Path:
-        return self.folder / f"video-{request.session_hash}"
-
-    def leave(self, request: gr.Request) -> None:
-        """A visitor has closed the page."""
-        self.stop(request)
-        shutil.rmtree(self._video_folder(request), ignore_errors=True)
-
-    def stop(self, request: gr.Request) -> None:
-        """End this visitor's video."""
-        self.stopped.add(request.session_hash)
 
     def launch(self, host: str, port: int) -> gr.Blocks:
         """Serve it until the process ends: to this machine alone unless `host` says more; never through a relay."""
         logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is there
+        _check_address(host, port)
         blocks = self._blocks()
+        gate = Middleware(Gate, cache=Path(get_upload_folder()), folder=self.folder, events=set(blocks.fns),
+                          keep_s=CACHE_S)
         fonts = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
         blocks.launch(
-            server_name=host, server_port=port, share=False, prevent_thread_lock=True, quiet=True, show_error=True,
-            max_file_size=MAX_FILE_SIZE, allowed_paths=[], ssr_mode=False, mcp_server=False, pwa=False,
+            server_name=f"[{host}]" if ":" in host else host, server_port=port, share=False, prevent_thread_lock=True,
+            quiet=True, show_error=False, max_file_size=MAX_UPLOAD, state_session_capacity=VISITORS,
+            app_kwargs={"middleware": [gate]}, allowed_paths=[], ssr_mode=False, mcp_server=False, pwa=False,
             run_history=False, footer_links=[], css=CSS, theme=gr.themes.Default(font=fonts[0], font_mono=fonts[1]))
         return blocks
 
     def _blocks(self) -> gr.Blocks:
         page = gr.Blocks(title="DepthNet", analytics_enabled=False, delete_cache=(CACHE_S // 6, CACHE_S))
-        page.queue(max_size=self.queue, default_concurrency_limit=4)
+        page.queue(max_size=self.queue, default_concurrency_limit=4, api_open=False)
         with page:
             gr.Markdown(TITLE)
             with gr.Accordion("Options", open=False), gr.Row():
@@ -255,7 +308,7 @@ class Page:
                 self._picture_tab(colormap, max_depth, degrees)
             with gr.Tab("Video"):
                 self._video_tab(colormap, max_depth)
-            page.unload(self.leave)
+            page.unload(self.visits.leave)
         return page
 
     def _picture_tab(self, colormap: gr.Dropdown, max_depth: gr.Slider, degrees: gr.Slider) -> None:
@@ -292,7 +345,8 @@ class Page:
             return [gr.DownloadButton(value=path, interactive=path is not None) for path in self.save(*chosen)]
 
         def turn(shown: Shown | None, event: gr.SelectData) -> tuple[str, str | None]:
-            return event.value, self.mesh(shown, event.value)
+            tab = str(event.value)
+            return tab, self.mesh(shown, tab)
 
         tabs.select(turn, shown, [tab, mesh], show_progress="hidden")
         changes = [colormap.input, max_depth.input]
@@ -316,22 +370,50 @@ class Page:
         with gr.Row():
             gr.Button("Predict", variant="primary", elem_id="predict-video").click(
                 self.video, [video, colormap, max_depth], result, concurrency_id="nets", concurrency_limit=1)
-            gr.Button("Stop", variant="stop", elem_id="stop-video").click(self.stop, queue=False)
+            gr.Button("Stop", variant="stop", elem_id="stop-video").click(self.visits.stop, queue=False)
 
 
 class _Bar:
     """Takes what `predict_video` tells of its progress to the page; and ends it when the visitor says so."""
 
-    def __init__(self, total: int, progress: gr.Progress, stopped: Callable[[], bool]) -> None:
-        self.total, self.progress, self.stopped, self.done = total, progress, stopped, 0
+    def __init__(self, total: int, progress: gr.Progress, visit: Visit) -> None:
+        self.total, self.progress, self.visit, self.done = total, progress, visit, 0
 
     def update(self, count: int = 1) -> None:
         self.done += count
-        if self.stopped():
+        if self.visit.stopped:
             raise UserError("stopped")
-        if self.done > MOST_FRAMES:
-            raise UserError(f"more than {MOST_FRAMES} frames: expected at most {LONGEST_VIDEO_S} s")
         self.progress((self.done, max(self.total, self.done)), unit="frames")
+
+
+def _checked_clip(job: depth_files.Job, name: str) -> "Video":
+    """The Video of a Job, where it is not too much for the page. Raises UserError."""
+    from src.video import Video
+
+    if not job.is_video:
+        raise UserError(f"{name}: no video; expected one of {' '.join(depth_files.VIDEOS)}")
+    clip = Video(job.source, LARGEST_FRAME)
+    if clip.seconds > LONGEST_VIDEO_S or clip.count > MOST_FRAMES:
+        raise UserError(f"{name}: {clip.seconds:.0f} s long; expected at most {LONGEST_VIDEO_S} s, and {MOST_FRAMES} "
+                        f"frames; it has {clip.count}")
+    return clip
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raise UserError unless the page can be served there."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM,
+                                                                flags=socket.AI_PASSIVE)[0]
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"--host {host}: {getattr(error, 'strerror', None) or error}: expected an address of this "
+                        "machine") from error
+    with socket.socket(family, kind, protocol) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(address)
+        except OSError as error:
+            option = "--host" if error.errno == errno.EADDRNOTAVAIL else "--port"
+            raise UserError(f"cannot serve at {host}, port {port}: {error.strerror}: {option} takes another") from error
 
 
 @contextlib.contextmanager
@@ -346,18 +428,20 @@ def _plainly(path: object, name: str) -> Iterator[None]:
 
 
 def pointer_value(shown: Shown, max_depth: float, colormap: str) -> str:
-    """What page.js takes, as JSON: millimetres as little-endian uint16, in base64, and the camera in their pixels."""
+    """What page.js takes, as JSON: depth as little-endian uint16 in base64, how many metres its unit is (a millimetre,
+    or more where the depth would not fit), and the camera in the pixels of the map."""
     height, width = shown.depth_m.shape
+    unit_m = max(0.001, float(shown.depth_m.max()) / 65535)
     scale = min(1, POINTER_SIDE / max(height, width))
     size = max(1, round(height * scale)), max(1, round(width * scale))
 
     def packed(depth_m: Floats) -> str:
-        millimetres = image.encode_test_depth(cv2.resize(depth_m, size[::-1], interpolation=cv2.INTER_NEAREST))
-        return base64.b64encode(millimetres.astype("<u2").tobytes()).decode()
+        units = cv2.resize(depth_m, size[::-1], interpolation=cv2.INTER_NEAREST) / unit_m
+        return base64.b64encode(np.rint(units).clip(0, 65535).astype("<u2").tobytes()).decode()
 
     across, down = size[1] / width, size[0] / height
     return json.dumps({
-        "width": size[1], "height": size[0],
+        "width": size[1], "height": size[0], "unit": unit_m,
         "max_depth": max_depth, "colours": visual.colour_table(colormap).ravel().tolist(),
         "depth": packed(shown.depth_m), "truth": None if shown.truth_m is None else packed(shown.truth_m),
         "fx": shown.camera.fx * across, "cx": (shown.camera.cx + 0.5) * across - 0.5,

@@ -1,11 +1,13 @@
 """Fixtures: a small NYU folder that the tests make themselves, and the real commands as subprocesses."""
 
+import contextlib
 import fcntl
 import gc
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -270,3 +272,24 @@ def red_onnx(tmp_path_factory):
         paths.append(folder / f"{name}.onnx")
         onnx.save(model, paths[-1])
     return paths
+
+
+@contextlib.contextmanager
+def serving(onnx, *arguments, **environment):
+    """`python app.py` as a process; its address, and the process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "app.py", "--coarse_onnx", onnx[0], "--fine_onnx", onnx[1], "--port", str(port),
+         *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=onnx[0].parent,
+        env={**os.environ, **environment})
+    try:
+        for line in process.stdout:
+            if "Ctrl-C" in line:
+                break
+        assert process.poll() is None, "it did not begin"
+        yield f"http://127.0.0.1:{port}", process
+    finally:
+        process.terminate()
+        process.wait(20)

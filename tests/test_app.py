@@ -5,9 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -21,34 +18,13 @@ from plyfile import PlyData
 
 from src import image
 from src.pointcloud import Intrinsics, points
-from tests.conftest import ROOT
+from tests.conftest import ROOT, serving
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [pytest.mark.long,
               pytest.mark.skipif(not CHROMIUM, reason="no Chromium (on Debian: apt install chromium)")]
 NEAR_M, FAR_M = np.exp(2 * 51 / 255), np.exp(2 * 204 / 255)  # of a picture that is red by 51 left, and by 204 right
-
-
-@contextlib.contextmanager
-def serving(onnx, *arguments, **environment):
-    """`python app.py` as a process; its address, and the process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "app.py", "--coarse_onnx", onnx[0], "--fine_onnx", onnx[1], "--port", str(port),
-         *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=onnx[0].parent,
-        env={**os.environ, **environment})
-    try:
-        for line in process.stdout:
-            if "Ctrl-C" in line:
-                break
-        assert process.poll() is None, "it did not begin"
-        yield f"http://127.0.0.1:{port}", process
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 @pytest.fixture(scope="module")
@@ -360,12 +336,3 @@ def test_it_needs_no_mindspore_and_leaves_nothing_behind(red_onnx, tmp_path):
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
     assert not list((tmp_path / "work").glob("depthnet-page-*"))
-
-
-def test_a_port_that_is_taken_is_named(red_onnx, run, tmp_path):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        result = run("app.py", "--coarse_onnx", red_onnx[0], "--fine_onnx", red_onnx[1], "--port", port, cwd=tmp_path)
-    assert result.returncode == 2 and str(port) in result.stderr and result.stderr.count("\n") == 1

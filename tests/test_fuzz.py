@@ -10,6 +10,7 @@ import os
 import shutil
 import zipfile
 
+import av
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -132,6 +133,36 @@ def test_pictures(forked, tmp_path_factory, content, ending):
     judge(answer)
     made = files(folder) - {f"in/a{ending}"}
     assert made == ({"out/a_depth.png", "out/a_depth.npy"} if answer.returncode == 0 else set())
+    assert answer.returncode == 0 or f"in/a{ending}" in answer.stdout
+
+
+def video_seeds():
+    rng, contents = np.random.default_rng(6), []
+    for file_format, codec in (("mp4", "libx264"), ("mp4", "mpeg4"), ("avi", "mjpeg"), ("matroska", "libvpx-vp9"),
+                               ("webm", "libvpx"), ("mpegts", "libx264")):
+        buffer = io.BytesIO()
+        with av.open(buffer, "w", format=file_format) as container:
+            stream = container.add_stream(codec, 10, width=64, height=48)
+            stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            for _ in range(4):
+                pixels = rng.integers(0, 256, (48, 64, 3), np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))
+            container.mux(stream.encode(None))
+        contents.append(buffer.getvalue())
+    return contents
+
+
+@slow
+@given(content=mutations(*video_seeds()), ending=st.sampled_from([".mp4", ".avi", ".webm", ".mkv"]))
+def test_videos(forked, tmp_path_factory, content, ending):
+    folder = fresh(tmp_path_factory.getbasetemp() / "videos")
+    (folder / "in").mkdir()
+    (folder / "in" / f"a{ending}").write_bytes(content)
+    answer = forked("predict", "in", "out", cwd=folder, megabytes=MEGABYTES)
+    judge(answer)
+    made = {name for name in files(folder) if name != f"in/a{ending}"}
+    assert made == {name for name in made if name == "out/a_depth.mp4" or name.startswith("out/a_frames/")}
+    assert bool(made) == (answer.returncode == 0 or "cut off" in answer.stdout), answer.stdout
     assert answer.returncode == 0 or f"in/a{ending}" in answer.stdout
 
 

@@ -321,9 +321,12 @@ def test_a_file_of_another_kind_is_no_picture(tmp_path, content):
 
 def test_heic_is_named_and_not_passed_over(red_onnx, forked, tmp_path):
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "photo.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    for name in ("photo.HEIC", "renamed.jpg"):
+        (tmp_path / "in" / name).write_bytes(b"\0\0\0\x18ftypheic")
     result = forked("predict.py", "--input", "in", *onnx_nets(red_onnx), cwd=tmp_path)
-    assert result.returncode == 1 and "photo.HEIC: HEIC is not read: save it as JPEG" in result.stdout
+    assert result.returncode == 1
+    for name in ("photo.HEIC", "renamed.jpg"):
+        assert f"{name}: HEIC is not read: save it as JPEG" in result.stdout
 
 
 @pytest.mark.parametrize("name", ["tab10", "viridis", "Set1"])
