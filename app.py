@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src import cli
-from src.files import discarded_at_exit
+from src.files import temporary_folder
 
 if TYPE_CHECKING:
     from src.data_loader import Pair
@@ -55,8 +54,7 @@ def examples(folder: Path | None, work: Path) -> Sequence[Pair]:
 
 def main() -> int:
     options = parse_args()
-    work = Path(tempfile.mkdtemp(prefix="depthnet-page-"))
-    with discarded_at_exit(work):
+    with temporary_folder() as work:
         os.environ.update(GRADIO_TEMP_DIR=str(work / "cache"), GRADIO_ANALYTICS_ENABLED="False")
         from src.page import Page
         from src.predict import from_options

@@ -20,7 +20,7 @@ from src import cli, image, visual
 from src.arrays import Array, Floats, Pixels
 from src.data_loader import evenly
 from src.errors import NotFinite, UserError
-from src.files import StrPath, claim, discarded_at_exit, partial_path, printable, replacing, utf8_path
+from src.files import StrPath, claim, printable, replacing, temporary_folder, utf8_path
 from src.pointcloud import Intrinsics, write_ply
 from src.predict import DepthPredictor, Maps, blended
 
@@ -387,8 +387,8 @@ class _Video(contextlib.ExitStack):
         super().__init__()
         self.path, self.kind, self.rate, self.count = path, kind, rate, 0
         self.writer: Any = None
-        self.partial = self.enter_context(discarded_at_exit(partial_path(path, path.suffix)))
-        folder = Path(self.enter_context(utf8_path(path.parent)))
+        self.partial = self.enter_context(temporary_folder(path.parent)) / f"video{path.suffix}"
+        folder = Path(self.enter_context(utf8_path(self.partial.parent)))
         self.opened = str(folder / self.partial.name)
         self.callback(lambda: self.writer and self.writer.release())
 
@@ -423,8 +423,7 @@ class _Frames(contextlib.ExitStack):
         super().__init__()
         self.folder, self.writer, self.count = folder, writer, 0
         self.kinds = [kind for kind in writer.kinds if kind not in VIDEO_ENDINGS]
-        self.partial = self.enter_context(discarded_at_exit(partial_path(folder)))
-        self.partial.mkdir()
+        self.partial = self.enter_context(temporary_folder(folder.parent))
 
     def add(self, rgb: Pixels, depth_m: Floats) -> None:
         """Write the next frame."""
