@@ -178,6 +178,7 @@ def run(main: Callable[..., int]) -> NoReturn:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its caches, and of a matplotlibrc's mistakes
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of damage that it reads past; what it cannot read is named
     try:
+        _check_current_folder()
         code = main(stop) if main.__code__.co_argcount else main()
     except (UserError, OSError) as error:
         code = _complain(error, USER_MISTAKE)
@@ -191,6 +192,14 @@ def run(main: Callable[..., int]) -> NoReturn:
     except KeyboardInterrupt:  # where signals cannot be waited for
         code = 130
     sys.exit(_flushed(screen, code))
+
+
+def _check_current_folder() -> None:
+    """Raise UserError where it is gone: MindSpore cannot be imported there, and crashes."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError("the current folder is gone, deleted or no longer mounted: cd to another") from error
 
 
 def _open_streams() -> None:

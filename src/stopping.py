@@ -11,12 +11,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import resource_tracker
-from multiprocessing.context import BaseContext
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from src.files import discard_partials
 
@@ -25,6 +24,9 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP"
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Stopped(Exception):
@@ -105,19 +107,22 @@ class StopRequest:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self._watched)
 
 
-@contextlib.contextmanager
-def process_pool(processes: int | None = None, context: BaseContext | None = None) -> Iterator[ProcessPoolExecutor]:
-    """A pool of processes (default: one a processor) that end with this one, however it ends. Leave Ctrl-C to it.
+def in_processes(function: Callable[[T], R], jobs: Iterable[T], processes: int | None = None) -> Iterator[R]:
+    """Yield what `function` returns for each job, as they are done, in processes (default: one a processor) that end
+    with this one, however it ends.
 
-    Raises ChildProcessError when one of them was ended by something else.
+    Raises what `function` raises, and ChildProcessError when one of the processes was ended by something else.
     """
-    pool = ProcessPoolExecutor(processes, context, _end_with, (os.getpid(),))
-    try:
-        with pool:
-            yield pool
-    except BrokenProcessPool as error:
-        time.sleep(1)  # a signal to the whole group is this process' end, too
-        raise ChildProcessError("a process of the pool was ended from outside: is there too little memory?") from error
+    with ProcessPoolExecutor(processes, initializer=_end_with, initargs=(os.getpid(),)) as pool:
+        try:  # no `pool.map`: it cancels what is left when a process has ended, and then Python 3.11 waits for ever
+            for future in as_completed([pool.submit(function, job) for job in jobs]):
+                yield future.result()
+        except BrokenProcessPool as error:
+            time.sleep(1)  # a signal to the whole group is this process' end, too
+            raise ChildProcessError("a process of the pool was ended from outside: too little memory?") from error
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _end_with(parent: int) -> None:

@@ -21,7 +21,7 @@ from src.arrays import Array
 from src.errors import UserError
 from src.files import StrPath, temporary_folder, writable_folder
 from src.rooms import render
-from src.stopping import process_pool
+from src.stopping import in_processes
 
 
 def write(path: StrPath, pixels: Array) -> None:
@@ -61,8 +61,8 @@ def make(folder: StrPath, scenes: int = 8, pairs_per_scene: int = 20, test_pairs
         if len(os.listdir(folder)) > 1:
             raise UserError(f"{folder}: not empty; expected an empty or a new folder")
         todo = jobs(work, scenes, pairs_per_scene, test_pairs)
-        with process_pool() as pool, cli.progress(len(todo), "rendering", "pair") as bar:
-            for _ in pool.map(partial(make_pair, seed), todo):
+        with cli.progress(len(todo), "rendering", "pair") as bar:
+            for _ in in_processes(partial(make_pair, seed), todo):
                 bar.update()
         for part in ("Train", "Test"):
             os.replace(work / part, folder / part)
