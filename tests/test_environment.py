@@ -203,6 +203,7 @@ def test_the_units_hold_with_the_filesystem_library_of_gcc_7(tmp_path):
                    f"-DCMAKE_BUILD_TYPE=Debug && {cmake} --build build && build/utils_test", tmp_path)
     passed, of = re.search(r"(\d+) of (\d+) units passed", result.stdout + result.stderr).groups()
     assert result.returncode == 0 and passed == of
+    assert b"experimental10filesystem" in (tmp_path / "build" / "utils_test").read_bytes()
 
 
 def test_scripts_take_python3_where_there_is_no_python(tmp_path):
