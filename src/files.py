@@ -21,7 +21,7 @@ except ImportError:  # Windows
 StrPath: TypeAlias = str | os.PathLike[str]
 
 _PARTIAL = ".partial-"  # and a random part: two processes that write the same file do not meet
-_TEMPORARY = f"{_PARTIAL}depthnet-"
+_TEMPORARY = "depthnet-temporary-"
 
 _open_partials: set[Path] = set()
 _exiting = threading.Lock()
@@ -93,13 +93,14 @@ def temporary_folder(parent: StrPath | None = None) -> Iterator[Path]:
     A process that is killed by SIGKILL leaves its folder; the next that makes one in `parent` removes it. Each holds a
     lock on its own, which the kernel lets go of.
     """
+    prefix = _TEMPORARY if parent is None else f"{_PARTIAL}{_TEMPORARY}"
     parent = Path(tempfile.gettempdir() if parent is None else parent)
-    for left in parent.glob(f"{_TEMPORARY}*"):
+    for left in parent.glob(f"{prefix}*"):
         with contextlib.suppress(OSError), _locked(left, wait=False):
             shutil.rmtree(left)
     with contextlib.ExitStack() as stack:
         while True:
-            folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=parent))
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
             with contextlib.suppress(FileNotFoundError):  # taken for one that was left, before it was locked
                 stack.enter_context(_locked(folder))
                 if folder.exists():
