@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src import cli
 from src.errors import UserError
-from src.files import discarded_at_exit
+from src.files import temporary_folder
 
 if TYPE_CHECKING:
     from src.data_loader import Pair
@@ -66,8 +65,7 @@ def main() -> int:
     options = parse_args()
     if options.port > 65535:
         raise UserError(f"--port {options.port}: expected 1 to 65535")
-    work = Path(tempfile.mkdtemp(prefix="depthnet-page-"))
-    with discarded_at_exit(work):
+    with temporary_folder() as work:
         own_environment(work)
         from src.page import Page
         from src.predict import from_options

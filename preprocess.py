@@ -3,12 +3,11 @@
 import argparse
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from src import cli, image
-from src.data_loader import Pair, list_test, load_test_pair
+from src.data_loader import Pair, decoding_pool, list_test, load_test_pair
 from src.errors import UserError
 from src.files import replacing, writable_folder
 
@@ -41,7 +40,7 @@ def main() -> int:
     check_folder(options.output_path, {f"{pair.name}.bin" for pair in pairs})
     for name in ("img_data", "label"):
         writable_folder(options.output_path / name)
-    with ThreadPoolExecutor() as pool, cli.progress(len(pairs), "preprocessing", "image") as bar:
+    with decoding_pool() as pool, cli.progress(len(pairs), "preprocessing", "image") as bar:
         for _ in pool.map(partial(write_pair, options.output_path), pairs):
             bar.update()
     logging.info("%d images in %s", len(pairs), options.output_path)

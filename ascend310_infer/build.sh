@@ -2,6 +2,7 @@
 # Build the inference program into ascend310_infer/build. MS_LITE_HOME (or LITE_HOME) is an unpacked MindSpore Lite;
 # with neither set, on x86_64, the mindspore-lite wheel for CPU is fetched once; so is cmake, where there is none.
 # Arguments go to cmake.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh
 set -euo pipefail
 HERE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 BUILD=${BUILD_DIR:-$HERE/build}
@@ -12,9 +13,13 @@ fail() {
     exit 2
 }
 
-command -v "${CXX:-c++}" >/dev/null || fail "a C++17 compiler is missing (on Debian: apt install g++)"
-printf '#include <filesystem>\n' | "${CXX:-c++}" -std=c++17 -x c++ -fsyntax-only - 2>/dev/null ||
-    fail "${CXX:-c++} is too old for C++17: expected GCC 8 or later (Ubuntu 18.04: apt install g++-8, export CXX=g++-8)"
+command -v "${CXX:-c++}" >/dev/null || fail "a C++17 compiler is missing (on Debian: apt install g++ make)"
+printf '#include "inc/utils.h"\n' | "${CXX:-c++}" -std=c++17 -I "$HERE" -x c++ -fsyntax-only - 2>/dev/null ||
+    fail "${CXX:-c++} is too old for C++17: expected GCC 7.3 or later"
+if ! command -v make >/dev/null; then
+    command -v ninja >/dev/null || fail "make is missing (on Debian: apt install make)"
+    export CMAKE_GENERATOR=Ninja
+fi
 
 # Python's cmake package is the program itself.
 fetch_cmake() {
@@ -49,7 +54,8 @@ fetch_lite() {
 MS_LITE_HOME=${MS_LITE_HOME:-${LITE_HOME:-}}
 [[ -n $MS_LITE_HOME || ${DEVICE_TARGET:-} != Ascend ]] ||
     fail "set MS_LITE_HOME to an unpacked MindSpore Lite for Ascend: the wheel that is fetched without it is for CPU only"
-mkdir -p -- "$BUILD"
+{ mkdir -p -- "$BUILD" && [[ -w $BUILD ]]; } 2>/dev/null ||
+    fail "$BUILD: cannot write there: set BUILD_DIR to a folder of your own"
 if command -v flock >/dev/null; then # two runs at once would write the same files
     exec 9>"$BUILD/.lock"
     flock --nonblock 9 || { echo "waiting for another build in $BUILD"; flock 9; }

@@ -1,12 +1,20 @@
 # shellcheck shell=bash
 # Sourced by the other scripts. Works with bash 4.2 (CentOS 7): no "${empty[@]}" under set -u, no wait -n -p.
 
+set +o posix # where sh is bash
 unset CDPATH # cd would print, and go elsewhere
+# With it MindSpore compiles by GE, which this program is not made for; run_distributed_train_ascend.sh has an argument.
+unset RANK_TABLE_FILE
+# Streams that are closed lead nowhere: what is opened next would have their numbers.
+[[ -e /dev/fd/0 ]] || exec </dev/null
+[[ -e /dev/fd/1 ]] || exec >/dev/null
+[[ -e /dev/fd/2 ]] || exec 2>/dev/null
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 # From scripts/, the commands' Model/ is the repo's; from any other folder it is that folder's.
 [[ $PWD -ef $ROOT/scripts ]] && export DEPTHNET_MODEL=$ROOT/Model
 if [[ -z ${PYTHON:-} ]]; then
     PYTHON=python
+    command -v python >/dev/null || PYTHON=python3 # Debian
     # What run_demo.sh and run_tests.sh have made, unless another environment is active.
     [[ -z ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} && -x $ROOT/.venv/bin/python ]] && PYTHON=$ROOT/.venv/bin/python
 elif [[ $PYTHON == */* && $PYTHON != /* ]]; then
@@ -79,6 +87,7 @@ make_environment() {
     VENV_PYTHON=$ROOT/.venv/bin/python
     [[ -e $stamp ]] && return
     command -v python3 >/dev/null || fail "python3 is missing: install Python 3.10 to 3.12"
+    [[ -w $ROOT ]] || fail "$ROOT: cannot write there: expected a copy of your own"
     echo "making $ROOT/.venv (MindSpore is a download of 800 MB)"
     python3 -m venv "$ROOT/.venv" || fail "cannot make a virtual environment (on Debian: apt install python3-venv)"
     "$VENV_PYTHON" -m pip install --quiet --disable-pip-version-check -r "$requirements" ||

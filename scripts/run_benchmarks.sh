@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Make the environment if need be and measure every speed beside its peers; arguments go to benchmarks/suite.py.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Train both nets briefly, evaluate them, and run them in the C++ program where a compiler is present: on a NYU folder,
 # or on rooms that are rendered here. Everything is written to demo/.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
@@ -8,7 +9,8 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 [[ $# -eq 0 || -d $1 ]] || fail "$1: no such folder"
 make_environment "$ROOT/requirements.txt"
 missing=
-command -v "${CXX:-c++}" >/dev/null || missing="${CXX:-c++} is missing (on Debian: apt install g++)"
+command -v make >/dev/null || command -v ninja >/dev/null || missing="make is missing (on Debian: apt install make)"
+command -v "${CXX:-c++}" >/dev/null || missing="${CXX:-c++} is missing (on Debian: apt install g++ make)"
 [[ -z $missing ]] || echo "the C++ program will be left out: $missing"
 demo=$ROOT/demo
 data=$(cd -- "${1:-$ROOT}" && pwd)

@@ -2,6 +2,7 @@
 # Train on all devices of a rank table: one worker a local device, started by msrun. On several servers run it on each;
 # SERVER_ID says which one this is where its address does not. With DEVICE_TARGET=CPU the table only gives the number of
 # workers. Logs go to a new folder, device<N>/train.log a worker. One worker's failure stops all and is the exit code.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
@@ -31,12 +32,22 @@ for ((n = 0; n < local_workers; n++)); do
 done
 echo "$workers workers, $local_workers here from rank $first_rank, on $DEVICE_TARGET; logs in $logs"
 
+# children PID: those that it has started itself, as Linux says: not every system has pgrep.
+children() {
+    local file line parent
+    for file in /proc/[0-9]*/stat; do
+        { read -r line <"$file"; } 2>/dev/null || continue # it has ended
+        read -r _ parent _ <<<"${line##*) }"
+        [[ $parent != "$1" ]] || echo "${line%% *}"
+    done
+}
+
 # hand_on SIGNAL: to the workers, which finish their step, save and exit. (msrun starts each in a session of its own.)
 # shellcheck disable=SC2329  # hand_on_and_wait calls it
 hand_on() {
     local pid
     stopped=$((128 + $(kill -l "$1")))
-    for pid in $(pgrep -P "$msrun_pid"); do
+    for pid in $(children "$msrun_pid"); do
         grep -qz '^MS_ROLE=MS_WORKER' "/proc/$pid/environ" 2>/dev/null && kill -s "$1" "$pid"
     done
     return 0
@@ -48,7 +59,8 @@ end_scheduler() {
     trap '' INT TERM HUP
     while kill -0 "$msrun_pid" 2>/dev/null; do
         if grep -qs 'exit with exception. Error code' "$logs/msrun.log"; then
-            pkill -KILL -P "$msrun_pid" || true
+            # shellcheck disable=SC2046  # numbers
+            kill -s KILL $(children "$msrun_pid") 2>/dev/null || true
         fi
         sleep 1
     done

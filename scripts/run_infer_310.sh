@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Preprocess, build the C++ program if needed, infer, score. Everything is written to the current folder; what an
 # earlier run left there is moved aside. DEVICE_TARGET is Ascend or CPU: by default Ascend where there is one.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Train on one device. Logs to ./train.log, checkpoints to ./Model. DEVICE_TARGET (Ascend, GPU, CPU) is auto by default.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 

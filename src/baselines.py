@@ -4,14 +4,13 @@
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from src import image
 from src.arrays import Floats
-from src.data_loader import Pair, PlainPairs, Source, clipped_log, evenly, mean_log_depth
+from src.data_loader import Pair, PlainPairs, Source, clipped_log, decoding_pool, evenly, mean_log_depth
 from src.errors import CheckFailed
 from src.files import StrPath
 
@@ -81,7 +80,7 @@ def _mean_difference(depth_m: Floats, log_depth: Floats | float) -> float:
 def _fit_to_targets(pairs: Sequence[Pair], mean_map: Floats | None, workers: int) -> tuple[np.float32, np.float32]:
     """The log depth that is the best constant, and the best shift of the mean map, for the targets of `pairs`."""
     logs, shifts = [], []
-    with ThreadPoolExecutor(workers) as pool:
+    with decoding_pool(workers) as pool:
         for depth_m in pool.map(lambda pair: image.network_depth(image.load_test_depth(pair.depth)), pairs):
             if (depth_m > 0).any():
                 logs.append(_mean_difference(depth_m, 0.0))

@@ -166,6 +166,8 @@ def run(main: Callable[..., int]) -> NoReturn:
     `main` takes the StopRequest when it has a parameter; by itself a signal exits with 128 + its number, and leaves
     nothing half-written.
     """
+    _open_streams()
+    os.environ.pop("MPLBACKEND", None)  # a notebook's, for a module that this environment may not have
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -173,9 +175,10 @@ def run(main: Callable[..., int]) -> NoReturn:
     screen = _Screen(sys.stdout)
     screen.setFormatter(_Formatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[screen])
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its font cache
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its caches, and of a matplotlibrc's mistakes
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of damage that it reads past; what it cannot read is named
     try:
+        _check_current_folder()
         code = main(stop) if main.__code__.co_argcount else main()
     except (UserError, OSError) as error:
         code = _complain(error, USER_MISTAKE)
@@ -189,6 +192,26 @@ def run(main: Callable[..., int]) -> NoReturn:
     except KeyboardInterrupt:  # where signals cannot be waited for
         code = 130
     sys.exit(_flushed(screen, code))
+
+
+def _check_current_folder() -> None:
+    """Raise UserError where it is gone: MindSpore cannot be imported there, and crashes."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError("the current folder is gone, deleted or no longer mounted: cd to another") from error
+
+
+def _open_streams() -> None:
+    """Have standard streams that are closed lead nowhere, as /dev/null does: the next files that are opened would have
+    their numbers, and get what is written to them."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def _flushed(screen: _Screen, code: int) -> int:

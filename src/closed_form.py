@@ -49,7 +49,7 @@ def solve(net: nn.Cell, data: TrainingData, design: bool = True, ridge: float | 
     Raises UserError when there are no two scenes to validate with.
     """
     source, rng = data.source, counter_rng(data.schedule.seed, 0)
-    indices = list(evenly(range(len(source.names)), MOST_PAIRS))
+    indices = evenly(range(len(source.names)), MOST_PAIRS)
     if ridge is None and len({_scene(source.names[index]) for index in indices}) < 2:
         raise UserError("--start closed_form: 1 scene of training pairs: expected two or more, or --ridge")
     paper = isinstance(net, PaperCoarseNet)
@@ -57,7 +57,7 @@ def solve(net: nn.Cell, data: TrainingData, design: bool = True, ridge: float | 
         rgb = np.stack([rgb for _, rgb, _ in _samples(data, evenly(indices, 64))]).transpose(0, 3, 1, 2)
         _design(net, rng, rgb, _PAPER if paper else _COARSE)
         if not paper:
-            _lay_side_by_side(net, data, list(evenly(indices, PROJECTION_PAIRS)))
+            _lay_side_by_side(net, data, evenly(indices, PROJECTION_PAIRS))
     used, units, log_depth = _rows(net.features, data, indices)
     scenes = [_scene(source.names[index]) for index in used]
     if paper and design:

@@ -148,10 +148,16 @@ def readable_test_pairs(folder: StrPath, workers: int) -> list[Pair]:
     """`list_test` with every file read once: what is broken is known now and not after an hour. Raises DataError and
     image.ImageError."""
     pairs = list_test(folder)
-    with ThreadPoolExecutor(workers) as pool:
+    with decoding_pool(workers) as pool:
         for _ in pool.map(load_test_pair, pairs):
             pass
     return pairs
+
+
+def decoding_pool(workers: int | None = None) -> ThreadPoolExecutor:
+    """Threads that read pictures. OpenCV then starts none: each of these would have as many as there are processors."""
+    cv2.setNumThreads(1)
+    return ThreadPoolExecutor(workers)
 
 
 def names_digest(names: Iterable[str]) -> str:
@@ -159,9 +165,10 @@ def names_digest(names: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def evenly(sequence: Sequence[T], most: int) -> Sequence[T]:
-    """At most `most` items of a list or range, evenly spaced."""
-    return sequence[::max(1, -(-len(sequence) // most))]
+def evenly(sequence: Sequence[T], most: int) -> list[T]:
+    """`most` items of a list or range, evenly spaced, or all where there are fewer."""
+    count = min(most, len(sequence))
+    return [sequence[place * len(sequence) // count] for place in range(count)]
 
 
 def load_test_pair(pair: Pair) -> tuple[Floats, Floats]:
@@ -175,7 +182,7 @@ def test_batches(pairs: Sequence[Pair], batch_size: int,
                  workers: int) -> Iterator[tuple[Sequence[Pair], Floats, list[Floats]]]:
     """Yield (pairs, rgb (N, 3, 228, 304), list of N full depth maps (H, W) in metres); the last may be smaller."""
     chunks = [pairs[start:start + batch_size] for start in range(0, len(pairs), batch_size)]
-    with ThreadPoolExecutor(workers) as pool:
+    with decoding_pool(workers) as pool:
         for chunk, loaded in _ahead(pool, ((chunk, [(load_test_pair, pair) for pair in chunk]) for chunk in chunks)):
             yield chunk, np.stack([rgb for rgb, _ in loaded]), [depth_m for _, depth_m in loaded]
 
@@ -308,7 +315,7 @@ class PlainPairs:
                     raise
                 return np.zeros(image.DEPTH_SIZE, np.float32)
 
-        with ThreadPoolExecutor(workers) as pool:
+        with decoding_pool(workers) as pool:
             yield from pool.map(depth_map, indices)
 
     def samples(self, indices: Iterable[int], workers: int,
@@ -323,7 +330,7 @@ class PlainPairs:
                     raise
                 return None
 
-        with ThreadPoolExecutor(workers) as pool:
+        with decoding_pool(workers) as pool:
             yield from filter(None, pool.map(sample, indices))
 
 
@@ -371,7 +378,7 @@ class TrainingData:
         Raises image.ImageError naming the file that cannot be used, or DataError when too many cannot.
         """
         keep_freed_memory()
-        with ThreadPoolExecutor(self.workers) as pool:
+        with decoding_pool(self.workers) as pool:
             for arrays, _ in _ahead(pool, self._work(first_step, last_step)):
                 yield arrays
 

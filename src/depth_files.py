@@ -21,7 +21,7 @@ from src import cli, image, visual
 from src.arrays import Array, Floats, Pixels
 from src.data_loader import evenly
 from src.errors import NotFinite, UserError
-from src.files import StrPath, claim, discarded_at_exit, partial_path, printable, replacing
+from src.files import StrPath, claim, printable, replacing, temporary_folder
 from src.pointcloud import Intrinsics, write_ply
 from src.predict import DepthPredictor, Maps, blended
 
@@ -348,8 +348,7 @@ class _Frames(contextlib.ExitStack):
         super().__init__()
         self.folder, self.writer, self.count = folder, writer, 0
         self.kinds = [kind for kind in writer.kinds if kind not in VIDEO_ENDINGS]
-        self.partial = self.enter_context(discarded_at_exit(partial_path(folder)))
-        self.partial.mkdir()
+        self.partial = self.enter_context(temporary_folder(folder.parent))
 
     def add(self, rgb: Pixels, depth_m: Floats) -> None:
         """Write the next frame."""

@@ -84,6 +84,12 @@ def _all_reduce() -> _Collective:
     return _Collective(ops.AllReduce())
 
 
+def _cannot_use() -> str:
+    """That MindSpore cannot use the Ascend, and why, where it says so."""
+    reason = str(ms._c_expression.MSContext.get_instance().load_plugin_error()).strip().splitlines()
+    return f"MindSpore {ms.__version__} cannot use it" + (f" ({reason[0]})" if reason else "")
+
+
 def choose(target: str, available: Callable[[str], bool], davinci: Sequence[str] = ()) -> str:
     """The target meant by `target`: "auto" is Ascend where it is available, else CPU.
 
@@ -94,11 +100,12 @@ def choose(target: str, available: Callable[[str], bool], davinci: Sequence[str]
         if available("Ascend"):
             return "Ascend"
         if davinci:
-            raise DeviceError(f"{davinci[0]} is there, but MindSpore {ms.__version__} cannot use it: source "
+            raise DeviceError(f"{davinci[0]} is there, but {_cannot_use()}: source "
                               "/usr/local/Ascend/ascend-toolkit/set_env.sh, or ask for --device_target CPU")
         return "CPU"
     if not available(target):
-        raise DeviceError(f"--device_target {target}: MindSpore {ms.__version__} cannot use it here; "
+        cannot = _cannot_use() if target == "Ascend" else f"MindSpore {ms.__version__} cannot use it"
+        raise DeviceError(f"--device_target {target}: {cannot}; "
                           "expected CPU, or auto to take what there is")
     return target
 
@@ -121,10 +128,12 @@ def select(target: str = "auto", device_id: int = 0) -> Device:
     if launched:
         device_id = int(os.environ.get("DEVICE_ID", device_id))
     ms.set_context(mode=ms.GRAPH_MODE)
-    if chosen != "CPU":
-        check_device_id(device_id, ms.hal.device_count(chosen))
     try:
+        if chosen != "CPU" and not os.environ.get("MS_SIMULATION_LEVEL"):  # MindSpore's DryRun does without a device
+            check_device_id(device_id, ms.hal.device_count(chosen))
         ms.set_device(chosen, device_id)
+    except DeviceError:
+        raise
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DeviceError(f"--device_target {chosen} --device_id {device_id}: {reason}") from error

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from mindspore.train import mind_ir_pb2
 
 from src.arrays import Array, Floats
 from src.errors import CheckFailed, UserError
-from src.files import StrPath, linked, writable_folder
+from src.files import StrPath, linked, temporary_folder, writable_folder
 from src.net import DEPTH_SHAPE, RGB_SHAPE, FineNet
 
 FOLDERS = {"MINDIR": "MindIR", "AIR": "AIR", "ONNX": "ONNX"}
@@ -46,8 +45,8 @@ def export(net: nn.Cell, file_format: str, folder: StrPath, batch_size: int = 1,
     writable_folder(target.parent)
     if file_format == "AIR":  # MindSpore 2.10's other levels run kernel by kernel, and export nothing
         ms.set_context(jit_config={"jit_level": "O2"})
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as work:
-        written = Path(work) / target.name
+    with temporary_folder(target.parent) as work:
+        written = work / target.name
         with linked(written.parent) as link:  # MindSpore refuses names with spaces and others
             ms.export(net, *_tensors(net, batch_size), file_name=str(link / name), file_format=file_format)
         if not written.is_file():

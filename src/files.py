@@ -13,9 +13,15 @@ from typing import IO, Any, TypeAlias
 
 from src.errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 StrPath: TypeAlias = str | os.PathLike[str]
 
 _PARTIAL = ".partial-"  # and a random part: two processes that write the same file do not meet
+_TEMPORARY = "depthnet-temporary-"
 
 _open_partials: set[Path] = set()
 _exiting = threading.Lock()
@@ -80,6 +86,48 @@ def discard_partials() -> None:
             _remove(partial.rename(partial_path(partial)))  # nobody puts anything into a folder that is gone
 
 
+@contextlib.contextmanager
+def temporary_folder(parent: StrPath | None = None) -> Iterator[Path]:
+    """A new folder in `parent` (default: the system's temporary one) that goes when the block or the process ends.
+
+    A process that is killed by SIGKILL leaves its folder; the next that makes one in `parent` removes it. Each holds a
+    lock on its own, which the kernel lets go of.
+    """
+    prefix = _TEMPORARY if parent is None else f"{_PARTIAL}{_TEMPORARY}"
+    parent = Path(tempfile.gettempdir() if parent is None else parent)
+    for left in parent.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError), _locked(left, wait=False):
+            shutil.rmtree(left)
+    with contextlib.ExitStack() as stack:
+        while True:
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+            with contextlib.suppress(FileNotFoundError):  # taken for one that was left, before it was locked
+                stack.enter_context(_locked(folder))
+                if folder.exists():
+                    break
+        yield stack.enter_context(discarded_at_exit(folder))
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a folder. Where there are no locks: with `wait` do without, else raise OSError."""
+    if fcntl is None:
+        if wait:
+            yield
+            return
+        raise OSError(errno.ENOLCK, "no locks here")
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            if not wait:
+                raise
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _remove(partial: Path) -> None:
     if partial.is_dir():
         shutil.rmtree(partial)
@@ -136,10 +184,14 @@ def claim(paths: Iterable[StrPath], overwrite: bool) -> None:
 def linked(path: StrPath) -> Iterator[Path]:
     """A link to `path` of which the whole name is letters, digits and a few signs, for libraries that want that."""
     path = Path(path)
-    with tempfile.TemporaryDirectory(prefix="depthnet-") as folder:
-        link = Path(folder) / f"link{path.suffix}"
+    with temporary_folder() as folder:
+        link = folder / f"link{path.suffix}"
         link.symlink_to(path.resolve())
         yield link
+
+
+# What file systems answer that cannot flush a folder (SMB, FUSE, those of virtual machines). EIO is no such answer.
+_NO_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EBADF)
 
 
 def _fsync(folder: StrPath) -> None:
@@ -149,5 +201,8 @@ def _fsync(folder: StrPath) -> None:
         return
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FLUSH:
+            raise
     finally:
         os.close(descriptor)

@@ -24,6 +24,7 @@ from src.data_loader import (
     PlainPairs,
     Schedule,
     decode_train_pair,
+    decoding_pool,
     keep_freed_memory,
     train_target,
 )
@@ -63,7 +64,7 @@ def pack(folder: StrPath, out: StrPath, workers: int) -> dict[str, Any]:
     writable_folder(out)
     keep_freed_memory()
     shards: list[dict[str, Any]] = []
-    with cli.progress(len(source.names), "packing", "pair") as bar, ThreadPoolExecutor(workers) as pool:
+    with cli.progress(len(source.names), "packing", "pair") as bar, decoding_pool(workers) as pool:
         for start in range(0, len(source.names), PAIRS_A_SHARD):
             indices = range(start, min(start + PAIRS_A_SHARD, len(source.names)))
             path = out / f"train_{len(shards):03d}.mindrecord"

@@ -21,7 +21,7 @@ from src import image
 from src.arrays import Pixels
 from src.data_loader import evenly
 from src.errors import UserError
-from src.files import StrPath, discarded_at_exit, partial_path
+from src.files import StrPath, temporary_folder
 
 try:
     import av
@@ -207,7 +207,7 @@ class Writer(contextlib.ExitStack):
         self.path, self.count, self.clock = path, 0, _Clock()
         precise = tick.denominator <= 1_000_000
         self.time_base = Fraction(1, tick.denominator * -(-10_000 // tick.denominator) if precise else 90_000)
-        self.partial = self.enter_context(discarded_at_exit(partial_path(path, path.suffix)))
+        self.partial = self.enter_context(temporary_folder(path.parent)) / f"video{path.suffix}"
         self.stream: Any = None
         with self._naming():
             # The index before the frames, so that a browser can begin before it has all of the file.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -25,15 +27,50 @@ Rows: TypeAlias = Sequence[Mapping[str, str]]  # of a CSV file
 
 
 def label(name: object) -> str:
-    """A file's name as matplotlib can draw it: `$` begins no formula."""
-    return printable(name).replace("$", r"\$")
+    """A file's name as matplotlib can draw it: `$` begins no formula, a letter that no font here has is escaped.
+
+    What is drawn next falls back on the fonts that the letters need."""
+    from matplotlib.font_manager import get_font
+
+    families: list[str] = matplotlib.rcParams["font.family"]
+    main = get_font(matplotlib.font_manager.findfont("DejaVu Sans"))
+    text = printable(name)
+    for letter in sorted(set(text)):
+        if not main.get_char_index(ord(letter)):
+            family = _font_with(letter)
+            if family is None:
+                text = text.replace(letter, letter.encode("unicode_escape").decode())
+            elif family not in families:
+                families = [*families, family]
+    matplotlib.rcParams["font.family"] = families
+    return text.replace("$", r"\$")
+
+
+@functools.cache
+def _font_with(letter: str) -> str | None:
+    """The name of an installed font that has a letter. (Those called Last Resort have a box for each.)"""
+    from matplotlib.font_manager import fontManager, get_font
+
+    fonts = [font for font in fontManager.ttflist if not font.name.startswith("Last Resort")]
+    for font in sorted(fonts, key=lambda font: (font.style != "normal", font.weight != 400, font.name)):
+        with contextlib.suppress(OSError, RuntimeError):  # gone since matplotlib has listed it, or of a kind of its own
+            if get_font(font.fname).get_char_index(ord(letter)):
+                return font.name
+    return None
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches. No matplotlibrc changes it, nor what is drawn after it. No pyplot: it would
+    keep every figure."""
+    from matplotlib.figure import Figure
+
+    matplotlib.rcdefaults()
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def subplots(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, Any]:
-    """(figure of so many inches, its axes (rows, columns)). No pyplot: it would keep every figure."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
+    """(`new_figure` of so many inches, its axes (rows, columns))."""
+    figure = new_figure(width, height)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 

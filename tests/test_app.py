@@ -229,7 +229,7 @@ def test_files_that_are_no_pictures_are_named(tab, picture, tmp_path):
     send(tab, broken)
     written = toast(tab, "broken image")
     assert written.count("broken image") == 1 and "onerror" in written
-    assert str(tmp_path) not in written and "depthnet-page" not in written
+    assert str(tmp_path) not in written and "depthnet-temporary" not in written
     tab.wait_for_selector("#pointer canvas.map", state="hidden")  # the earlier picture's depth is not shown for it
     Image.new("1", (20000, 20000)).save(tmp_path / "vast.png")
     send(tab, tmp_path / "vast.png")
@@ -335,4 +335,4 @@ def test_it_needs_no_mindspore_and_leaves_nothing_behind(red_onnx, tmp_path):
         assert list((tmp_path / "work").iterdir())
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
-    assert not list((tmp_path / "work").glob("depthnet-page-*"))
+    assert not list((tmp_path / "work").glob("depthnet-temporary-*"))

@@ -107,8 +107,10 @@ def test_a_digest_is_of_the_names_in_their_order():
 
 
 def test_what_is_taken_evenly():
-    assert list(data_loader.evenly(range(10), 3)) == [0, 4, 8]
+    assert list(data_loader.evenly(range(10), 3)) == [0, 3, 6]
     assert list(data_loader.evenly(range(10), 5)) == [0, 2, 4, 6, 8]
+    assert len(set(data_loader.evenly(range(4001), 4000))) == 4000 and len(data_loader.evenly(range(17), 16)) == 16
+    assert set(np.diff(data_loader.evenly(range(4001), 3000))) == {1, 2}
     assert list(data_loader.evenly([3, 4], 9)) == [3, 4] and list(data_loader.evenly([], 2)) == []
 
 

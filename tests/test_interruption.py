@@ -15,8 +15,10 @@ import cv2
 import numpy as np
 import pytest
 
+from src import files
 from tests.conftest import ROOT
 from tests.test_distributed import ENVIRONMENT, SCRIPT, start, table, workers_of, write
+from tests.test_environment import path_without
 
 pytestmark = pytest.mark.long
 
@@ -180,6 +182,141 @@ cli.run(main)
     process.terminate()
     assert process.communicate(timeout=60) == ("", "") and process.returncode == 143
     assert [path.name for path in tmp_path.iterdir()] == ["work.py"]
+
+
+POOL = """
+import multiprocessing, sys, time
+from src import cli
+
+def main(stop):
+    import train
+    from src import training
+
+    launch = training.Trainer.launch
+
+    def with_a_pool(self, *arguments, **named):
+        if self.step == 0:  # as CANN's compiler does while the first step is compiled
+            main = sys.modules["__main__"]
+            file, main.__file__ = main.__file__, None
+            multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(600,), daemon=True).start()
+            main.__file__ = file
+        return launch(self, *arguments, **named)
+
+    training.Trainer.launch = with_a_pool
+    return train.main(stop)
+
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+def test_a_pool_of_another_s_does_not_let_a_signal_through(nyu, fine_stage, run, tmp_path, number, code):
+    """Python's resource tracker, which such a pool starts, unblocks SIGTERM and SIGINT."""
+    (tmp_path / "pool.py").write_text(POOL)
+    arguments = [*map(str, ["--data_url", nyu, *fine_stage, *STATE_A_STEP])]
+    process = subprocess.Popen([sys.executable, "pool.py", *arguments, "--epochs_fine", "100"], cwd=tmp_path, text=True,
+                               env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE)
+    wait_for(lambda: (tmp_path / "Model/Ckpt/FineNet_2.ckpt").exists())
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)  # to the end of the file: no process of the pool has it open any more
+    assert process.returncode == code and f"{number.name}: stopped, the state is saved" in output, output
+    step = max(int(path.stem.split("_")[1]) for path in (tmp_path / "Model/Ckpt").glob("FineNet_*.ckpt"))
+    result = run("train.py", *arguments, "--resume", "--max_steps", 1, cwd=tmp_path)
+    assert result.returncode == 0 and f"FineNet_{step}.ckpt" in result.stdout.split("resuming from ")[1], result.stderr
+
+
+def processes_of(text):
+    """The processes with `text` in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if text in path.read_text():
+                found.append(int(path.parent.name))
+        except OSError:  # it has ended
+            continue
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("group", [False, True], ids=["process", "group"])
+def test_a_pool_ends_with_its_parent(run, tmp_path, number, group):
+    folder = tmp_path / "rooms"
+    process = subprocess.Popen([sys.executable, ROOT / "tools/make_sample_nyu.py", folder, "--scenes", "500"],
+                               start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: list(folder.rglob("*.jpg")))
+    assert len(processes_of(str(folder))) > 1
+    (os.killpg if group else os.kill)(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number) and errors == ""
+    wait_for(lambda: not processes_of(str(folder)), 10)
+    if number != signal.SIGKILL:
+        assert not list(folder.iterdir())
+    if not group:
+        few = ["--scenes", 1, "--pairs_per_scene", 1, "--test_pairs", 1]
+        assert run("tools/make_sample_nyu.py", folder, *few, cwd=tmp_path).returncode == 0
+        assert {path.name for path in folder.iterdir()} == {"Train", "Test"}
+
+
+def test_a_process_of_the_pool_that_is_killed_ends_the_command_in_one_line(tmp_path):
+    folder = tmp_path / "rooms"
+    process = subprocess.Popen([sys.executable, ROOT / "tools/make_sample_nyu.py", folder, "--scenes", "500"],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: list(folder.rglob("*.jpg")))
+    os.kill(max(set(processes_of(str(folder))) - {process.pid}), signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2 and not list(folder.iterdir())
+    assert errors.splitlines() == [
+        "make_sample_nyu.py: error: a process of the pool was ended from outside: too little memory?"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+def test_an_export_leaves_no_folder(trained, run, tmp_path, number):
+    checkpoint = trained / "Model/Ckpt/FinalCoarseNet.ckpt"
+    arguments = ["--coarse_or_fine", "coarse", "--ckpt_file", str(checkpoint)]
+    (tmp_path / "tmp").mkdir()
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
+    process = subprocess.Popen([sys.executable, ROOT / "export.py", *arguments], cwd=tmp_path, env=environment,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: list(tmp_path.glob("Model/MindIR/.*/*")))
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (-number, 128 + number) and errors == ""
+    if number == signal.SIGKILL:  # the next one removes it, and not what one that runs is writing
+        (tmp_path / "Model/MindIR/.of_mine").mkdir()
+        assert run("export.py", *arguments, cwd=tmp_path, TMPDIR=str(tmp_path / "tmp")).returncode == 0
+        left = {path.name for path in (tmp_path / "Model/MindIR").iterdir()}
+        assert left == {"FinalCoarseNet.mindir", ".of_mine"}
+    else:
+        assert not list((tmp_path / "Model/MindIR").iterdir())
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_a_folder_that_another_process_works_in_stays(tmp_path):
+    code = "import sys, pathlib\nfrom src import files\nwith files.temporary_folder(sys.argv[1]) as folder:\n" \
+        "    print(folder, flush=True); input()"
+    other = subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT, stdin=subprocess.PIPE, text=True,
+                             stdout=subprocess.PIPE)
+    theirs = Path(other.stdout.readline().strip())
+    with files.temporary_folder(tmp_path) as ours:
+        assert set(tmp_path.iterdir()) == {theirs, ours}
+    other.kill()
+    other.communicate()
+    assert list(tmp_path.iterdir()) == [theirs]
+    with files.temporary_folder(tmp_path) as ours:
+        assert list(tmp_path.iterdir()) == [ours]
+
+
+def test_two_workers_stop_where_there_is_no_procps(nyu, fine_stage, tmp_path):
+    programs = path_without(tmp_path / "bin", "pgrep", "pkill", "ps", "pidof")
+    ranks = write(tmp_path / "table.json", table(2))
+    command = ["/bin/bash", SCRIPT, nyu, ranks, *fine_stage, *STATE_A_STEP, "--epochs_fine", "1000"]
+    process = subprocess.Popen([*map(str, command)], cwd=tmp_path, env={**ENVIRONMENT, "PATH": str(programs)},
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: (tmp_path / "Model/Ckpt/FineNet_2_rank0.ckpt").exists())
+    process.terminate()
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 143 and "the state is saved; to go on: bash " in output, errors
+    assert "not found" not in errors and not processes_of(str(tmp_path))
 
 
 def stop_two_workers(arguments, folder, number):

@@ -6,7 +6,6 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,7 +115,7 @@ def check_split(folder: StrPath, name: str, workers: int) -> Split:
     split.pairs = data_loader.matched(rgb_by_name, depth_by_name)
     if not split.pairs:
         split.problems.append(("missing folder", f"{folder}: no pairs in {name}; {data_loader.LAYOUT}"))
-    with ThreadPoolExecutor(workers) as pool, cli.progress(len(split.pairs), f"checking {name}", "pair") as bar:
+    with data_loader.decoding_pool(workers) as pool, cli.progress(len(split.pairs), f"checking {name}", "pair") as bar:
         for pair, seen in zip(split.pairs, pool.map(lambda pair: inspect(pair, load_depth), split.pairs), strict=True):
             split.add(pair, seen)
             bar.update()
@@ -176,11 +175,9 @@ def table(splits: Mapping[str, Split]) -> str:
 
 def draw(splits: Mapping[str, Split], path: Path) -> None:
     """A picture: some pairs of each split, and the histogram of their depth."""
-    from matplotlib.figure import Figure
-
     from src import visual
 
-    figure = Figure(figsize=(3 * SHOWN_PAIRS, 11), layout="constrained")
+    figure = visual.new_figure(3 * SHOWN_PAIRS, 11)
     *split_figures, bottom = figure.subfigures(3, 1, squeeze=False, height_ratios=[4, 4, 3])[:, 0]
     axis = bottom.subplots()
     for split, part in zip(splits.values(), split_figures, strict=True):

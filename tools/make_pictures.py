@@ -59,12 +59,10 @@ def strip(ranked: Sequence[tuple[Pair, float]], predictor: DepthPredictor) -> Fi
 
 def clouds(pair: Pair, predictor: DepthPredictor) -> Figure:
     """A figure of one pair's point cloud, true and predicted, seen in perspective and from above."""
-    from matplotlib.figure import Figure
-
     from src.pointcloud import Intrinsics, points
 
     rgb, true_m = image.load_rgb(pair.rgb), image.load_test_depth(pair.depth)
-    figure = Figure(figsize=(8, 6), layout="constrained")
+    figure = visual.new_figure(8, 6)
     from_above = None
     for column, (title, depth_m) in enumerate((("true depth", true_m), ("predicted depth", predictor(rgb)))):
         cloud = points(depth_m, Intrinsics.kinect(*depth_m.shape)).reshape(*depth_m.shape, 3)[::6, ::6].reshape(-1, 3)

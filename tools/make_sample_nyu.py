@@ -6,8 +6,8 @@ examples and the tests run on them.
 
 import argparse
 import logging
+import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -19,8 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from src import cli, image
 from src.arrays import Array
 from src.errors import UserError
-from src.files import StrPath, writable_folder
+from src.files import StrPath, temporary_folder, writable_folder
 from src.rooms import render
+from src.stopping import in_processes
 
 
 def write(path: StrPath, pixels: Array) -> None:
@@ -55,14 +56,16 @@ def jobs(folder: Path, scenes: int, pairs_per_scene: int, test_pairs: int) -> li
 
 def make(folder: StrPath, scenes: int = 8, pairs_per_scene: int = 20, test_pairs: int = 24, seed: int = 0) -> int:
     """Write the whole sample set into `folder`, which must be empty or absent. Raises UserError."""
-    folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder}: not empty; expected an empty or a new folder")
-    writable_folder(folder)
-    todo = jobs(folder, scenes, pairs_per_scene, test_pairs)
-    with ProcessPoolExecutor() as pool, cli.progress(len(todo), "rendering", "pair") as bar:
-        for _ in pool.map(partial(make_pair, seed), todo):
-            bar.update()
+    folder = writable_folder(folder)
+    with temporary_folder(folder) as work:
+        if len(os.listdir(folder)) > 1:
+            raise UserError(f"{folder}: not empty; expected an empty or a new folder")
+        todo = jobs(work, scenes, pairs_per_scene, test_pairs)
+        with cli.progress(len(todo), "rendering", "pair") as bar:
+            for _ in in_processes(partial(make_pair, seed), todo):
+                bar.update()
+        for part in ("Train", "Test"):
+            os.replace(work / part, folder / part)
     return len(todo)
 
 

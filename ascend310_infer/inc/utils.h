@@ -5,13 +5,24 @@
 #include <condition_variable>
 #include <cstddef>
 #include <deque>
-#include <filesystem>
 #include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
+
+#if __has_include(<filesystem>) && !defined(EXPERIMENTAL_FILESYSTEM)
+#include <filesystem>
+namespace depthnet {
+namespace fs = std::filesystem;
+}
+#else  // GCC 7
+#include <experimental/filesystem>
+namespace depthnet {
+namespace fs = std::experimental::filesystem;
+}
+#endif
 
 namespace depthnet {
 
@@ -22,16 +33,16 @@ class Error : public std::runtime_error {
 };
 
 // The .bin files of `folder`, sorted by name. Throws Error when there is no such folder or none in it.
-std::vector<std::filesystem::path> ListInputs(const std::filesystem::path &folder);
+std::vector<fs::path> ListInputs(const fs::path &folder);
 
 // Exactly `count` float32 values. Throws Error when the file cannot be read or has any other number of bytes.
-std::vector<float> ReadFloats(const std::filesystem::path &path, size_t count);
+std::vector<float> ReadFloats(const fs::path &path, size_t count);
 
 // Writes through a temporary name, so that a file is complete or absent. Throws Error.
-void WriteFile(const std::filesystem::path &path, const void *data, size_t bytes);
+void WriteFile(const fs::path &path, const void *data, size_t bytes);
 
 // Creates `folder` and proves that it can be written to. Throws Error.
-void MakeWritable(const std::filesystem::path &folder);
+void MakeWritable(const fs::path &folder);
 
 bool AllFinite(const std::vector<float> &values);
 

@@ -6,7 +6,6 @@
 #include <chrono>
 #include <cstdint>
 #include <exception>
-#include <filesystem>
 #include <functional>
 #include <iostream>
 #include <memory>
@@ -48,7 +47,7 @@ Predicts log depth with CoarseNet and FineNet on Ascend 310 or CPU.
 
 namespace {
 
-namespace fs = std::filesystem;
+namespace fs = depthnet::fs;
 using depthnet::Error;
 
 constexpr int kSomeFilesFailed = 1;

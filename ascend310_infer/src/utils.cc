@@ -12,8 +12,6 @@
 #include <sstream>
 #include <system_error>
 
-namespace fs = std::filesystem;
-
 namespace depthnet {
 
 std::vector<fs::path> ListInputs(const fs::path &folder) {
@@ -25,7 +23,7 @@ std::vector<fs::path> ListInputs(const fs::path &folder) {
   std::vector<fs::path> files;
   for (const auto &entry : entries) {
     const auto name = entry.path().filename().string();
-    if (name[0] != '.' && entry.path().extension() == ".bin" && entry.is_regular_file(error)) {
+    if (name[0] != '.' && entry.path().extension() == ".bin" && fs::is_regular_file(entry.path(), error)) {
       files.push_back(entry.path());
     }
   }

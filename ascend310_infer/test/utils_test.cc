@@ -11,7 +11,7 @@
 
 #include "test/check.h"
 
-namespace fs = std::filesystem;
+namespace fs = depthnet::fs;
 
 namespace depthnet {
 namespace {
