@@ -186,9 +186,13 @@ class Writer:
                     file.write(buffer.getbuffer())
             elif kind == "ply":
                 write_ply(path, depth_m, rgb, self.camera(*depth_m.shape))
+            elif kind == "png16":
+                if depth_m.max() > image.MOST_TEST_DEPTH_M:
+                    logger.warning("%s: what is deeper is written as %.3f m, the most that 16 bits of millimetres hold",
+                                   path, image.MOST_TEST_DEPTH_M)
+                _write_png(path, image.encode_test_depth(depth_m))
             else:
-                _write_png(path, image.encode_test_depth(depth_m) if kind == "png16"
-                           else self.picture(kind, rgb, depth_m))
+                _write_png(path, self.picture(kind, rgb, depth_m))
 
     def picture(self, kind: str, rgb: Pixels, depth_m: Floats) -> Pixels:
         """The coloured depth with its scale bar, for "side" with the picture before it. uint8 RGB."""
@@ -273,8 +277,6 @@ def _groups(jobs: Iterable[Job], size: int) -> Iterator[Group]:
             pixels += loaded.size // 3
         except image.ImageError as error:
             loaded = error
-            if job.source.suffix.lower() in HEIF:
-                loaded = image.ImageError(f"{job.source}: HEIC is not read: save it as JPEG or PNG first")
         group.append((job, loaded))
         if len(group) == size or pixels >= PIXELS_AT_ONCE:
             yield group

@@ -62,7 +62,13 @@ def read_packed(folder):
     return 0
 
 
-FUNCTIONS = {"predict": predict, "load_checkpoint": load_checkpoint, "read_packed": read_packed}
+def load_rgb(path):
+    """What every command does with a picture first."""
+    sys.stdout.write(f"{image.load_rgb(path).shape}\n")
+    return 0
+
+
+FUNCTIONS = {"predict": predict, "load_rgb": load_rgb, "load_checkpoint": load_checkpoint, "read_packed": read_packed}
 
 
 def become(request, output, errors):
