@@ -69,7 +69,7 @@ def main() -> int:
     from src.predict import from_options
 
     visual.check_colormap(options.colormap)
-    jobs = depth_files.find(options.input, options.output_dir)
+    jobs, unread = depth_files.find(options.input, options.output_dir)
     kinds = tuple(dict.fromkeys(options.save))
     depth_files.check_outputs(jobs, kinds, options.overwrite)
     writable_folder(options.output_dir)
@@ -85,8 +85,10 @@ def main() -> int:
     with cli.progress(len(jobs), "predicting", "file") as bar, cli.log_above_progress():
         failed = depth_files.predict_all(jobs, predict, writer, options.batch_size, bar, known)
     logging.info("%d predicted, in %s", len(jobs) - failed, options.output_dir)
-    if failed:
-        raise CheckFailed(f"{failed} of {len(jobs)} failed")
+    problems = [f"{failed} of {len(jobs)} failed"] * bool(failed) \
+        + [f"{len(unread)} of the folders and links could not be read"] * bool(unread)
+    if problems:
+        raise CheckFailed("; ".join(problems))
     return 0
 
 

@@ -35,6 +35,8 @@ MAX_BYTES = 4 * MAX_PIXELS
 MAX_JPEG_PIXELS = 250_000_000
 # Pillow would try all that it knows, Ghostscript included, whatever a file is called.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+# What a JPEG may be called: .jfif is what Windows saves from a browser.
+JPEG_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif")
 # Formats of photographs that are not read: how their files begin.
 _UNREAD = (("AVIF", rb"....ftyp(avi[fs]|mif1.{0,20}avif)"), ("HEIC", rb"....ftyp(hei[cmsx]|hev[cmx]|mif1|msf1)"),
            ("JPEG XL", rb"\xff\n|\0\0\0\x0cJXL "), ("JPEG 2000", rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"))

@@ -39,7 +39,7 @@ def red(rgb):
 
 def predict(folder, out):
     """predict.py's work on the pictures of a folder, with a net that is quick."""
-    jobs = depth_files.find([folder], Path(out))
+    jobs, _ = depth_files.find([folder], Path(out))
     kinds = ("color", "npy")
     depth_files.check_outputs(jobs, kinds, overwrite=False)
     predictor = DepthPredictor(red, lambda rgb, coarse_log_depth: coarse_log_depth)

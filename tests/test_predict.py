@@ -338,14 +338,14 @@ def test_outputs_that_would_meet_are_refused(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         Image.new("RGB", (64, 48)).save(tmp_path / name / "p.png")
     one, other = (tmp_path / name / "p.png" for name in ("a", "b"))
-    assert [job.source for job in depth_files.find([one, one], tmp_path / "out")] == [one]
+    assert [job.source for job in depth_files.find([one, one], tmp_path / "out")[0]] == [one]
     with pytest.raises(UserError, match=r"b/p\.png and .*a/p\.png would both become .*out/p_png: predict"):
         depth_files.find([one, other], tmp_path / "out")
     clip = tmp_path / "clip.avi"
     writer = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"MJPG"), 12, (64, 48))
     writer.write(np.zeros((48, 64, 3), np.uint8))
     writer.release()
-    jobs = depth_files.find([clip], tmp_path / "out")
+    jobs, _ = depth_files.find([clip], tmp_path / "out")
     (tmp_path / "out" / "clip_frames").mkdir(parents=True)
     with pytest.raises(UserError, match="clip_frames is there already: --overwrite replaces it"):
         depth_files.check_outputs(jobs, ["npy"], overwrite=False)
@@ -359,7 +359,7 @@ def test_outputs_that_would_meet_are_refused(tmp_path, monkeypatch):
 def test_depth_maps_of_a_nyu_folder_are_no_pictures(nyu, tmp_path):
     from src import depth_files
 
-    jobs = depth_files.find([nyu], tmp_path)
+    jobs, _ = depth_files.find([nyu], tmp_path)
     assert len(jobs) == 12 and {job.source.suffix for job in jobs} == {".jpg", ".png"}
     assert not [job for job in jobs if "_depth" in job.source.name]
     assert {job.target.relative_to(tmp_path).as_posix() for job in jobs} >= {"Train/sample_0001_out/1",
