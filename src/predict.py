@@ -8,7 +8,7 @@ blended. The nets do not see the outermost 2.5 % of a window: there the depth of
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,10 @@ class DepthPredictor:
             coarse, fine = coarse or defaults[0], fine or defaults[1]
         self.sources = coarse, fine
         self.coarse, self.fine = _net(self.sources[0], "coarse"), _net(self.sources[1], "fine")
+        if isinstance(self.coarse, _Cell) and isinstance(self.fine, _Cell):
+            from src import checkpoint
+
+            checkpoint.warn_of_another_coarse(self.coarse.cell, self.fine.cell)
         self.batch_size, self.flip_average = batch_size, flip_average
 
     def __call__(self, picture: Picture) -> Floats:
@@ -116,12 +120,21 @@ def _net(net: Net | StrPath, kind: str) -> Net:
     path = Path(net)
     if path.suffix == ".onnx":
         return _onnx_net(path, kind)
-    import mindspore as ms
-
     from src import checkpoint
 
-    cell = checkpoint.load_coarse(path) if kind == "coarse" else checkpoint.load_fine(path)
-    return lambda *arrays: cell(*map(ms.Tensor, arrays)).asnumpy()
+    return _Cell(checkpoint.load_coarse(path) if kind == "coarse" else checkpoint.load_fine(path))
+
+
+class _Cell:
+    """A net of MindSpore as a function of arrays."""
+
+    def __init__(self, cell: Any) -> None:
+        self.cell = cell
+
+    def __call__(self, *arrays: Floats) -> Floats:
+        import mindspore as ms
+
+        return self.cell(*map(ms.Tensor, arrays)).asnumpy()
 
 
 def _onnx_net(path: Path, kind: str) -> Net:
