@@ -161,14 +161,29 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Pixels:
-    """The pixels of a Pillow image as uint8 (H, W, 3): grey repeated, alpha dropped, 16 bits to 8."""
+    """The pixels of a Pillow image as uint8 (H, W, 3): grey repeated, alpha dropped, 16 bits and floats
+    from 0 to 1 to 8."""
     if image.mode.startswith("I"):
-        return np.repeat(_high_byte(np.asarray(image).astype(np.uint16))[..., None], 3, axis=2)
+        return np.repeat(_high_byte(np.asarray(image))[..., None], 3, axis=2)
+    if image.mode == "F" and (pixels := to_8_bits(np.asarray(image))) is not None:
+        return np.repeat(pixels[..., None], 3, axis=2)
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _high_byte(pixels: npt.NDArray[np.uint16]) -> Pixels:
-    return (pixels >> 8).astype(np.uint8)
+def _high_byte(pixels: Array) -> Pixels:
+    return (pixels.clip(0, 65535).astype(np.uint16) >> 8).astype(np.uint8)
+
+
+def to_8_bits(pixels: Array) -> Pixels | None:
+    """Pixels of uint8, uint16, bool or floating-point numbers from 0 to 1 as uint8 of the same shape; None for
+    others."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype == np.uint16:
+        return _high_byte(pixels)
+    if pixels.dtype == np.bool_ or (pixels.dtype.kind == "f" and pixels.min() >= 0 and pixels.max() <= 1):
+        return np.rint(pixels.astype(np.float32) * 255).astype(np.uint8)
+    return None
 
 
 def focal_length_35mm(path: StrPath) -> float | None:
