@@ -29,8 +29,9 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--input", nargs="+", required=True, help="pictures, videos, folders of them, or quoted glob patterns")
     add("--output_dir", type=Path, default=Path("predictions"), help="the folders of the input are kept in it")
     cli.add_nets(parser)
-    add("--save", nargs="+", choices=("color", "png16", "npy", "ply", "side"), default=["color"],
-        help="coloured PNG, 16-bit PNG in mm, float32 metres, point cloud, picture beside coloured depth")
+    add("--save", nargs="+", choices=("color", "png16", "npy", "exr", "ply", "side"), default=["color"],
+        help="coloured PNG, 16-bit PNG in mm, float32 metres as NumPy's or OpenEXR, point cloud, picture beside "
+             "coloured depth")
     add("--colormap", default="viridis", help="a name of matplotlib's")
     add("--max_depth", type=positive_float_or_auto, default="auto",
         help="metres at the end of the colours; auto: one range for all, a metre above what is there")

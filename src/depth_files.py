@@ -29,7 +29,8 @@ from src.predict import DepthPredictor, Maps, blended
 PICTURES = (*image.JPEG_ENDINGS, ".png", ".bmp", ".webp", ".tif", ".tiff")
 HEIF = (".heic", ".heif")  # found, so that it can be said that they are not read
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
-ENDINGS = {"color": "_depth.png", "png16": "_depth16.png", "npy": "_depth.npy", "ply": ".ply", "side": "_side.png"}
+ENDINGS = {"color": "_depth.png", "png16": "_depth16.png", "npy": "_depth.npy", "exr": "_depth.exr", "ply": ".ply",
+           "side": "_side.png"}
 VIDEO_ENDINGS = {"color": "_depth.mp4", "side": "_side.mp4"}
 CODECS = {".mp4": "mp4v", ".webm": "VP80"}  # browsers play the second
 FRAMES = "_frames"
@@ -108,6 +109,10 @@ def find(inputs: Iterable[StrPath], output_dir: Path) -> tuple[list[Job], list[s
 
 def check_outputs(jobs: Sequence[Job], kinds: Collection[str], overwrite: bool) -> None:
     """Decide that all outputs of the Jobs may be written. Raises UserError."""
+    if "exr" in kinds:
+        os.environ["OPENCV_IO_ENABLE_OPENEXR"] = "1"  # OpenCV wants to be asked, for the sake of who reads such files
+        if not cv2.haveImageWriter(".exr"):
+            raise UserError(f"OpenCV {cv2.__version__} was built without EXR: see requirements-predict.txt")
     claim([path for job in jobs for path in job.outputs(kinds).values()], overwrite)
     folders = {folder: job for job in jobs if (folder := job.frames(kinds))}
     for job in jobs:
@@ -181,8 +186,8 @@ class Writer:
     """How depth maps are saved.
 
     Args:
-        kinds: of ENDINGS: coloured PNG with a scale bar, 16-bit PNG in millimetres, float32 .npy in metres, point
-            cloud, picture and coloured depth side by side.
+        kinds: of ENDINGS: coloured PNG with a scale bar, 16-bit PNG in millimetres, float32 .npy and EXR in metres,
+            point cloud, picture and coloured depth side by side.
         max_depth: metres at the end of the colours.
         camera: function of (height, width) -> Intrinsics, for the point cloud.
         follow_exif: where a photograph tells its focal length, that is its camera; and as the nets have learnt to take
@@ -212,6 +217,10 @@ class Writer:
                 np.save(buffer, depth_m)
                 with replacing(path, "wb") as file:
                     file.write(buffer.getbuffer())
+            elif kind == "exr":
+                content = cv2.imencode(".exr", depth_m, [cv2.IMWRITE_EXR_TYPE, cv2.IMWRITE_EXR_TYPE_FLOAT])[1]
+                with replacing(path, "wb") as file:
+                    file.write(content.data)
             elif kind == "ply":
                 write_ply(path, depth_m, rgb, self.camera(*depth_m.shape))
             elif kind == "png16":

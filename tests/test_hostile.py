@@ -363,6 +363,19 @@ def test_a_photograph_of_108_megapixels_takes_the_memory_of_a_quarter(red_onnx, 
     assert answer.returncode == 0 and "(6825, 9100, 3)" in answer.stdout, answer.stderr
 
 
+def test_exr_holds_what_npy_holds(red_onnx, forked, tmp_path):
+    """One channel Y of 32-bit floats, by the format's own header."""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
+    Image.fromarray(cv2.GaussianBlur(pixels, (9, 9), 0)).save(tmp_path / "a.png")
+    result = forked("predict.py", "--input", "a.png", "--save", "npy", "exr", *onnx_nets(red_onnx), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    content = (tmp_path / "predictions" / "a_depth.exr").read_bytes()
+    assert content[:4] == b"\x76\x2f\x31\x01" and b"channels\0chlist\0\x13\0\0\0Y\0\x02\0\0\0" in content
+    os.environ["OPENCV_IO_ENABLE_OPENEXR"] = "1"
+    found = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(found, np.load(tmp_path / "predictions" / "a_depth.npy"))
+
+
 @pytest.mark.parametrize("name", ["tab10", "viridis", "Set1"])
 def test_a_colour_map_of_any_length_is_drawn_as_matplotlib_does(name):
     import matplotlib
