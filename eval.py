@@ -15,8 +15,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--test_data", type=Path, help="the NYU folder, or its Test folder")
     add("--compare", type=Path, nargs=2, metavar="RUN",
         help="instead: two folders of --output_dir side by side, with the intervals of their differences")
-    add("--coarse_ckpt_model", type=Path, help="default: Model/Ckpt/FinalCoarseNet.ckpt, or ..._rank0.ckpt")
-    add("--fine_ckpt_model", type=Path, help="default: Model/Ckpt/FinalFineNet.ckpt, or ..._rank0.ckpt")
+    add("--coarse_ckpt_model", type=Path, help="default: Model/Ckpt/FinalCoarseNet.ckpt, or else weights/ of this repo")
+    add("--fine_ckpt_model", type=Path, help="default: Model/Ckpt/FinalFineNet.ckpt, or else weights/ of this repo")
     add("--device_target", choices=("auto", "Ascend", "GPU", "CPU"), default="auto")
     add("--device_id", type=cli.non_negative_int, default=0)
     add("--batch_size", type=cli.positive_int, default=8)
@@ -50,11 +50,14 @@ def evaluate(options: argparse.Namespace) -> int:
     from src.predict import flip_averaged
 
     device.select(options.device_target, options.device_id)
+    if not (options.coarse_ckpt_model or options.fine_ckpt_model):
+        options.coarse_ckpt_model, options.fine_ckpt_model = cli.default_or_shipped_checkpoints()
     options.coarse_ckpt_model = options.coarse_ckpt_model or cli.default_checkpoint("CoarseNet")
     options.fine_ckpt_model = options.fine_ckpt_model or cli.default_checkpoint("FineNet")
     if options.output_dir:
         writable_folder(options.output_dir)
     coarse, fine = checkpoint.load_coarse(options.coarse_ckpt_model), checkpoint.load_fine(options.fine_ckpt_model)
+    checkpoint.warn_of_another_coarse(coarse, fine)
     predict = stages.predictors(coarse, fine)
     if options.flip_average:
         predict = flip_averaged(predict)

@@ -11,7 +11,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     add = parser.add_argument
     add("--coarse_or_fine", choices=("coarse", "fine"), required=True)
-    add("--ckpt_file", type=Path, help="default: Model/Ckpt/Final{Coarse,Fine}Net.ckpt")
+    add("--ckpt_file", type=Path, help="default: Model/Ckpt/Final{Coarse,Fine}Net.ckpt, or else weights/ of this repo")
     add("--output_dir", type=Path, default=cli.MODEL, help="MindIR/, AIR/ and ONNX/ go into it")
     add("--file_format", nargs="+", choices=("MINDIR", "AIR", "ONNX"),
         default=["MINDIR"], help="AIR is deprecated, and written on Ascend 910A only")
@@ -31,8 +31,11 @@ def main() -> int:
     # Only AIR needs the device. The others are compared with the net in fp32, which an Ascend does not compute in: CANN
     # runs convolutions as HF32.
     device.select(options.device_target if "AIR" in options.file_format else "CPU", options.device_id)
-    path = options.ckpt_file or cli.default_checkpoint(f"{options.coarse_or_fine.capitalize()}Net")
+    path = options.ckpt_file or cli.default_or_shipped_checkpoints()[options.coarse_or_fine == "fine"]
     net = checkpoint.load_coarse(path) if options.coarse_or_fine == "coarse" else checkpoint.load_fine(path)
+    beside = path.with_name(path.name.replace("Fine", "Coarse"))
+    if options.coarse_or_fine == "fine" and beside != path and beside.exists():
+        checkpoint.warn_of_another_coarse(checkpoint.load_coarse(beside), net)
     for file_format in dict.fromkeys(options.file_format):
         exporting.export(net, file_format, options.output_dir, options.batch_size, options.mindir_version)
     return 0

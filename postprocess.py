@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src import cli, evaluation, image, metrics
+from src import cli, evaluation, folders, image, metrics
 from src.arrays import Floats
 from src.errors import UserError
 from src.files import writable_folder
@@ -25,14 +25,13 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def names(folder: Path, ending: str) -> list[str]:
-    """The ids of the files in `folder`. Raises UserError when there is no such folder or none in it."""
+    """The ids of the files in `folder`. Raises UserError when there is no such folder, or none in it."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    found = sorted(path.name.removesuffix(ending) for path in folder.glob(f"*{ending}")
-                   if not path.name.startswith("."))
-    if not found:
-        raise UserError(f"{folder}: no file *{ending} in it")
-    return found
+    found = folders.search(folder, ("*",), (ending,))
+    if found.unread or not found.files:
+        raise UserError(found.unread[0] if found.unread else f"{folder}: no file *{ending} in it")
+    return [path.name[:-len(ending)] for path in found.files]
 
 
 def check_same(labels: list[str], results: list[str], result_path: Path) -> None:

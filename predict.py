@@ -29,8 +29,9 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--input", nargs="+", required=True, help="pictures, videos, folders of them, or quoted glob patterns")
     add("--output_dir", type=Path, default=Path("predictions"), help="the folders of the input are kept in it")
     cli.add_nets(parser)
-    add("--save", nargs="+", choices=("color", "png16", "npy", "ply", "side"), default=["color"],
-        help="coloured PNG, 16-bit PNG in mm, float32 metres, point cloud, picture beside coloured depth")
+    add("--save", nargs="+", choices=("color", "png16", "npy", "exr", "ply", "side"), default=["color"],
+        help="coloured PNG, 16-bit PNG in mm, float32 metres as NumPy's or OpenEXR, point cloud, picture beside "
+             "coloured depth")
     add("--colormap", default="viridis", help="a name of matplotlib's")
     add("--max_depth", type=positive_float_or_auto, default="auto",
         help="metres at the end of the colours; auto: one range for all, a metre above what is there")
@@ -69,7 +70,7 @@ def main() -> int:
     from src.predict import from_options
 
     visual.check_colormap(options.colormap)
-    jobs = depth_files.find(options.input, options.output_dir)
+    jobs, unread = depth_files.find(options.input, options.output_dir)
     if any(job.is_video for job in jobs):
         import src.video  # noqa: F401 (where there is no PyAV, that is said before the work)
     kinds = tuple(dict.fromkeys(options.save))
@@ -87,8 +88,10 @@ def main() -> int:
     with cli.progress(len(jobs), "predicting", "file") as bar, cli.log_above_progress():
         failed = depth_files.predict_all(jobs, predict, writer, options.batch_size, bar, known)
     logging.info("%d predicted, in %s", len(jobs) - failed, options.output_dir)
-    if failed:
-        raise CheckFailed(f"{failed} of {len(jobs)} failed")
+    problems = [f"{failed} of {len(jobs)} failed"] * bool(failed) \
+        + [f"{len(unread)} of the folders and links could not be read"] * bool(unread)
+    if problems:
+        raise CheckFailed("; ".join(problems))
     return 0
 
 

@@ -70,7 +70,7 @@ def memory_by_pictures(folder):
 
 
 def _memory_of_predicting(pictures, output):
-    jobs = depth_files.find(pictures, output)
+    jobs, _ = depth_files.find(pictures, output)
     writer = depth_files.Writer(("npy",), "viridis", 10.0, Intrinsics.kinect)
     depth_files.predict_all(jobs, netless_predictor(), writer, 8, cli.progress(len(jobs), "predicting", "file"))
     return peak_mb()

@@ -27,6 +27,9 @@ from src.net import COARSE_NETS, FineNet
 
 INFO_KEY = "depthnet"
 LEFT, RIGHT = ".left", ".right"  # the names of a weight's two factors
+# In what is written beside FineNet's weights: the digest of the CoarseNet that it was trained on. Beside those of a
+# compressed CoarseNet: the digest of the whole one.
+COARSE_SHA256, WHOLE_SHA256 = "coarse_sha256", "whole_sha256"
 
 _DTYPES = {name: np.dtype(name.lower()) for name in (
     "Float16", "Float32", "Float64", "Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64")}
@@ -45,11 +48,13 @@ class CheckpointError(UserError):
 
 
 class Checkpoint(NamedTuple):
-    """A loaded file: float arrays by parameter name, and what was written beside them."""
+    """A loaded file: float arrays by parameter name, what was written beside them, and whether the arrays were
+    compressed (tools/compress_weights.py)."""
 
     path: Path
     arrays: dict[str, Array]
     info: dict[str, Any]
+    compressed: bool = False
 
 
 def save(path: StrPath, parameters: Mapping[str, Any], info: Mapping[str, Any]) -> None:
@@ -114,7 +119,8 @@ def load(path: StrPath) -> Checkpoint:
     elif expected != _hash(arrays, info):
         raise CheckpointError(f"{path}: damaged: its content does not match its checksum")
     try:
-        return Checkpoint(path, _multiplied_out(arrays), info)
+        compressed = any(name.endswith(LEFT) or array.dtype == np.float16 for name, array in arrays.items())
+        return Checkpoint(path, _multiplied_out(arrays), info, compressed)
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: factors that do not belong together") from error
 
@@ -193,4 +199,21 @@ def _loaded(kind: type[nn.Cell], checkpoint: Checkpoint) -> Any:
         net = kind()
     assign(net, checkpoint)
     net.set_train(False)
+    net.__dict__[_ORIGIN] = checkpoint._replace(arrays={})
     return net
+
+
+_ORIGIN = "loaded_from"
+
+
+def warn_of_another_coarse(coarse: nn.Cell, fine: nn.Cell) -> None:
+    """Log a warning when a FineNet says that it was trained on another CoarseNet than this. Both as `load_coarse` and
+    `load_fine` give them. A CoarseNet that was compressed before its digest was kept may be any."""
+    of_coarse, of_fine = coarse.__dict__[_ORIGIN], fine.__dict__[_ORIGIN]
+    options = of_fine.info.get("options")
+    expected = options.get(COARSE_SHA256) if isinstance(options, dict) else None
+    whole = of_coarse.info.get(WHOLE_SHA256)
+    if expected is None or (of_coarse.compressed and whole is None) or expected in (whole, digest(coarse)):
+        return
+    logger.warning("%s was trained on another CoarseNet than %s: together they predict worse than with its own",
+                   of_fine.path, of_coarse.path)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 import cv2
 import numpy as np
 
-from src import image
+from src import folders, image
 from src.arrays import Array, Floats, Indices, Pixels
 from src.errors import UserError
 from src.files import StrPath
@@ -83,16 +83,6 @@ def _split_folder(folder: StrPath, split: str) -> Path:
     raise DataError(f"{folder}: no {split} folder in it (found: {found}); {LAYOUT}")
 
 
-def _match(folder: StrPath, rgb_by_name: Mapping[str, Path], depth_by_name: Mapping[str, Path]) -> list[Pair]:
-    unpaired = missing_partners(rgb_by_name, depth_by_name)
-    if unpaired:
-        more = f" (and {len(unpaired) - 3} more)" if len(unpaired) > 3 else ""
-        raise DataError("; ".join(unpaired[:3]) + more)
-    if not rgb_by_name:
-        raise DataError(f"{folder}: no image pairs; {LAYOUT}")
-    return matched(rgb_by_name, depth_by_name)
-
-
 def missing_partners(rgb_by_name: Mapping[str, Path], depth_by_name: Mapping[str, Path]) -> list[str]:
     """A sentence for each file whose partner is missing."""
     def missing(name: str) -> str:
@@ -108,40 +98,73 @@ def matched(rgb_by_name: Mapping[str, Path], depth_by_name: Mapping[str, Path]) 
             for name in sorted(set(rgb_by_name) & set(depth_by_name), key=_natural_key)]
 
 
-def train_files(folder: StrPath) -> tuple[dict[str, Path], dict[str, Path]]:
-    """(RGB by name, depth by name) of `folder`/Train, paired or not. Raises DataError when there is no such folder."""
-    files = [path for path in _split_folder(folder, "Train").glob("*/*") if not path.name.startswith(".")]
+class Files(NamedTuple):
+    """The files of Train or Test, paired or not, by the names of their samples; and what the search did not take."""
 
-    def by_name(suffixes: tuple[str, ...]) -> dict[str, Path]:
-        found: dict[str, Path] = {}
-        for path in sorted(path for path in files if path.suffix.lower() in suffixes):
-            earlier = found.setdefault(f"{path.parent.name}/{path.stem}", path)
-            if earlier != path:
-                raise TwoFiles(f"{path} and {earlier}: two files of one name: expected one of them")
-        return found
-
-    return by_name((".jpg", ".jpeg")), by_name((".png",))
+    rgb: dict[str, Path]
+    depth: dict[str, Path]
+    found: folders.Found
 
 
-def test_files(folder: StrPath) -> tuple[dict[str, Path], dict[str, Path]]:
-    """(RGB by id, depth by id) of `folder`/Test, paired or not. Raises DataError when there is no such folder."""
-    folder = _split_folder(folder, "Test")
+def train_files(folder: StrPath) -> Files:
+    """The Files of `folder`/Train. Raises DataError when there is no such folder."""
+    root = _split_folder(folder, "Train")
+    found = folders.search(root, ("*", "*"), (*image.JPEG_ENDINGS, ".png"))
+    if outside := folders.search(root, ("*",)).files:
+        found.left_out["in no scene's folder"] = outside
 
-    def by_name(ending: str) -> dict[str, Path]:
-        return {path.name.removesuffix(ending): path for path in folder.glob(f"*{ending}")
-                if not path.name.startswith(".")}
+    def name_of(path: Path) -> str:
+        return f"{path.parent.name}/{path.stem}"
 
-    return by_name("_colors.png"), by_name("_depth.png")
+    return Files(_by_name(found, image.JPEG_ENDINGS, name_of), _by_name(found, (".png",), name_of), found)
+
+
+def test_files(folder: StrPath) -> Files:
+    """The Files of `folder`/Test. Raises DataError when there is no such folder."""
+    found = folders.search(_split_folder(folder, "Test"), ("*",), ("_colors.png", "_depth.png"))
+
+    def name_of(path: Path) -> str:
+        return path.name[:path.name.rindex("_")]
+
+    return Files(_by_name(found, ("_colors.png",), name_of), _by_name(found, ("_depth.png",), name_of), found)
+
+
+def _by_name(found: folders.Found, endings: tuple[str, ...], name_of: Callable[[Path], str]) -> dict[str, Path]:
+    by_name: dict[str, Path] = {}
+    for path in (path for path in found.files if path.name.lower().endswith(endings)):
+        earlier = by_name.setdefault(name_of(path), path)
+        if earlier != path:
+            raise TwoFiles(f"{path} and {earlier}: two files of one name: expected one of them")
+    return by_name
 
 
 def list_train(folder: StrPath) -> list[Pair]:
     """The pairs of `folder`/Train by scene and number, in the same order on every machine. Raises DataError."""
-    return _match(folder, *train_files(folder))
+    return _all_pairs(folder, train_files(folder))
 
 
 def list_test(folder: StrPath) -> list[Pair]:
     """The pairs of `folder`/Test by id. Raises DataError."""
-    return _match(folder, *test_files(folder))
+    return _all_pairs(folder, test_files(folder))
+
+
+def _all_pairs(folder: StrPath, files: Files) -> list[Pair]:
+    """The Pairs, all of them: a folder that cannot be read, and a file without its partner, are DataErrors. What else
+    is not taken is logged."""
+    if files.found.unread:
+        raise DataError("; ".join(files.found.unread[:3]) + _more(files.found.unread))
+    for why, paths in files.found.left_out.items():
+        logger.warning("left out, %s: %s", why, folders.named(paths))
+    unpaired = missing_partners(files.rgb, files.depth)
+    if unpaired:
+        raise DataError("; ".join(unpaired[:3]) + _more(unpaired))
+    if not files.rgb:
+        raise DataError(f"{folder}: no image pairs; {LAYOUT}")
+    return matched(files.rgb, files.depth)
+
+
+def _more(sentences: Sequence[str]) -> str:
+    return f" (and {len(sentences) - 3} more)" if len(sentences) > 3 else ""
 
 
 def readable_test_pairs(folder: StrPath, workers: int) -> list[Pair]:

@@ -8,6 +8,8 @@ import itertools
 import logging
 import os
 import re
+import struct
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import cv2
 import numpy as np
 
-from src import cli, image, visual
+from src import cli, folders, image, visual
 from src.arrays import Array, Floats, Pixels
 from src.data_loader import evenly
 from src.errors import NotFinite, UserError
@@ -28,10 +30,11 @@ from src.predict import DepthPredictor, Maps, blended
 if TYPE_CHECKING:
     from src.video import Video
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+PICTURES = (*image.JPEG_ENDINGS, ".png", ".bmp", ".webp", ".tif", ".tiff")
 HEIF = (".heic", ".heif")  # found, so that it can be said that they are not read
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
-ENDINGS = {"color": "_depth.png", "png16": "_depth16.png", "npy": "_depth.npy", "ply": ".ply", "side": "_side.png"}
+ENDINGS = {"color": "_depth.png", "png16": "_depth16.png", "npy": "_depth.npy", "exr": "_depth.exr", "ply": ".ply",
+           "side": "_side.png"}
 VIDEO_ENDINGS = {"color": "_depth.mp4", "side": "_side.mp4"}
 FRAMES = "_frames"
 
@@ -66,19 +69,28 @@ class Job:
         return Path(f"{self.target}{FRAMES}") if self.is_video and set(kinds) - set(VIDEO_ENDINGS) else None
 
 
-def find(inputs: Iterable[StrPath], output_dir: Path) -> list[Job]:
+def find(inputs: Iterable[StrPath], output_dir: Path) -> tuple[list[Job], list[str]]:
     """The Jobs of files, folders (searched through) and glob patterns; folders are kept below `output_dir`.
 
     What an earlier run has made of a picture beside it, what lies in an `output_dir` within a folder, and depth maps
-    beside their pictures in a NYU folder, are no inputs. Raises UserError.
+    beside their pictures in a NYU folder, are no inputs; what a search leaves out is logged. A file that is named by
+    itself is taken, whatever it is.
+
+    Returns:
+        the Jobs, and a sentence for each folder and link that cannot be read. Raises UserError.
     """
-    sources = []
+    sources, unread = [], []
     for text in map(str, inputs):
         root, found = _expand(text, output_dir)
-        if not found:
+        for sentence in found.unread:
+            logger.warning("%s", sentence)
+        for why, paths in found.left_out.items():
+            logger.warning("left out, %s: %s", why, folders.named(paths))
+        if not found.files:
             raise UserError(f"{text}: no picture or video; expected a file, a folder or a pattern of "
                             f"{' '.join((*PICTURES, *VIDEOS))}")
-        sources += [(path, path.relative_to(root)) for path in found]
+        sources += [(path, path.relative_to(root)) for path in found.files]
+        unread += found.unread
     stems = collections.Counter(relative.with_suffix("") for _, relative in sources)
     jobs: dict[Path, Job] = {}
     for path, relative in sources:
@@ -87,11 +99,15 @@ def find(inputs: Iterable[StrPath], output_dir: Path) -> list[Job]:
         job = Job(path, output_dir / name)
         if jobs.setdefault(job.target, job).source.resolve() != path.resolve():
             raise UserError(f"{path} and {jobs[job.target].source} would both become {job.target}: predict them apart")
-    return list(jobs.values())
+    return list(jobs.values()), unread
 
 
 def check_outputs(jobs: Sequence[Job], kinds: Collection[str], overwrite: bool) -> None:
     """Decide that all outputs of the Jobs may be written. Raises UserError."""
+    if "exr" in kinds:
+        os.environ["OPENCV_IO_ENABLE_OPENEXR"] = "1"  # OpenCV wants to be asked, for the sake of who reads such files
+        if not cv2.haveImageWriter(".exr"):
+            raise UserError(f"OpenCV {cv2.__version__} was built without EXR: see requirements-predict.txt")
     claim([path for job in jobs for path in job.outputs(kinds).values()], overwrite)
     folders = {folder: job for job in jobs if (folder := job.frames(kinds))}
     for job in jobs:
@@ -104,34 +120,51 @@ def check_outputs(jobs: Sequence[Job], kinds: Collection[str], overwrite: bool) 
             raise UserError(f"{folder} is there already: --overwrite replaces it, --output_dir names another folder")
 
 
-def _expand(text: str, output_dir: Path) -> tuple[Path, list[Path]]:
-    """(folder that the outputs' folders are relative to, files) of one input."""
+def _expand(text: str, output_dir: Path) -> tuple[Path, folders.Found]:
+    """(folder that the outputs' folders are relative to, what was found) of one input."""
     path = Path(text)
-    if path.is_dir():
-        root, files = path, sorted(path.rglob("*"))
-    elif path.is_file():
-        return path.parent, [path]
-    else:
-        files = sorted(Path(name) for name in glob.glob(text, recursive=True))
-        root = next((parent for parent in path.parents if not glob.has_magic(str(parent))), Path())
+    if path.is_file():
+        return path.parent, folders.Found([path])
+    root = path if path.is_dir() else next(parent for parent in path.parents if not glob.has_magic(str(parent)))
+    found = folders.search(root, path.relative_to(root).parts or folders.BELOW, PICTURES + HEIF + VIDEOS)
     here, out = root.resolve(), output_dir.resolve()
-    files = [file for file in files if _is_input(file) and not (here in out.parents and out in file.resolve().parents)]
-    stems = {file.with_suffix("") for file in files}
-    return root, [file for file in files if not _is_output(file, stems) and not _is_nyu_depth(file)]
+    stems = {file.with_suffix("") for file in found.files}
 
+    def why_not(file: Path) -> str | None:
+        if here in out.parents and out in file.resolve().parents:
+            return "in the output folder"
+        if _is_output(file, stems):
+            return "what this program has made of a picture or video beside it"
+        return "the depth map of a picture beside it" if _is_nyu_depth(file) else None
 
-def _is_input(path: Path) -> bool:
-    return path.is_file() and path.suffix.lower() in PICTURES + HEIF + VIDEOS and not path.name.startswith(".")
+    taken = []
+    for file in found.files:
+        if why := why_not(file):
+            found.left_out[why].append(file)
+        else:
+            taken.append(file)
+    return root, replace(found, files=taken)
 
 
 def _is_output(path: Path, stems: set[Path]) -> bool:
-    """Whether predict.py has made it of another of the inputs."""
-    return any(path.name.endswith(ending) and path.with_name(path.name.removesuffix(ending)) in stems
+    """Whether predict.py has made it of another of the inputs: by its name, and a PNG by its mark."""
+    made = any(path.name.endswith(ending) and path.with_name(path.name.removesuffix(ending)) in stems
                for ending in (*ENDINGS.values(), *VIDEO_ENDINGS.values())) \
         or (path.parent.name.endswith(FRAMES) and _FRAME.fullmatch(path.name) is not None
             and path.parent.with_name(path.parent.name.removesuffix(FRAMES)) in stems)
+    return made and (path.suffix != ".png" or _is_marked(path))
 
 
+def _is_marked(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(_MARK_AT + len(_MARK)).endswith(_MARK)
+    except OSError:  # who reads it will say so
+        return False
+
+
+# The first chunk that `_write_png` puts behind a PNG's header, less its length.
+_MARK, _MARK_AT = b"tEXtSoftware\0DepthNet on MindSpore", 37
 _FRAME = re.compile(r"\d{6,}(" + "|".join(map(re.escape, ENDINGS.values())) + ")")
 
 
@@ -148,8 +181,8 @@ class Writer:
     """How depth maps are saved.
 
     Args:
-        kinds: of ENDINGS: coloured PNG with a scale bar, 16-bit PNG in millimetres, float32 .npy in metres, point
-            cloud, picture and coloured depth side by side.
+        kinds: of ENDINGS: coloured PNG with a scale bar, 16-bit PNG in millimetres, float32 .npy and EXR in metres,
+            point cloud, picture and coloured depth side by side.
         max_depth: metres at the end of the colours.
         camera: function of (height, width) -> Intrinsics, for the point cloud.
         follow_exif: where a photograph tells its focal length, that is its camera; and as the nets have learnt to take
@@ -179,11 +212,19 @@ class Writer:
                 np.save(buffer, depth_m)
                 with replacing(path, "wb") as file:
                     file.write(buffer.getbuffer())
+            elif kind == "exr":
+                content = cv2.imencode(".exr", depth_m, [cv2.IMWRITE_EXR_TYPE, cv2.IMWRITE_EXR_TYPE_FLOAT])[1]
+                with replacing(path, "wb") as file:
+                    file.write(content.data)
             elif kind == "ply":
                 write_ply(path, depth_m, rgb, self.camera(*depth_m.shape))
+            elif kind == "png16":
+                if depth_m.max() > image.MOST_TEST_DEPTH_M:
+                    logger.warning("%s: what is deeper is written as %.3f m, the most that 16 bits of millimetres hold",
+                                   path, image.MOST_TEST_DEPTH_M)
+                _write_png(path, image.encode_test_depth(depth_m))
             else:
-                _write_png(path, image.encode_test_depth(depth_m) if kind == "png16"
-                           else self.picture(kind, rgb, depth_m))
+                _write_png(path, self.picture(kind, rgb, depth_m))
 
     def picture(self, kind: str, rgb: Pixels, depth_m: Floats) -> Pixels:
         """The coloured depth with its scale bar, for "side" with the picture before it. uint8 RGB."""
@@ -195,8 +236,10 @@ class Writer:
 def _write_png(path: Path, pixels: Array) -> None:
     if pixels.ndim == 3:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    content = cv2.imencode(".png", pixels)[1].tobytes()
+    mark = struct.pack(">I", len(_MARK) - 4) + _MARK + struct.pack(">I", zlib.crc32(_MARK))
     with replacing(path, "wb") as file:
-        file.write(cv2.imencode(".png", pixels)[1].tobytes())
+        file.write(content[:_MARK_AT - 4] + mark + content[_MARK_AT - 4:])
 
 
 def predict_all(jobs: Sequence[Job], predictor: DepthPredictor, writer: Writer, size: int, bar: cli.Bar,

@@ -6,6 +6,7 @@ bilinear is OpenCV's INTER_LINEAR: half-pixel centres, no anti-aliasing. Depth 0
 
 import contextlib
 import io
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from src.arrays import Array, Floats, Pixels
 from src.errors import UserError
@@ -28,14 +30,32 @@ HALF_ROWS, HALF_COLUMNS = slice(6, 234), slice(8, 312)  # the crop at half size:
 DEPTH_SIZE = (55, 74)
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 4 * MAX_PIXELS
+# Of a JPEG that is not progressive: with more than MAX_PIXELS it is decoded at half its size, which needs the memory of
+# that alone. A progressive one has to be in memory as a whole.
+MAX_JPEG_PIXELS = 250_000_000
 # Pillow would try all that it knows, Ghostscript included, whatever a file is called.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
-_HEIC = re.compile(rb".{4}ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1)", re.DOTALL)  # ISO 23008-12
+# What a JPEG may be called: .jfif is what Windows saves from a browser.
+JPEG_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif")
+# Formats of photographs that are not read: how their files begin.
+_UNREAD = (("AVIF", rb"....ftyp(avi[fs]|mif1.{0,20}avif)"), ("HEIC", rb"....ftyp(hei[cmsx]|hev[cmx]|mif1|msf1)"),
+           ("JPEG XL", rb"\xff\n|\0\0\0\x0cJXL "), ("JPEG 2000", rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"))
+# EXIF's orientation: what turns the picture upright.
+_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+          8: Image.Transpose.ROTATE_90}
+# The 35 mm equivalent focal lengths that are believed, in mm: from fisheyes to superzooms.
+FOCAL_35MM = (5, 3000)
 
 TRAIN_DEPTH_SCALE = np.float32(10 / 255)  # 8-bit pixel -> metres
 TEST_DEPTH_SCALE = np.float32(1 / 1000)  # 16-bit pixel -> metres
 
+MOST_TEST_DEPTH_M = 65.535  # of 16 bits of millimetres
+
 _DEPTH_BITS = {"L": 8, "I;16": 16, "I;16B": 16, "I": 16}
+
+
+logger = logging.getLogger(__name__)
 
 
 class ImageError(UserError):
@@ -63,63 +83,118 @@ def _naming(path: StrPath) -> Iterator[None]:
         raise ImageError(f"{path}: broken image: not one of {', '.join(FORMATS)}") from error
     except FileNotFoundError as error:
         raise ImageError(f"{path}: no such file") from error
+    except MemoryError as error:
+        raise ImageError(f"{path}: not enough memory for its pixels") from error
     except Exception as error:  # Pillow raises a different type for every kind of damage
         raise ImageError(f"{path}: broken image: {error}") from error
 
 
-def _read(path: StrPath) -> tuple[bytes, Image.Image]:
-    """(content, Pillow image that knows its size and is not decoded yet). Raises ImageError.
-
-    What a file could fill the memory with is looked at first: its own size, and the size that it declares.
-    """
+def _opened(path: StrPath) -> tuple[bytes, Image.Image]:
+    """(content, Pillow image of which nothing but the header was read). Raises ImageError."""
     with _naming(path):
         if Path(path).stat().st_size > MAX_BYTES:
             raise ImageError(f"{path}: more than {MAX_BYTES:,} bytes: refused")
         content = Path(path).read_bytes()
         if not content:
             raise ImageError(f"{path}: broken image: the file is empty")
-        if _HEIC.match(content):
-            raise ImageError(f"{path}: HEIC is not read: save it as JPEG or PNG first")
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
-    if image.width * image.height > MAX_PIXELS:
-        raise ImageError(f"{path}: {image.height}x{image.width} is more than {MAX_PIXELS:,} pixels: refused")
+        for name, beginning in _UNREAD:
+            if re.match(beginning, content[:40], re.DOTALL):
+                raise ImageError(f"{path}: {name} is not read: save it as JPEG or PNG first")
+        if content.startswith(b"\xff\xd8\xff"):  # Image.open refuses 180 million pixels, however few are asked for
+            return content, JpegImageFile(io.BytesIO(content))
+        return content, Image.open(io.BytesIO(content), formats=FORMATS)
+
+
+def _read(path: StrPath) -> tuple[bytes, Image.Image]:
+    """(content, Pillow image that is not decoded yet, and will be at half its size where it has more than MAX_PIXELS
+    and may have them). Raises ImageError.
+
+    What a file could fill the memory with is looked at first: its own size, and the size that it declares.
+    """
+    content, image = _opened(path)
+    pixels, size = image.width * image.height, f"{image.height}x{image.width}"
+    if pixels > MAX_PIXELS:
+        if not isinstance(image, JpegImageFile) or "progressive" in image.info:
+            raise ImageError(f"{path}: {size} is more than {MAX_PIXELS:,} pixels: refused (a JPEG that is not "
+                             f"progressive may have {MAX_JPEG_PIXELS:,})")
+        if pixels > MAX_JPEG_PIXELS:
+            raise ImageError(f"{path}: {size} is more than {MAX_JPEG_PIXELS:,} pixels: refused")
+        image.draft(None, (image.width // 2, image.height // 2))
+        logger.info("%s: %s is more than %s pixels: read at half its size, %dx%d", path, size, f"{MAX_PIXELS:,}",
+                    image.height, image.width)
     return content, image
 
 
 def _is_plain_jpeg(content: bytes, image: Image.Image) -> bool:
-    """Whether OpenCV decodes it to the pixels that Pillow would: complete, RGB or grey, and not rotated by EXIF."""
-    return (image.format == "JPEG" and image.mode in ("RGB", "L") and "exif" not in image.info
-            and content.endswith(b"\xff\xd9"))
+    """Whether OpenCV decodes it to the pixels that Pillow would: complete, whole, RGB or grey, and not rotated by
+    EXIF."""
+    return (isinstance(image, JpegImageFile) and not image.decoderconfig and image.mode in ("RGB", "L")
+            and "exif" not in image.info and content.endswith(b"\xff\xd9"))
 
 
 def load_rgb(path: StrPath) -> Pixels:
     """Read any picture as uint8 (H, W, 3): EXIF rotation applied, grey repeated, alpha dropped, 16 bits to 8.
 
-    Raises ImageError when it is missing, broken, truncated or over MAX_PIXELS.
+    A JPEG of more than MAX_PIXELS is read at half its size, which is logged. Raises ImageError when it is missing,
+    broken, truncated or too large.
     """
     content, image = _read(path)
     if _is_plain_jpeg(content, image):  # the same library behind both, but OpenCV takes two thirds of the time
-        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
         if pixels is not None:
-            return pixels
+            return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, pixels)
     with _naming(path):
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I"):
-            high_byte = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-            return np.repeat(high_byte[..., None], 3, axis=2)
-        return np.asarray(image.convert("RGB"))
+        return to_rgb(_upright(image))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The decoded picture, turned as its EXIF says. Whatever else is in there, and damage in it, is of no interest."""
+    turn = None
+    with contextlib.suppress(Exception):  # as many types as kinds of damage
+        exif = image.getexif()
+        turn = _TURNS.get(exif[ExifTags.Base.Orientation])
+        if image.format == "TIFF":  # Pillow turns it while loading it; and writes its EXIF anew, all that is left
+            for tag in set(exif) - {ExifTags.Base.Orientation}:
+                del exif[tag]
+    image.load()
+    return image if turn is None or image.format == "TIFF" else image.transpose(turn)
+
+
+def to_rgb(image: Image.Image) -> Pixels:
+    """The pixels of a Pillow image as uint8 (H, W, 3): grey repeated, alpha dropped, 16 bits and floats
+    from 0 to 1 to 8."""
+    if image.mode.startswith("I"):
+        return np.repeat(_high_byte(np.asarray(image))[..., None], 3, axis=2)
+    if image.mode == "F" and (pixels := to_8_bits(np.asarray(image))) is not None:
+        return np.repeat(pixels[..., None], 3, axis=2)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _high_byte(pixels: Array) -> Pixels:
+    return (pixels.clip(0, 65535).astype(np.uint16) >> 8).astype(np.uint8)
+
+
+def to_8_bits(pixels: Array) -> Pixels | None:
+    """Pixels of uint8, uint16, bool or floating-point numbers from 0 to 1 as uint8 of the same shape; None for
+    others."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype == np.uint16:
+        return _high_byte(pixels)
+    if pixels.dtype == np.bool_ or (pixels.dtype.kind == "f" and pixels.min() >= 0 and pixels.max() <= 1):
+        return np.rint(pixels.astype(np.float32) * 255).astype(np.uint8)
+    return None
 
 
 def focal_length_35mm(path: StrPath) -> float | None:
     """The focal length in mm that a 36x24 mm picture of the same angle would have, as the EXIF of a photograph tells
-    it; None where it does not."""
+    it; None where it does not, or tells what is outside FOCAL_35MM."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            focal = float(image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm, 0))
+        exif = _opened(path)[1].getexif()
+        focal = float(exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm, 0))
     except Exception:  # a picture of that kind is read, or named as broken, by load_rgb
         return None
-    return focal if 0 < focal < 10_000 else None
+    return focal if FOCAL_35MM[0] <= focal <= FOCAL_35MM[1] else None
 
 
 def _load_depth_pixels(path: StrPath, bits: int, trap: str) -> Array:
@@ -162,8 +237,9 @@ def encode_train_depth(depth_m: Floats) -> Pixels:
 
 
 def encode_test_depth(depth_m: Floats) -> npt.NDArray[np.uint16]:
-    """Metres -> Test's uint16 millimetres, the inverse of `load_test_depth`."""
-    return np.where(depth_m > 0, np.rint(depth_m * 1000), 0).astype(np.uint16)
+    """Metres -> Test's uint16 millimetres, the inverse of `load_test_depth`; what is deeper than MOST_TEST_DEPTH_M is
+    that deep."""
+    return np.where(depth_m > 0, np.rint(depth_m * 1000).clip(0, 65535), 0).astype(np.uint16)
 
 
 def crop(array: Array) -> Array:

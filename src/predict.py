@@ -6,15 +6,17 @@ blended. The nets do not see the outermost 2.5 % of a window: there the depth of
 """
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from src import cli, image, metrics
-from src.arrays import Doubles, Floats, Pixels, Predict
+from src.arrays import Array, Doubles, Floats, Pixels, Predict
 from src.errors import UserError
 from src.files import StrPath
 
@@ -22,8 +24,9 @@ from src.files import StrPath
 MOST_OUTSIDE = 0.05
 # Of a picture's longer to its shorter side: each window is predicted, and a strip of pixels is no picture.
 MOST_RATIO = 50
+_CHANNELS = (1, 3, 4)
 Net: TypeAlias = Callable[..., Floats]
-Picture: TypeAlias = Pixels | StrPath
+Picture: TypeAlias = Array | Image.Image | StrPath
 Window: TypeAlias = tuple[float, float, float, float]  # top, left, height, width in pixels
 Maps: TypeAlias = list[tuple[Window, Floats]]  # what the nets say of each window: metres (55, 74)
 
@@ -41,6 +44,10 @@ class DepthPredictor:
         batch_size: windows that go through the nets at once.
         flip_average: take the mean of log depth of each window and of its mirror image.
 
+    After predicting with checkpoints, do not fork a process that is to predict as well (multiprocessing's "fork",
+    gunicorn's --preload): MindSpore's threads are not in the child, which waits for them for ever. Start the processes
+    by "spawn", or fork before the first prediction.
+
     Raises UserError when a file cannot be used.
     """
 
@@ -51,18 +58,23 @@ class DepthPredictor:
             coarse, fine = coarse or defaults[0], fine or defaults[1]
         self.sources = coarse, fine
         self.coarse, self.fine = _net(self.sources[0], "coarse"), _net(self.sources[1], "fine")
+        if isinstance(self.coarse, _Cell) and isinstance(self.fine, _Cell):
+            from src import checkpoint
+
+            checkpoint.warn_of_another_coarse(self.coarse.cell, self.fine.cell)
         self.batch_size, self.flip_average = batch_size, flip_average
 
     def __call__(self, picture: Picture) -> Floats:
         """Depth of one picture.
 
         Args:
-            picture: uint8 (H, W, 3) RGB, or the path of a picture.
+            picture: RGB as uint8 (H, W, 3), a Pillow image, the path of a picture, or another array that `pixels_of`
+                takes.
 
         Returns:
             float32 (H, W) metres in [0.1, 10], pixel for pixel over the picture.
 
-        Raises image.ImageError naming a file that cannot be used.
+        Raises image.ImageError naming a file or an array that cannot be used.
         """
         return self.predict([picture])[0]
 
@@ -71,9 +83,9 @@ class DepthPredictor:
 
         `names` are what to call them in an error. Raises errors.NotFinite when a prediction is not.
         """
-        names = names or [picture if isinstance(picture, str | Path) else f"picture {number}"
+        names = names or [picture if isinstance(picture, str | os.PathLike) else f"picture {number}"
                           for number, picture in enumerate(pictures)]
-        loaded = [picture if isinstance(picture, np.ndarray) else image.load_rgb(picture) for picture in pictures]
+        loaded = [pixels_of(picture, name) for picture, name in zip(pictures, names, strict=True)]
         return [blended(picture.shape[:2], maps)
                 for picture, maps in zip(loaded, self.maps(loaded, names), strict=True)]
 
@@ -99,6 +111,35 @@ class DepthPredictor:
         return found
 
 
+def pixels_of(picture: Picture, name: object = "picture") -> Pixels:
+    """What may be given as a picture, as RGB: uint8 (H, W, 3).
+
+    Args:
+        picture: a path; a Pillow image, which EXIF does not turn; or an array (H, W) or (H, W, C), or (C, H, W) where
+            it cannot be the other, of 1 channel (grey), 3 (RGB) or 4 (RGB and alpha, which is dropped): uint8, uint16,
+            bool, or floating-point numbers from 0 to 1.
+        name: what to call it in an error.
+
+    Raises image.ImageError when it is anything else.
+    """
+    if isinstance(picture, str | os.PathLike):
+        return image.load_rgb(picture)
+    if isinstance(picture, Image.Image):
+        return image.to_rgb(picture)
+    expected = "expected (H, W) or (H, W, 3) RGB, of uint8, uint16, or floats from 0 to 1"
+    if not isinstance(picture, np.ndarray):
+        raise image.ImageError(f"{name}: {type(picture).__name__}: {expected}; or a Pillow image; or a path")
+    pixels = picture[..., None] if picture.ndim == 2 else picture
+    if pixels.ndim == 3 and pixels.shape[2] not in _CHANNELS and pixels.shape[0] in _CHANNELS:
+        pixels = np.moveaxis(pixels, 0, 2)
+    if pixels.ndim != 3 or pixels.shape[2] not in _CHANNELS or not pixels.size:
+        raise image.ImageError(f"{name}: an array of shape {picture.shape}: {expected}")
+    rgb = image.to_8_bits(pixels[..., :3])
+    if rgb is None:
+        raise image.ImageError(f"{name}: {picture.dtype} from {picture.min()} to {picture.max()}: {expected}")
+    return np.ascontiguousarray(np.broadcast_to(rgb, (*rgb.shape[:2], 3)))
+
+
 def from_options(options: argparse.Namespace) -> DepthPredictor:
     """The DepthPredictor of `cli.add_nets`' options."""
     nets = options.coarse_onnx, options.fine_onnx
@@ -116,12 +157,21 @@ def _net(net: Net | StrPath, kind: str) -> Net:
     path = Path(net)
     if path.suffix == ".onnx":
         return _onnx_net(path, kind)
-    import mindspore as ms
-
     from src import checkpoint
 
-    cell = checkpoint.load_coarse(path) if kind == "coarse" else checkpoint.load_fine(path)
-    return lambda *arrays: cell(*map(ms.Tensor, arrays)).asnumpy()
+    return _Cell(checkpoint.load_coarse(path) if kind == "coarse" else checkpoint.load_fine(path))
+
+
+class _Cell:
+    """A net of MindSpore as a function of arrays."""
+
+    def __init__(self, cell: Any) -> None:
+        self.cell = cell
+
+    def __call__(self, *arrays: Floats) -> Floats:
+        import mindspore as ms
+
+        return self.cell(*map(ms.Tensor, arrays)).asnumpy()
 
 
 def _onnx_net(path: Path, kind: str) -> Net:

@@ -38,7 +38,7 @@ CSV_COLUMNS = ("epoch", "step", "loss", "step_seconds", "mean_loss", "images_per
 logger = logging.getLogger(__name__)
 
 # Of a stage's options: the digest of the training files' sizes and times, and of the CoarseNet that FineNet refines.
-DATA, COARSE = "data", "coarse_sha256"
+DATA, COARSE = "data", checkpoint.COARSE_SHA256
 
 _ALONE, _REFERENCE = Device("CPU"), Recipe()
 

@@ -39,7 +39,7 @@ def red(rgb):
 
 def predict(folder, out):
     """predict.py's work on the pictures of a folder, with a net that is quick."""
-    jobs = depth_files.find([folder], Path(out))
+    jobs, _ = depth_files.find([folder], Path(out))
     kinds = ("color", "npy")
     depth_files.check_outputs(jobs, kinds, overwrite=False)
     predictor = DepthPredictor(red, lambda rgb, coarse_log_depth: coarse_log_depth)
@@ -62,7 +62,13 @@ def read_packed(folder):
     return 0
 
 
-FUNCTIONS = {"predict": predict, "load_checkpoint": load_checkpoint, "read_packed": read_packed}
+def load_rgb(path):
+    """What every command does with a picture first."""
+    sys.stdout.write(f"{image.load_rgb(path).shape}\n")
+    return 0
+
+
+FUNCTIONS = {"predict": predict, "load_rgb": load_rgb, "load_checkpoint": load_checkpoint, "read_packed": read_packed}
 
 
 def become(request, output, errors):

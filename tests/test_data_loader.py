@@ -96,7 +96,7 @@ def test_three_missing_partners_are_named_and_the_rest_counted(tmp_path, missing
         data_loader.list_test(tmp_path)
     assert str(caught.value).count("has no depth map") == min(missing, 3)
     assert str(caught.value).endswith(f"has no depth map{more}")
-    rgb, depth = data_loader.test_files(tmp_path)
+    rgb, depth, _ = data_loader.test_files(tmp_path)
     assert [pair.name for pair in data_loader.matched(rgb, depth)] == [str(number) for number in range(missing, 6)]
 
 

@@ -1,5 +1,7 @@
 """Reading and geometry against OpenCV, Pillow and hand-made files."""
 
+import struct
+
 import cv2
 import numpy as np
 import pytest
@@ -88,9 +90,10 @@ def test_photographs_are_brought_to_the_size_of_nyu(picture):
 
 
 def test_depth_is_written_as_it_is_read():
-    depth_m = np.array([-0.5, 0, 0.001, 5, 8, 9.99, 10.03, 12], np.float32)
-    np.testing.assert_array_equal(image.encode_train_depth(depth_m), [0, 0, 1, 128, 204, 255, 255, 255])
-    np.testing.assert_array_equal(image.encode_test_depth(depth_m), [0, 0, 1, 5000, 8000, 9990, 10030, 12000])
+    depth_m = np.array([-0.5, 0, 0.001, 5, 8, 9.99, 10.03, 12, 65.535, 65.536, 214, np.inf], np.float32)
+    np.testing.assert_array_equal(image.encode_train_depth(depth_m), [0, 0, 1, 128, 204, *[255] * 7])
+    np.testing.assert_array_equal(image.encode_test_depth(depth_m),
+                                  [0, 0, 1, 5000, 8000, 9990, 10030, 12000, *[65535] * 4])
     assert image.encode_train_depth(depth_m).dtype == np.uint8 and image.encode_test_depth(depth_m).dtype == np.uint16
 
 
@@ -175,14 +178,92 @@ def test_sixteen_bit_depth_may_be_in_tiff_of_either_byte_order_or_in_32_bits(tmp
 
 
 def test_the_lens_is_what_exif_tells(tmp_path):
-    for told, expected in ((28, 28.0), (1, 1.0), (9999, 9999.0), (0, None), (-28, None), (10_000, None),
-                           (20_000, None), (None, None)):
+    for told, expected in ((28, 28.0), (5, 5.0), (3000, 3000.0), (0, None), (-28, None), (4, None),
+                           (3001, None), (65535, None), (None, None)):
         exif = Image.Exif()
         if told is not None:
             exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FocalLengthIn35mmFilm] = told
         Image.new("RGB", (8, 6)).save(tmp_path / "photo.jpg", exif=exif)
         assert image.focal_length_35mm(tmp_path / "photo.jpg") == expected
     assert image.focal_length_35mm(tmp_path / "absent.jpg") is None
+
+
+BAD_RATIONAL = struct.pack("<2i", -1, 0)
+
+
+def exif_of(orientation, *, count=1, kind=3):
+    """EXIF with an orientation and, behind it, a resolution of -1/0."""
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<HHHIHH", 2, 0x112, kind, count, orientation, 0) \
+        + struct.pack("<HHII", 0x11A, 10, 1, 38) + bytes(4) + BAD_RATIONAL
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("orientation", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+def test_a_picture_is_turned_upright_whatever_else_its_exif_holds(tmp_path, picture, ending, orientation):
+    Image.fromarray(picture).save(tmp_path / f"plain.{ending}")
+    Image.fromarray(picture).save(tmp_path / f"a.{ending}", exif=exif_of(orientation))
+    pixels = image.load_rgb(tmp_path / f"plain.{ending}")
+    by_the_standard = {  # what row 0 and column 0 of the file show: EXIF 2.32, tag 0x0112
+        2: pixels[:, ::-1], 3: pixels[::-1, ::-1], 4: pixels[::-1], 5: pixels.swapaxes(0, 1),
+        6: pixels[::-1].swapaxes(0, 1), 7: pixels[::-1, ::-1].swapaxes(0, 1), 8: pixels[:, ::-1].swapaxes(0, 1)}
+    np.testing.assert_array_equal(image.load_rgb(tmp_path / f"a.{ending}"), by_the_standard.get(orientation, pixels))
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_a_tiff_is_turned_once_whatever_else_it_holds(tmp_path, picture, compression):
+    path = tmp_path / "a.tif"
+    Image.fromarray(picture).save(path, compression=compression, tiffinfo={0x112: 6}, dpi=(300, 300))
+    content = bytearray(path.read_bytes())
+    at = content.find(struct.pack("<HHI", 0x11A, 5, 1))  # the resolution's entry: its kind, and where its value is
+    content[at + 2:at + 4] = struct.pack("<H", 10)
+    (value,) = struct.unpack("<I", content[at + 8:at + 12])
+    content[value:value + 8] = BAD_RATIONAL
+    path.write_bytes(content)
+    np.testing.assert_array_equal(image.load_rgb(path), np.rot90(picture, -1))
+
+
+@pytest.mark.parametrize("exif", [b"", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0no TIFF at all",
+                                  exif_of(6, kind=2), exif_of(6, count=9), exif_of(6, kind=12), exif_of(6, kind=99)])
+def test_broken_exif_makes_no_broken_picture(tmp_path, picture, exif):
+    Image.fromarray(picture).save(tmp_path / "plain.jpg")
+    Image.fromarray(picture).save(tmp_path / "a.jpg", exif=exif)
+    found = image.load_rgb(tmp_path / "a.jpg")
+    assert sorted(found.shape) == [3, 480, 640]
+    if found.shape[0] == 480:
+        np.testing.assert_array_equal(found, image.load_rgb(tmp_path / "plain.jpg"))
+    assert image.focal_length_35mm(tmp_path / "a.jpg") is None
+
+
+@pytest.mark.parametrize(("beginning", "name"), [
+    (b"\0\0\0\x18ftypheic", "HEIC"), (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "HEIC"), (b"\0\0\0\x1cftypavif", "AVIF"),
+    (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avif", "AVIF"), (b"\0\0\0\x0cjP  \r\n", "JPEG 2000"), (b"\xff\n", "JPEG XL")])
+def test_formats_that_are_not_read_are_called_by_their_names(tmp_path, beginning, name):
+    (tmp_path / "a.jpg").write_bytes(beginning.ljust(99, b"\0"))
+    with pytest.raises(image.ImageError, match=rf"a\.jpg: {name} is not read: save it as JPEG or PNG first"):
+        image.load_rgb(tmp_path / "a.jpg")
+
+
+def test_a_large_photograph_is_read_at_half_its_size(tmp_path, monkeypatch, caplog, picture):
+    smooth = cv2.GaussianBlur(picture, (31, 31), 0)
+    for orientation in (1, 6):
+        exif = Image.Exif()
+        exif[0x112] = orientation
+        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FocalLengthIn35mmFilm] = 26
+        Image.fromarray(smooth).save(tmp_path / f"{orientation}.jpg", quality=95, exif=exif)
+    Image.fromarray(smooth).save(tmp_path / "progressive.jpg", progressive=True)
+    monkeypatch.setattr(image, "MAX_PIXELS", 640 * 480 - 1)
+    with caplog.at_level("INFO"):
+        found = image.load_rgb(tmp_path / "1.jpg")
+    assert "1.jpg: 480x640 is more than 307,199 pixels: read at half its size, 240x320" in caplog.text
+    expected = cv2.resize(smooth, (320, 240), interpolation=cv2.INTER_AREA).astype(int)
+    assert np.abs(found - expected).max() <= 8
+    np.testing.assert_array_equal(image.load_rgb(tmp_path / "6.jpg"), np.rot90(found, -1))
+    assert image.focal_length_35mm(tmp_path / "6.jpg") == 26
+    with pytest.raises(image.ImageError, match=r"progressive\.jpg: 480x640 is more than 307,199 pixels: refused"):
+        image.load_rgb(tmp_path / "progressive.jpg")
+    monkeypatch.setattr(image, "MAX_JPEG_PIXELS", 640 * 480 - 1)
+    with pytest.raises(image.ImageError, match=r"1\.jpg: 480x640 is more than 307,199 pixels: refused$"):
+        image.load_rgb(tmp_path / "1.jpg")
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png"])
@@ -213,7 +294,7 @@ def test_the_most_that_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(image, "MAX_PIXELS", 200)
     assert image.load_rgb(path).shape == (10, 20, 3)
     monkeypatch.setattr(image, "MAX_PIXELS", 199)
-    with pytest.raises(image.ImageError, match=r"picture\.png: 10x20 is more than 199 pixels: refused"):
+    with pytest.raises(image.ImageError, match=r"picture\.png: 10x20 is more than 199 pixels: refused \(a JPEG"):
         image.load_rgb(path)
     monkeypatch.setattr(image, "MAX_PIXELS", 200)
     monkeypatch.setattr(image, "MAX_BYTES", path.stat().st_size)

@@ -1,11 +1,13 @@
 """Prediction with ONNX files where Linux's own calls are absent, as on Windows and macOS, and MindSpore too."""
 
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 from PIL import Image
 
+from src import data_loader
 from tests.conftest import ROOT
 
 # What is not there, or refuses, on one of them; then the command as it is typed.
@@ -45,6 +47,43 @@ def test_onnx_files_predict_where_linux_is_not(red_onnx, tmp_path):
     assert result.returncode == 0, result.stderr
     np.testing.assert_allclose(np.load(tmp_path / "predictions" / "a picture_depth.npy"), np.exp(0.8), rtol=1e-4)
     assert (tmp_path / "predictions" / "a picture.ply").exists()
+
+
+# What OpenCV 4.6 and Pillow 9.4 lack, which Debian 12 has.
+DEBIAN_12 = """
+import os, runpy, sys
+sys.modules["mindspore"] = None
+import cv2
+from PIL import ImageOps
+del cv2.IMREAD_COLOR_RGB
+whole = ImageOps.exif_transpose
+ImageOps.exif_transpose = lambda image: whole(image)
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_310_host_has_the_libraries_of_its_distribution(nyu, tmp_path):
+    """PNG and, under the name of one, JPEG."""
+    (tmp_path / "Test").mkdir()
+    for pair in data_loader.list_test(nyu):
+        shutil.copy(pair.depth, tmp_path / "Test")
+        Image.open(pair.rgb).save(tmp_path / "Test" / pair.rgb.name, "JPEG" if pair.name == "00000" else "PNG")
+    for name, prefix in (("plain", []), ("old", ["-c", DEBIAN_12])):
+        result = subprocess.run(
+            [sys.executable, *prefix, ROOT / "preprocess.py", "--dataset_path", "Test", "--output_path", name],
+            cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+    for path in tmp_path.glob("plain/*/*.bin"):
+        assert path.read_bytes() == (tmp_path / "old" / path.relative_to(tmp_path / "plain")).read_bytes()
+    with Image.open(tmp_path / "Test" / "00000_colors.png") as jpeg:  # red is red
+        expected = np.asarray(jpeg)[12:468, 16:624].reshape(228, 2, 304, 2, 3).mean((1, 3)) / 255
+    found = np.fromfile(tmp_path / "old" / "img_data" / "00000.bin", np.float32).reshape(3, 228, 304)
+    np.testing.assert_allclose(found.transpose(1, 2, 0), expected, atol=1e-5)
+    result = subprocess.run([sys.executable, "-c", DEBIAN_12, ROOT / "postprocess.py", "--result_path", "absent"],
+                            cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 2 and "no such folder" in result.stderr
 
 
 def test_the_page_says_what_it_lacks(red_onnx, tmp_path):

@@ -248,6 +248,49 @@ def test_a_window_has_whole_pixels_and_at_least_one():
     assert predict._pixels(9.5, 1.0) == slice(10, 11)
 
 
+def test_whatever_a_picture_is_given_as_its_depth_is_the_same(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    grey = pixels[..., 0]
+    alpha = np.full((48, 64, 1), 7, np.uint8)
+    picture = Image.fromarray(pixels)
+    picture.save(tmp_path / "a.png")
+    colours = [tmp_path / "a.png", str(tmp_path / "a.png"), picture, picture.convert("RGBA"), pixels / 255,
+               (pixels / 255).astype(np.float32), (pixels / 255).astype(np.float16), pixels.astype(np.uint16) * 257,
+               np.dstack([pixels, alpha]), np.dstack([pixels, alpha]) / 255, pixels.transpose(2, 0, 1),
+               pixels.transpose(2, 0, 1) / 255, np.asfortranarray(pixels), pixels[::-1][::-1]]
+    greys = [np.dstack([grey] * 3), grey, grey[..., None], grey[None], grey / 255, Image.fromarray(grey),
+             Image.fromarray(grey.astype(np.uint16) * 257), Image.fromarray((grey / 255).astype(np.float32)),
+             Image.fromarray(grey).convert("LA")]
+    predictor = DepthPredictor(red_is_depth, as_it_is)
+    for forms in (colours, greys):
+        expected = predictor(np.ascontiguousarray(forms[2] if forms is colours else forms[0]))
+        for number, form in enumerate(forms):
+            np.testing.assert_array_equal(predictor(form), expected, err_msg=str(number))
+    black_and_white = Image.fromarray(grey > 99)
+    np.testing.assert_array_equal(predictor(grey > 99), predictor(black_and_white))
+
+
+@pytest.mark.parametrize(("given", "text"), [
+    (np.full((48, 64, 3), 200.0), "picture 0: float64 from 200.0 to 200.0: expected"),
+    (np.full((48, 64, 3), -0.1), "picture 0: float64 from -0.1 to -0.1"),
+    (np.full((48, 64, 3), np.nan), "picture 0: float64 from nan to nan"),
+    (np.zeros((48, 64, 3), np.int64), "picture 0: int64 from 0 to 0"),
+    (np.zeros((48, 64, 3), complex), "picture 0: complex128"),
+    (np.zeros((48, 64, 2), np.uint8), r"picture 0: an array of shape \(48, 64, 2\)"),
+    (np.zeros((1, 48, 64, 3), np.uint8), r"picture 0: an array of shape \(1, 48, 64, 3\)"),
+    (np.zeros((0, 64, 3), np.uint8), r"picture 0: an array of shape \(0, 64, 3\)"),
+    (np.zeros(64, np.uint8), r"picture 0: an array of shape \(64,\)"),
+    ([[1, 2]], "picture 0: list: expected"), (None, "picture 0: NoneType: expected"),
+    (ms.Tensor(np.zeros((48, 64, 3), np.uint8)), "picture 0: Tensor: expected")])
+def test_what_is_no_picture_is_said_in_a_sentence(given, text):
+    with pytest.raises(image.ImageError, match=text):
+        DepthPredictor(red_is_depth, as_it_is)(given)
+
+
+def test_the_class_says_what_a_fork_does():
+    assert "fork" in DepthPredictor.__doc__
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """A folder of pictures in folders, one of them broken, and a video."""
@@ -338,14 +381,14 @@ def test_outputs_that_would_meet_are_refused(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         Image.new("RGB", (64, 48)).save(tmp_path / name / "p.png")
     one, other = (tmp_path / name / "p.png" for name in ("a", "b"))
-    assert [job.source for job in depth_files.find([one, one], tmp_path / "out")] == [one]
+    assert [job.source for job in depth_files.find([one, one], tmp_path / "out")[0]] == [one]
     with pytest.raises(UserError, match=r"b/p\.png and .*a/p\.png would both become .*out/p_png: predict"):
         depth_files.find([one, other], tmp_path / "out")
     clip = tmp_path / "clip.avi"
     writer = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"MJPG"), 12, (64, 48))
     writer.write(np.zeros((48, 64, 3), np.uint8))
     writer.release()
-    jobs = depth_files.find([clip], tmp_path / "out")
+    jobs, _ = depth_files.find([clip], tmp_path / "out")
     (tmp_path / "out" / "clip_frames").mkdir(parents=True)
     with pytest.raises(UserError, match="clip_frames is there already: --overwrite replaces it"):
         depth_files.check_outputs(jobs, ["npy"], overwrite=False)
@@ -359,7 +402,7 @@ def test_outputs_that_would_meet_are_refused(tmp_path, monkeypatch):
 def test_depth_maps_of_a_nyu_folder_are_no_pictures(nyu, tmp_path):
     from src import depth_files
 
-    jobs = depth_files.find([nyu], tmp_path)
+    jobs, _ = depth_files.find([nyu], tmp_path)
     assert len(jobs) == 12 and {job.source.suffix for job in jobs} == {".jpg", ".png"}
     assert not [job for job in jobs if "_depth" in job.source.name]
     assert {job.target.relative_to(tmp_path).as_posix() for job in jobs} >= {"Train/sample_0001_out/1",

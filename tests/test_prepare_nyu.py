@@ -6,12 +6,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.io import savemat
 
 from src import data_loader, image
@@ -225,3 +227,130 @@ def test_wrong_mat_files_are_named(labeled, run, tmp_path):
         assert result.returncode == 2 and text in result.stderr, result.stderr
     result = run("tools/prepare_nyu.py", "NYU", "--labeled", "absent.mat", cwd=tmp_path)
     assert result.returncode == 2 and "--splits" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def rooms(nyu):
+    """What the other layouts are made of: (scene, number, RGB, metres) of the sample set, of Train and of Test."""
+    train = [(*pair.name.split("_out/"), image.load_rgb(pair.rgb), image.load_train_depth(pair.depth))
+             for pair in data_loader.list_train(nyu)]
+    test = [("official", pair.name, image.load_rgb(pair.rgb), image.load_test_depth(pair.depth))
+            for pair in data_loader.list_test(nyu)]
+    return train, test
+
+
+def assert_same_rooms(made, rooms, name_of_test="{number}"):
+    train, test = data_loader.list_train(made), data_loader.list_test(made)
+    assert [pair.name for pair in train] == [f"{scene}_out/{number}" for scene, number, *_ in rooms[0]]
+    assert [pair.name for pair in test] == [name_of_test.format(number=number) for _, number, *_ in rooms[1]]
+    for pair, (*_, rgb, depth_m) in zip(train, rooms[0], strict=True):
+        assert np.abs(image.load_rgb(pair.rgb).astype(int) - rgb).mean() < 3  # JPEG
+        np.testing.assert_allclose(image.load_train_depth(pair.depth), depth_m, atol=10 / 255 / 2 + 1e-5)
+    for pair, (*_, depth_m) in zip(test, rooms[1], strict=True):
+        np.testing.assert_allclose(image.load_test_depth(pair.depth), depth_m, atol=0.00051)
+    return test
+
+
+def write_fastdepth(folder, rooms):
+    for split, part in zip(("train", "val"), rooms, strict=True):
+        for scene, number, rgb, depth_m in part:
+            path = folder / split / scene / f"{int(number):05d}.h5"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with h5py.File(path, "w") as file:
+                file["rgb"], file["depth"] = rgb.transpose(2, 0, 1), depth_m.astype(np.float32)
+
+
+@pytest.mark.parametrize("layout", ["folder", "a tar for each split", "one tar"])
+def test_fastdepth_s_set_in_each_layout(rooms, forked, tmp_path, layout):
+    write_fastdepth(tmp_path / "nyudepthv2", rooms)
+    source = tmp_path / "nyudepthv2"
+    if layout == "a tar for each split":  # as sayakpaul/nyu_depth_v2 has them
+        (tmp_path / "data").mkdir()
+        for split in ("train", "val"):
+            with tarfile.open(tmp_path / "data" / f"{split}-000000.tar", "w") as archive:
+                archive.add(source / split, split)
+        source = tmp_path / "data"
+    elif layout == "one tar":
+        with tarfile.open(tmp_path / "all.tar", "w") as archive:
+            archive.add(source, "nyudepthv2")
+        source = tmp_path / "all.tar"
+    result = forked("tools/prepare_nyu.py", "NYU", "--fastdepth", source, cwd=tmp_path)
+    assert result.returncode == 0 and "nothing is wrong" in result.stdout, result.stdout + result.stderr
+    for pair, (*_, rgb, _) in zip(assert_same_rooms(tmp_path / "NYU", rooms), rooms[1], strict=True):
+        if pair.name == rooms[1][0][1]:
+            np.testing.assert_array_equal(image.load_rgb(pair.rgb), rgb)
+
+
+@pytest.mark.parametrize("layout", ["both", "sync itself", "official splits alone"])
+def test_bts_s_set_in_each_layout(rooms, forked, tmp_path, layout):
+    root = tmp_path / "bts"
+    train = root / ("official_splits/train" if layout == "official splits alone" else "sync")
+    for folder, part in ((train, rooms[0]), (root / "official_splits" / "test", rooms[1])):
+        for scene, number, rgb, depth_m in part:
+            (folder / scene).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rgb).save(folder / scene / f"rgb_{int(number):05d}.jpg", quality=95, subsampling=0)
+            Image.fromarray(np.rint(depth_m * 1000).astype(np.uint16)).save(
+                folder / scene / f"sync_depth_{int(number):05d}.png")
+    (train / "notes.txt").touch()
+    (train / rooms[0][0][0] / "sync_depth_dense_00000.png").touch()
+    given = root / "sync" if layout == "sync itself" else root
+    result = forked("tools/prepare_nyu.py", "NYU", "--bts", given, cwd=tmp_path)
+    assert "sync_depth_dense_00000.png" in result.stdout
+    if layout == "sync itself":
+        assert result.returncode == 1 and "no Test folder" in result.stdout  # the check says what is not there
+        (tmp_path / "NYU" / "Test").mkdir()
+        assert [pair.name for pair in data_loader.list_train(tmp_path / "NYU")] \
+            == [f"{scene}_out/{number}" for scene, number, *_ in rooms[0]]
+    else:
+        assert result.returncode == 0 and "nothing is wrong" in result.stdout, result.stdout + result.stderr
+        assert_same_rooms(tmp_path / "NYU", rooms, "official_{number}")
+
+
+def test_wrong_sources_of_other_layouts_are_named(rooms, forked, tmp_path):
+    (tmp_path / "empty").mkdir()
+    write_fastdepth(tmp_path / "cut", rooms)
+    cut = next((tmp_path / "cut" / "train").rglob("*.h5"))
+    cut.write_bytes(cut.read_bytes()[:5000])
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["rgb"] = np.zeros((480, 640, 3), np.uint8)
+    (tmp_path / "other" / "train" / "a").mkdir(parents=True)
+    (tmp_path / "other.h5").rename(tmp_path / "other" / "train" / "a" / "00001.h5")
+    (tmp_path / "no.tar").write_bytes(b"no archive")
+    (tmp_path / "nyudepthv2.tar.gz").write_bytes(b"\x1f\x8b")
+    for number, (arguments, text) in enumerate((
+            (["--fastdepth", "absent"], "absent: no NYU files in it; expected train/<scene>"),
+            (["--fastdepth", "empty"], "empty: no NYU files in it; expected train/<scene>"),
+            (["--fastdepth", "cut"], f"{cut.name}: not a whole HDF5 file"),
+            (["--fastdepth", "other"], "00001.h5: expected rgb (3, H, W) uint8"),
+            (["--fastdepth", "no.tar"], "no.tar: not a whole .tar"),
+            (["--fastdepth", "nyudepthv2.tar.gz"], "unpack it first"),
+            (["--bts", "empty"], "empty: no NYU files in it; expected sync/<scene>"),
+            (["--bts", "empty", "--link"], "expected --hu PATH [--link]"))):
+        result = forked("tools/prepare_nyu.py", f"out{number}", *arguments, cwd=tmp_path)
+        assert result.returncode == 2 and text in result.stderr, (arguments, result.stderr)
+
+
+def test_the_labelled_set_where_files_cannot_be_locked(labeled, tmp_path):
+    """As on a network file system without locks: flock answers ENOLCK."""
+    (tmp_path / "nolock.c").write_text(
+        "#include <errno.h>\nint flock(int fd, int how) { errno = ENOLCK; return -1; }\n")
+    if not shutil.which("cc"):
+        pytest.skip("no C compiler")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", "nolock.so", "nolock.c"], cwd=tmp_path, check=True)
+    result = subprocess.run(
+        [sys.executable, ROOT / "tools" / "prepare_nyu.py", "NYU", "--labeled", labeled[0] / "nyu_depth_v2_labeled.mat",
+         "--splits", labeled[0] / "splits.mat"], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "LD_PRELOAD": str(tmp_path / "nolock.so")})
+    assert result.returncode == 0 and "nothing is wrong" in result.stdout, result.stdout + result.stderr
+
+
+def test_litter_in_hu_s_zip_and_folder_is_no_picture(hu, nyu, tmp_path):
+    junk = {"data/nyu2_test/._00000_colors.png": b"x", "data/nyu2_train/@eaDir/1.jpg": b"x"}
+    items = prepare_nyu.hu_items(write_zip(tmp_path / "a.zip", hu, **junk), link=False)
+    source = shutil.copytree(hu, tmp_path / "hu")
+    for name in junk:
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_bytes(b"x")
+    (source / "data" / "nyu2_test.csv").unlink()
+    assert {item.target for item in items} == {item.target for item in prepare_nyu.hu_items(source, link=False)}
+    assert len(items) == len(tree(nyu))

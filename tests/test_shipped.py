@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src import cli, data_loader, evaluation, image, metrics
+from src import checkpoint, cli, data_loader, evaluation, image, metrics
 from src.predict import DepthPredictor
 from tests.conftest import NEEDS_CPP, ROOT
 from tests.test_commands import one_line
@@ -39,9 +39,9 @@ def evaluated(forked, tmp_path_factory):
 def models(forked, tmp_path_factory):
     """The Model folder with both nets exported in both formats."""
     folder = tmp_path_factory.mktemp("shipped")
-    for net, checkpoint in (("coarse", COARSE), ("fine", FINE)):
-        result = forked("export.py", "--coarse_or_fine", net, "--ckpt_file", checkpoint, "--file_format", "MINDIR",
-                        "ONNX", cwd=folder)
+    for net, path in (("coarse", COARSE), ("fine", FINE)):
+        result = forked("export.py", "--coarse_or_fine", net, "--ckpt_file", path, "--file_format", "MINDIR", "ONNX",
+                        cwd=folder)
         assert result.returncode == 0, result.stderr
     return folder / "Model"
 
@@ -108,3 +108,51 @@ def test_a_net_of_the_user_s_own_comes_first(nyu, forked, tmp_path):
     shutil.copy(COARSE, tmp_path / "Model" / "Ckpt" / "FinalCoarseNet.ckpt")
     line = one_line(forked("predict.py", "--input", nyu / "Test", cwd=tmp_path))
     assert "FinalFineNet.ckpt: no such checkpoint" in line and "tools/get_weights.py" in line
+
+
+def other_coarse(folder):
+    """FineNet of this repo, and a CoarseNet that is not compressed: not the one that it was trained on."""
+    folder.mkdir(parents=True)
+    shutil.copy(FINE, folder / "FinalFineNet.ckpt")
+    net = checkpoint.load_coarse(COARSE)
+    checkpoint.save(folder / "FinalCoarseNet.ckpt", {one.name: one for one in net.get_parameters()},
+                    {"stage": "coarse", "coarse_net": "paper"})
+    return net
+
+
+def test_a_fine_net_on_another_coarse_net_is_said(nyu, forked, tmp_path):
+    other_coarse(tmp_path / "Model" / "Ckpt")
+    line = ("Model/Ckpt/FinalFineNet.ckpt was trained on another CoarseNet than Model/Ckpt/FinalCoarseNet.ckpt: "
+            "together they predict worse than with its own")
+    picture = next((nyu / "Test").glob("*_colors.png"))
+    for command in (["eval.py", "--test_data", nyu], ["predict.py", "--input", picture],
+                    ["export.py", "--coarse_or_fine", "fine"]):
+        result = forked(*command, cwd=tmp_path)
+        assert result.returncode == 0 and result.stdout.splitlines().count(line) == 1, result.stdout + result.stderr
+
+
+def test_a_fine_net_on_its_own_coarse_net_is_nothing_to_tell(tmp_path, caplog):
+    net = other_coarse(tmp_path / "a")
+    folder = tmp_path / "a"
+    fine = checkpoint.load(FINE)
+    options = {**fine.info["options"], checkpoint.COARSE_SHA256: checkpoint.digest(net)}
+    checkpoint.save(folder / "FinalFineNet.ckpt", fine.arrays, {**fine.info, "options": options})
+    DepthPredictor(folder / "FinalCoarseNet.ckpt", folder / "FinalFineNet.ckpt")
+    DepthPredictor(COARSE, FINE)  # compressed: not to be told
+    assert "another CoarseNet" not in caplog.text
+    checkpoint.save(tmp_path / "c.ckpt", checkpoint.load(COARSE).arrays | {"fc6.bias": np.zeros(4096, np.float16)},
+                    {"stage": "coarse", checkpoint.WHOLE_SHA256: "of another"})
+    DepthPredictor(tmp_path / "c.ckpt", folder / "FinalFineNet.ckpt")
+    assert "another CoarseNet" in caplog.text
+
+
+def test_evaluation_and_export_take_these_weights_where_nothing_is_named(nyu, forked, tmp_path):
+    for command in (["eval.py", "--test_data", nyu], ["export.py", "--coarse_or_fine", "fine"],
+                    ["export.py", "--coarse_or_fine", "coarse", "--file_format", "MINDIR"]):
+        result = forked(*command, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count("taking the weights of this repo") == 1
+        assert "another CoarseNet" not in result.stdout
+    assert (tmp_path / "Model" / "MindIR" / "FinalCoarseNet.mindir").exists()
+    result = forked("eval.py", "--test_data", nyu, "--fine_ckpt_model", FINE, cwd=tmp_path)
+    assert "Model/Ckpt/FinalCoarseNet.ckpt: no such checkpoint" in one_line(result)

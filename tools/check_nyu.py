@@ -106,13 +106,16 @@ def check_split(folder: StrPath, name: str, workers: int) -> Split:
     find, load_depth = LOADERS[name]
     split = Split(name)
     try:
-        rgb_by_name, depth_by_name = find(folder)
+        files = find(folder)
     except data_loader.DataError as error:
         kind = "two files" if isinstance(error, data_loader.TwoFiles) else "missing folder"
         split.problems.append((kind, str(error)))
         return split
-    split.problems += [("missing partner", text) for text in data_loader.missing_partners(rgb_by_name, depth_by_name)]
-    split.pairs = data_loader.matched(rgb_by_name, depth_by_name)
+    split.problems += [("not readable", text) for text in files.found.unread]
+    split.problems += [("left out", f"{path}: left out, {why}") for why, paths in files.found.left_out.items()
+                       for path in paths]
+    split.problems += [("missing partner", text) for text in data_loader.missing_partners(files.rgb, files.depth)]
+    split.pairs = data_loader.matched(files.rgb, files.depth)
     if not split.pairs:
         split.problems.append(("missing folder", f"{folder}: no pairs in {name}; {data_loader.LAYOUT}"))
     with data_loader.decoding_pool(workers) as pool, cli.progress(len(split.pairs), f"checking {name}", "pair") as bar:

@@ -79,7 +79,9 @@ def main() -> int:
 
     device.select("CPU", 0)
     saved = checkpoint.load(options.checkpoint)
-    arrays = checkpoint.weights_only(saved)
+    arrays, info = checkpoint.weights_only(saved), saved.info
+    if info.get("stage") == "coarse" and not saved.compressed:
+        info = {**info, checkpoint.WHOLE_SHA256: checkpoint.digest(checkpoint.load_coarse(options.checkpoint))}
     if "fc7.weight" in arrays:
         if not options.data_url:
             raise UserError(f"{options.checkpoint}: PaperCoarseNet: expected --data_url")
@@ -90,7 +92,7 @@ def main() -> int:
             left, right, bias = factors(arrays.pop(f"{layer}.weight"), arrays[f"{layer}.bias"], one, rank)
             arrays |= {f"{layer}.weight{checkpoint.LEFT}": left, f"{layer}.weight{checkpoint.RIGHT}": right,
                        f"{layer}.bias": bias}
-    checkpoint.save(options.output, {name: array.astype(np.float16) for name, array in arrays.items()}, saved.info)
+    checkpoint.save(options.output, {name: array.astype(np.float16) for name, array in arrays.items()}, info)
     logging.info("%s: %.1f MB", options.output, options.output.stat().st_size / 1e6)
     return 0
 

@@ -4,6 +4,10 @@
     [nyu_data/]data/nyu2_train/<scene>_out/<n>.jpg + .png, data/nyu2_test/<id>_colors.png + <id>_depth.png; where the
     lists nyu2_train.csv and nyu2_test.csv are beside them, exactly the pairs that they name.
 --labeled with --splits: the 1,449 labelled images of nyu_depth_v2_labeled.mat: 795 to Train, 654 to Test.
+--fastdepth: FastDepth's set, which Hugging Face has as sayakpaul/nyu_depth_v2: train/<scene>/<n>.h5 and
+    val/official/<n>.h5, unpacked, as one .tar, or as a folder of .tar files.
+--bts: BTS' set (From Big to Small): sync/<scene>/rgb_<n>.jpg + sync_depth_<n>.png to Train (official_splits/train where
+    there is no sync), and official_splits/test with the same names to Test.
 
 Can be stopped at any time: the same command goes on. Ends with the check of tools/check_nyu.py.
 """
@@ -13,12 +17,15 @@ import contextlib
 import csv
 import errno
 import io
+import logging
 import re
 import shutil
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
@@ -27,7 +34,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src import cli, image
+from src import cli, folders, image
 from src.arrays import Array, Pixels
 from src.data_loader import DataError
 from src.files import StrPath, remove_partial, replacing, writable_folder
@@ -122,10 +129,14 @@ def _folder_files(root: Path, link: bool) -> tuple[dict[str, Any], dict[str, str
     if not bases:
         return {}, {}
     files = {}
-    for path in (*bases[0].glob("nyu2_train/*/*"), *bases[0].glob("nyu2_test/*")):
-        name = path.relative_to(bases[0]).as_posix()
-        if _HU_FILE.search(name):
-            files[name] = path.stat().st_size, _linker(path.resolve()) if link else _copier(path)
+    for split, pattern in (("nyu2_train", ("*", "*")), ("nyu2_test", ("*",))):
+        if (bases[0] / split).is_dir():
+            for path in _searched(bases[0] / split, pattern, (".jpg", ".jpeg", ".png")):
+                name = path.relative_to(bases[0]).as_posix()
+                if _HU_FILE.search(name):
+                    files[name] = path.stat().st_size, _linker(path.resolve()) if link else _copier(path)
+                else:
+                    logging.warning("left out, no picture of this set by its name: %s", path)
     lists = {}
     for path in bases[0].glob("nyu2_*.csv"):
         if _HU_LIST.search(path.name):
@@ -133,6 +144,16 @@ def _folder_files(root: Path, link: bool) -> tuple[dict[str, Any], dict[str, str
                 raise DataError(f"{path}: a list of {path.stat().st_size:,} bytes: refused")
             lists[path.name] = _list_text(root, path.name, path.read_bytes())
     return files, lists
+
+
+def _searched(root: Path, pattern: tuple[str, ...], endings: tuple[str, ...]) -> list[Path]:
+    """The files of a search. Raises DataError when a folder cannot be read; what is not taken is logged."""
+    found = folders.search(root, pattern, endings)
+    if found.unread:
+        raise DataError(folders.named(found.unread))
+    for why, paths in found.left_out.items():
+        logging.warning("left out, %s: %s", why, folders.named(paths))
+    return found.files
 
 
 def _list_text(source: StrPath, name: str, content: bytes) -> str:
@@ -184,7 +205,7 @@ def _zip_files(path: StrPath) -> tuple[dict[str, Any], dict[str, str]]:
         if name.is_absolute() or ".." in name.parts or re.match(r"[A-Za-z]:", str(name)):
             raise DataError(f"{path}: holds {member.filename}, which leaves the target folder: refused")
         match = _HU_FILE.search(member.filename)
-        if match and "__MACOSX" not in name.parts:
+        if match and not any(map(folders.is_litter, name.parts)):
             if member.file_size > image.MAX_BYTES:
                 raise DataError(f"{path}: {member.filename} is {member.file_size:,} bytes large: refused")
             files[match[1]] = member.file_size, _extractor(archive, member)
@@ -207,16 +228,29 @@ def _extractor(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Save:
 
 
 @contextlib.contextmanager
-def labeled_items(mat_path: StrPath, splits_path: StrPath) -> Iterator[list[Item]]:
-    """The Items of the labelled images, while the file is open: two for each image. Raises DataError."""
+def _opened_hdf5(path: object, what: str, content: io.BytesIO | None = None) -> Iterator[Any]:
+    """An HDF5 file of this path, or of this `content`. Not locked: network file systems may know no locks, and nobody
+    writes to it. Raises DataError: `what` where it is none, else why it cannot be opened."""
     import h5py
 
     try:
-        file = h5py.File(mat_path, rdcc_nbytes=256 << 20)
+        if content is None:
+            with open(str(path), "rb"):  # HDF5 tells a missing right and a missing file from a damaged one in pages
+                pass
+        file = h5py.File(content or str(path), "r", rdcc_nbytes=256 << 20, locking=False)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; {what.rpartition('; ')[2]}") from error
     except OSError as error:
-        reason = "no such file" if not Path(mat_path).is_file() else "not a MATLAB 7.3 file, or not all of it"
-        raise DataError(f"{mat_path}: {reason}; expected nyu_depth_v2_labeled.mat (2.8 GB)") from error
+        raise DataError(f"{path}: {error.strerror if error.strerror and not content else what}") from error
     with file:
+        yield file
+
+
+@contextlib.contextmanager
+def labeled_items(mat_path: StrPath, splits_path: StrPath) -> Iterator[list[Item]]:
+    """The Items of the labelled images, while the file is open: two for each image. Raises DataError."""
+    expected = "expected nyu_depth_v2_labeled.mat (2.8 GB)"
+    with _opened_hdf5(mat_path, f"not a MATLAB 7.3 file, or not all of it; {expected}") as file:
         missing = {"images", "depths", "scenes"} - set(file)
         if missing:
             raise DataError(f"{mat_path}: no {', '.join(sorted(missing))} in it; expected nyu_depth_v2_labeled.mat")
@@ -257,11 +291,8 @@ def _train_items(images: Any, depths: Any, index: int, scene: str) -> list[Item]
         raise DataError(f"image {index + 1}: {scene!r} is no scene name")
     folder = PurePosixPath("Train", f"{scene}_out")
 
-    def save_rgb(path: Path) -> None:
-        with replacing(path, "wb", durable=False) as file:
-            Image.fromarray(_rgb(images, index)).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-
-    return [Item(folder / f"{index + 1}.jpg", LABELED_TRAIN_BYTES, False, save_rgb),
+    return [Item(folder / f"{index + 1}.jpg", LABELED_TRAIN_BYTES, False,
+                 lambda path: _save_jpeg(path, _rgb(images, index))),
             Item(folder / f"{index + 1}.png", LABELED_TRAIN_BYTES, False,
                  lambda path: _save_png(path, image.encode_train_depth(depths[index].T)))]
 
@@ -273,20 +304,132 @@ def _test_items(images: Any, depths: Any, index: int) -> list[Item]:
                  lambda path: _save_png(path, image.encode_test_depth(depths[index].T)))]
 
 
+def _save_jpeg(path: Path, rgb: Pixels) -> None:
+    with replacing(path, "wb", durable=False) as file:
+        Image.fromarray(rgb).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+
+
 def _save_png(path: Path, pixels: Array) -> None:
     with replacing(path, "wb", durable=False) as file:
         Image.fromarray(pixels).save(file, "PNG")
+
+
+_FASTDEPTH_FILE = re.compile(r"(?:^|/)(train/[^/]+|val/official)/(\d+)\.h5$")
+FASTDEPTH_LAYOUT = "expected train/<scene>/<n>.h5 and val/official/<n>.h5, unpacked or in .tar files"
+
+
+@contextlib.contextmanager
+def fastdepth_items(path: Path) -> Iterator[list[Item]]:
+    """The Items of FastDepth's set, while its archives are open: two for each HDF5 file. Raises DataError."""
+    with contextlib.ExitStack() as stack:
+        reads: dict[str, Callable[[], bytes]] = {}
+        archives = [path] if path.is_file() else _searched(path, ("**",), (".h5", ".tar")) if path.is_dir() else []
+        for file in archives:
+            if file.suffix == ".h5":
+                reads[file.relative_to(path).as_posix()] = file.read_bytes
+            else:
+                reads |= _tar_files(file, stack)
+        items, others = [], []
+        for name, read in sorted(reads.items()):
+            if match := _FASTDEPTH_FILE.search(name):
+                items += _hdf5_items(f"{path}: {name}", match, read)
+            else:
+                others.append(name)
+        if others:
+            logging.warning("left out, no file of this set by its name: %s", folders.named(others))
+        if not items:
+            raise DataError(f"{path}: no NYU files in it; {FASTDEPTH_LAYOUT}")
+        yield items
+
+
+def _tar_files(path: Path, stack: contextlib.ExitStack) -> dict[str, Callable[[], bytes]]:
+    """Functions that read the .h5 files of an archive by their names. Raises DataError."""
+    def read(member: tarfile.TarInfo) -> bytes:
+        with _naming(path, f"{member.name}: "):
+            content = archive.extractfile(member)
+            assert content is not None  # a plain file
+            return content.read()
+
+    if path.name.endswith((".gz", ".tgz", ".bz2", ".xz")):
+        raise DataError(f"{path}: compressed as a whole: unpack it first (tar -xf)")
+    with _naming(path, f"not a whole .tar; {FASTDEPTH_LAYOUT}: "):
+        archive = stack.enter_context(tarfile.open(path, "r:"))  # noqa: SIM115
+        members = [member for member in archive.getmembers() if member.isfile() and member.name.endswith(".h5")]
+    for member in members:
+        if member.size > image.MAX_BYTES:
+            raise DataError(f"{path}: {member.name} is {member.size:,} bytes large: refused")
+    return {member.name: partial(read, member) for member in members}
+
+
+def _hdf5_items(name: str, match: re.Match[str], read: Callable[[], bytes]) -> list[Item]:
+    """The two Items of one of FastDepth's files: rgb (3, 480, 640) uint8 and depth (480, 640) metres."""
+    def arrays() -> tuple[Pixels, Array]:
+        with _opened_hdf5(name, "not a whole HDF5 file", io.BytesIO(read())) as file:
+            if not {"rgb", "depth"} <= set(file) or file["rgb"].shape != (3, *file["depth"].shape) \
+                    or file["rgb"].dtype != np.uint8 or file["depth"].dtype.kind != "f":
+                raise DataError(f"{name}: expected rgb (3, H, W) uint8 and depth (H, W) metres")
+            return np.ascontiguousarray(file["rgb"][()].transpose(1, 2, 0)), np.nan_to_num(file["depth"][()])
+
+    folder, number = match[1], match[2]
+    if folder == "val/official":
+        return [Item(PurePosixPath("Test", f"{number}_colors.png"), LABELED_TEST_BYTES, False,
+                     lambda path: _save_png(path, arrays()[0])),
+                Item(PurePosixPath("Test", f"{number}_depth.png"), LABELED_TEST_BYTES, False,
+                     lambda path: _save_png(path, image.encode_test_depth(arrays()[1])))]
+    train = PurePosixPath("Train", f"{folder.removeprefix('train/')}_out")
+    return [Item(train / f"{int(number)}.jpg", LABELED_TRAIN_BYTES, False, lambda path: _save_jpeg(path, arrays()[0])),
+            Item(train / f"{int(number)}.png", LABELED_TRAIN_BYTES, False,
+                 lambda path: _save_png(path, image.encode_train_depth(arrays()[1])))]
+
+
+_BTS_FILE = re.compile(r"(rgb|sync_depth)_(\d+)\.(jpg|png)", re.IGNORECASE)
+BTS_LAYOUT = ("expected sync/<scene>/rgb_<n>.jpg + sync_depth_<n>.png, and official_splits/test/<scene>/ with the same "
+              "names, or the sync folder itself")
+
+
+def bts_items(root: Path) -> list[Item]:
+    """The Items of BTS' set: its pictures, and its 16-bit depth in millimetres in Train's and Test's encoding. Raises
+    DataError."""
+    official = root / "official_splits"
+    train = next((folder for folder in (root / "sync", official / "train") if folder.is_dir()), root)
+    splits = {"Train": train, "Test": official / "test"}
+    items = []
+    for split, folder in splits.items():
+        if not folder.is_dir():
+            continue
+        for path in _searched(folder, ("*", "*"), (".jpg", ".png")):
+            if match := _BTS_FILE.fullmatch(path.name):
+                items.append(_bts_item(split, path, match[1].lower() == "rgb", match[2]))
+            else:
+                logging.warning("left out, no picture of this set by its name: %s", path)
+    if not items:
+        raise DataError(f"{root}: no NYU files in it; {BTS_LAYOUT}")
+    return items
+
+
+def _bts_item(split: str, source: Path, is_rgb: bool, number: str) -> Item:
+    scene = source.parent.name
+    if split == "Train":
+        target = PurePosixPath("Train", f"{scene}_out", f"{int(number)}.{'jpg' if is_rgb else 'png'}")
+    else:
+        target = PurePosixPath("Test", f"{scene}_{number}_{'colors' if is_rgb else 'depth'}.png")
+    if split == "Train" and not is_rgb:
+        return Item(target, LABELED_TRAIN_BYTES, False,
+                    lambda path: _save_png(path, image.encode_train_depth(image.load_test_depth(source))))
+    if split == "Test" and is_rgb:
+        return Item(target, LABELED_TEST_BYTES, False, lambda path: _save_png(path, image.load_rgb(source)))
+    return Item(target, source.stat().st_size, True, _copier(source))
 
 
 def make(items: Sequence[Item], out: Path) -> None:
     """Put every Item that is not there yet below `out`. Raises DataError when other files or a full disk are in the
     way, before anything is written."""
     wanted = {str(item.target) for item in items}
-    present = [path for split in ("Train", "Test") for path in (out / split).rglob("*") if not path.is_dir()]
-    for folder in {path.parent for path in present}:
+    present = [path for split in ("Train", "Test") if (out / split).is_dir()
+               for path in _searched(out / split, folders.BELOW, ("",))]
+    for folder in {(out / target).parent for target in wanted}:
         remove_partial(folder)
-    other = sorted(str(path) for path in present
-                   if path.relative_to(out).as_posix() not in wanted and not path.name.startswith("."))
+    other = [str(path) for path in present if path.relative_to(out).as_posix() not in wanted]
     if other:
         raise DataError(f"{other[0]}: not of this set; expected an empty folder, or one that this command has begun")
     left = [item for item in items if not item.is_done(out)]
@@ -308,14 +451,22 @@ def main() -> int:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--hu", type=Path, help="Hu's set: its zip, or the folder it was unpacked into")
     source.add_argument("--labeled", type=Path, help="nyu_depth_v2_labeled.mat")
+    source.add_argument("--fastdepth", type=Path, help="FastDepth's or Hugging Face's set: folder or .tar")
+    source.add_argument("--bts", type=Path, help="BTS' set: the folder with sync and official_splits, or sync itself")
     parser.add_argument("--splits", type=Path, help="with --labeled: splits.mat")
     parser.add_argument("--link", action="store_true", help="with --hu FOLDER: symbolic links instead of copies")
     parser.add_argument("--output_dir", type=Path, help="write check.json and check.png there")
     options = parser.parse_args()
-    if bool(options.labeled) != bool(options.splits) or (options.link and options.labeled):
-        parser.error("expected --hu PATH [--link], or --labeled nyu_depth_v2_labeled.mat --splits splits.mat")
+    if bool(options.labeled) != bool(options.splits) or (options.link and not options.hu):
+        parser.error("expected --hu PATH [--link], --labeled nyu_depth_v2_labeled.mat --splits splits.mat, "
+                     "--fastdepth PATH or --bts FOLDER")
     if options.hu:
         make(hu_items(options.hu, options.link), options.out)
+    elif options.bts:
+        make(bts_items(options.bts), options.out)
+    elif options.fastdepth:
+        with fastdepth_items(options.fastdepth) as items:
+            make(items, options.out)
     else:
         with labeled_items(options.labeled, options.splits) as items:
             make(items, options.out)
