@@ -459,10 +459,10 @@ class _Pace:
         _log_step(self.stage, self.trainer, self.data, self.log, result, seconds)
         self.bar.update()
         *signals, bad = result.votes
-        samples = self.data.schedule.samples
-        if bad > MOST_BAD * samples:
-            raise TrainingError(f"{bad:.0f} of {samples} samples are bad on all ranks together, more than "
-                                f"{MOST_BAD:.0%}")
+        schedule = self.data.schedule
+        if bad > schedule.most_bad:
+            raise TrainingError(f"{bad:.0f} of {schedule.samples} samples are bad on all ranks together: "
+                                f"{schedule.most_bad} may be")
         return next((number for number, votes in zip(SIGNALS, signals, strict=True) if votes), 0)
 
 
