@@ -1,13 +1,17 @@
 """One training stage: the step, the loop, the log, the checkpoints, and the way back in after a stop."""
 
+import atexit
 import contextlib
 import csv
-import json
+import functools
+import itertools
 import logging
 import math
 import os
 import re
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,17 +23,17 @@ from mindspore import amp, nn, ops
 
 from src import checkpoint, cli, metrics, visual
 from src.arrays import Array, Floats, Pixels
-from src.data_loader import MOST_BAD, TrainingData
+from src.data_loader import TrainingData
 from src.device import Device
 from src.errors import CheckFailed, UserError
-from src.files import StrPath, replacing, writable_folder
+from src.files import StrPath, discarded_at_exit, replacing, writable_folder
 from src.loss import LOSSES
-from src.recipe import Average, Decay, Recipe, adam
+from src.recipe import Average, Decay, Rate, Recipe, adam
 from src.stopping import SIGNALS, Stopped, StopRequest
 from src.tensorboard import Board, Learning
+from src.validation import mean_map_scores
 
 Validate: TypeAlias = Callable[[Callable[[Floats], Floats]], dict[str, float]]
-Begin: TypeAlias = Callable[[Path, Callable[[Path], None]], None]
 
 LOG_INTERVAL = 10
 LOSS_SCALE, LOSS_SCALE_FACTOR, LOSS_SCALE_WINDOW = 2.0**16, 2, 1000
@@ -302,8 +306,27 @@ class Trainer:
 
 
 def in_precision(net: nn.Cell, amp_level: str) -> nn.Cell:
-    """The net as it computes at this level: "O0" is itself."""
-    return net if amp_level == "O0" else amp.auto_mixed_precision(net, amp_level)
+    """The net as it computes at this level: "O0" is itself.
+
+    At O1 MindSpore writes the net's code anew, into the current folder, which is another one meanwhile.
+    """
+    if amp_level == "O0":
+        return net
+    before, paths = os.getcwd(), list(sys.path)
+    os.chdir(_code_folder())
+    try:
+        return amp.auto_mixed_precision(net, amp_level)
+    finally:
+        os.chdir(before)
+        sys.path[:] = paths
+
+
+@functools.cache
+def _code_folder() -> Path:
+    """A folder until the process ends: MindSpore's compiler reads the code of a net there."""
+    until_exit = contextlib.ExitStack()
+    atexit.register(until_exit.close)
+    return until_exit.enter_context(discarded_at_exit(Path(tempfile.mkdtemp(prefix="depthnet-"))))
 
 
 @ms.jit
