@@ -4,6 +4,7 @@ Every random choice is a function of (seed, epoch, sample), drawn from a counter
 there is no generator state to save, and neither the number of workers nor the point of a resume changes anything.
 """
 
+import copy
 import ctypes
 import functools
 import hashlib
@@ -270,6 +271,13 @@ class PlainPairs:
         self._kept: dict[tuple[int, bool], Array] = {}
         self._kept_bytes = 0
 
+    def part(self, indices: Sequence[int]) -> "PlainPairs":
+        """Some of the samples, as a source of their own."""
+        part = copy.copy(self)
+        part.pairs, part._kept = [self.pairs[index] for index in indices], {}
+        part.names = [pair.name for pair in part.pairs]
+        return part
+
     def file(self, index: int) -> object:
         """What to call sample `index` in a message."""
         return self.pairs[index].rgb
@@ -340,6 +348,7 @@ class Source(Protocol):
     @property
     def names(self) -> list[str]: ...
 
+    def part(self, indices: Sequence[int]) -> "Source": ...
     def file(self, index: int) -> object: ...
     def data_digest(self) -> str: ...
     def read(self, schedule: Schedule, first_step: int, last_step: int, workers: int,

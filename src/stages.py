@@ -11,15 +11,13 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from src import baselines, checkpoint, cli, closed_form, evaluation
+from src import baselines, checkpoint, cli, closed_form
 from src.arrays import Floats, Predict
-from src.data_loader import Pair, Schedule, Source, TrainingData, names_digest, readable_test_pairs
+from src.data_loader import Schedule, Source, TrainingData, names_digest
 from src.device import Device, amp_level
-from src.errors import CheckFailed, UserError
 from src.files import StrPath, remove_partial, writable_folder, write_text
-from src.metrics import METRICS
 from src.net import COARSE_NETS, FineNet, watched
-from src.options import Options
+from src.options import Options, idle
 from src.recipe import Recipe
 from src.stopping import StopRequest
 from src.tensorboard import Board, Learning
@@ -37,6 +35,7 @@ from src.training import (
     newest_state,
     train_stage,
 )
+from src.validation import HeldOut, Pictures, TestPictures, Validation, split_scenes
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +53,13 @@ def train(options: Options, source: Source, device: Device, stop: StopRequest) -
     folder = Folder(Path(options.train_url), "_rank0" if device.ranks > 1 else "")
     logger.info("training data: %s, %s form, %d pairs", options.data_url, source.form, len(source.names))
     workers = options.num_parallel_workers or cli.default_workers()
-    test_pairs = readable_test_pairs(options.val_data, workers) if options.val_data else None
-    validate = _Validation(test_pairs, options, workers, device, source, folder) if test_pairs else None
+    digests, skip_bad = {DATA: source.data_digest()}, options.bad_samples == "skip"  # two stats a pair: once for both
+    pictures, source = _validation_pictures(options, source, workers)
+    validate = Validation(pictures, options.batch_size, workers, device, source, skip_bad,
+                          folder.log_file("mean_map.json")) if pictures else None
     schedule = Schedule(len(source.names), options.batch_size, options.seed, device.rank, device.ranks)
     names = ("coarse", "fine") if options.stage == "all" else (options.stage,)
-    digests = {"pairs": names_digest(source.names), DATA: source.data_digest()}  # two stats a pair: once for both
+    digests["pairs"] = names_digest(source.names)
     stages = [_stage(name, options, device, digests) for name in names]
     if options.lr_schedule == "cosine":
         for stage in stages:
@@ -71,23 +72,39 @@ def train(options: Options, source: Source, device: Device, stop: StopRequest) -
             trainer = trainer or _trainer(stage, options, folder, device, stage.last_step(schedule.steps_per_epoch))
             data = TrainingData(source, schedule, workers, getattr(trainer.net, "dropout_units", 0),
                                 getattr(trainer.net, "dropout_rate", 0), options.augmentation,
-                                skip_bad=options.bad_samples == "skip")
-            log = StageLog(folder.log_file(f"{stage.name}.csv") if device.is_first else None,
-                           held=bool(start and start.replaced))
+                                skip_bad=skip_bad)
+            log = StageLog(folder.log_file(f"{stage.name}.csv") if device.is_first else None)
             if start:
                 start.restore(stage, trainer, log)
-                log.boards = _boards(stage, trainer.step, folder, test_pairs, options)
             if device.broadcast_int(trainer.step) == 0:  # each rank, though rank 0's counts: none waits too long for it
                 _set_start(stage.name, trainer.net, data, options)
             trainer.synchronise()
-            logger.info("%s net: %d pairs, %d epochs of %d steps of %d, starting at step %d", stage.name,
-                        len(source.names), stage.epochs, schedule.steps_per_epoch, options.batch_size, trainer.step)
+            if start:
+                if stage is stages[0]:
+                    start.begin()
+                log.boards = _boards(stage, trainer.step, folder, pictures, options)
+            done = trainer.step >= stage.last_step(schedule.steps_per_epoch)
+            logger.info("%s net: %d pairs, %d epochs of %d steps of %d, %s step %d", stage.name, len(source.names),
+                        stage.epochs, schedule.steps_per_epoch, options.batch_size,
+                        "complete at" if done else "starting at", trainer.step)
             with contextlib.ExitStack() as boards:
                 for board in log.boards:
                     boards.callback(board.close)
                 train_stage(stage, trainer, data, folder, log, stop, validate,
                             partial(start.begin, log) if start and log.held else None)
             trainer = None
+
+
+def _validation_pictures(options: Options, source: Source, workers: int) -> tuple[Pictures | None, Source]:
+    """What is validated on, if anything, and what is left to train on."""
+    if options.val_data:
+        logger.info("Best*Net.ckpt will be those that predict the Test part of %s best: what they score there is no "
+                    "test any more (--val_scenes 0.1 holds out training scenes for it)", options.val_data)
+        return TestPictures(options.val_data, workers), source
+    if not options.val_scenes:
+        return None, source
+    train, held_out = split_scenes(source.names, options.val_scenes, options.seed)
+    return HeldOut(source.part(held_out), workers, options.bad_samples == "skip"), source.part(train)
 
 
 def _set_start(stage_name: str, net: nn.Cell, data: TrainingData, options: Options) -> None:
@@ -177,36 +194,24 @@ class _Start:
             log.resume(saved)
             logger.info("resuming from %s", saved.path)
 
-    def begin(self, log: StageLog, path: Path, write: Callable[[Path], None]) -> None:
-        """Write the first state in place of the earlier run. A kill leaves the one run whole, or the other."""
-        committed = path.with_name(_COMMITTED + path.name)
-        write(committed)  # from here on the new run counts
-        for stage in self.stages:
-            _finish_replacing(self.folder, stage, self.replaced)
-        self._write_options()
-        log.release()
-        self.replaced = []
+    def begin(self) -> None:
+        """From here on the folder is this run's: what it replaces is moved aside. The logs go first: as long as a
+        checkpoint of the earlier run is there, a run that was killed meanwhile begins nothing anew unasked."""
+        if self.replaced:
+            self.folder.move_aside(self.replaced)
+        settings = {name: str(value) if isinstance(value, Path) else value
+                    for name, value in vars(self.options).items()}
+        write_text(self.folder.log_file("options.json"),
+                   json.dumps({**settings, "mindspore": ms.__version__}, indent=2) + "\n")
 
 
-_COMMITTED = ".next-"
-
-
-def _finish_replacing(folder: Folder, stage: Stage, replaced: Sequence[Path] | None = None) -> None:
-    """Have a committed first state of this stage take the place of the run before it."""
-    for committed in folder.checkpoints.glob(f"{_COMMITTED}{stage.net_name}_*{folder.suffix}.ckpt"):
-        for old in folder.run(stage) if replaced is None else replaced:
-            old.unlink(missing_ok=True)
-        committed.rename(committed.with_name(committed.name.removeprefix(_COMMITTED)))
-
-
-def _boards(stage: Stage, step: int, folder: Folder, test_pairs: Sequence[Pair] | None,
+def _boards(stage: Stage, step: int, folder: Folder, pictures: Pictures | None,
             options: Options) -> list[Board | Learning]:
     boards: list[Board | Learning] = []
     if options.tensorboard:
-        boards.append(Board(folder.log_file("tensorboard"), stage.name, step, test_pairs))
-        boards[0].add(step, {"learning_rate": stage.options["learning_rate"]})
-    if options.val_panels and test_pairs:
-        boards.append(Learning(folder.log_file(f"{stage.name}_panels.png"), step, test_pairs))
+        boards.append(Board(folder.log_file("tensorboard"), stage.name, step, pictures))
+    if options.val_panels and pictures:
+        boards.append(Learning(folder.log_file(f"{stage.name}_panels.png"), step, pictures))
     return boards
 
 
@@ -262,61 +267,6 @@ def _frozen_coarse(path: StrPath, device: Device) -> nn.Cell:
     coarse.set_train(False)
     device.broadcast(coarse.get_parameters())
     return coarse
-
-
-class _Validation:
-    """Scores a net; at the first time also the mean log-depth map of the training pairs, which it has to beat, into
-    Log/mean_map.json."""
-
-    def __init__(self, pairs: Sequence[Pair], options: Options, workers: int, device: Device, source: Source,
-                 folder: Folder) -> None:
-        self.pairs, self.batch_size, self.workers, self.device = pairs, options.batch_size, workers, device
-        self.source, self.skip_bad, self.folder = source, options.bad_samples == "skip", folder
-        self.names = names_digest([evaluation.data_facts(pairs)["fingerprint"], *source.names])
-        self.marked = False
-
-    def __call__(self, predict: Callable[[Floats], Floats]) -> dict[str, float]:
-        """A dict of metrics. Raises on every rank when one cannot score its share."""
-        if not self.marked:
-            self._score_mean_map()
-            self.marked = True
-        return self._score(predict)
-
-    def _score(self, predict: Callable[[Floats], Floats]) -> dict[str, float]:
-        """Each rank scores its share of the pairs; the sums make the mean over all."""
-        share, failure = self.pairs[self.device.rank::self.device.ranks], None
-        sums = np.zeros(2 * len(METRICS))
-        try:
-            scores = evaluation.score(share, lambda rgb: {"net": predict(rgb)}, "depthnet", self.batch_size,
-                                      self.workers)
-            if scores:
-                columns = np.array([scores["net"].per_image[name] for name in METRICS])
-                sums = np.concatenate([np.nansum(columns, 1), np.count_nonzero(~np.isnan(columns), 1)])
-        except (UserError, CheckFailed, OSError) as error:
-            failure = error
-        summed = self.device.sum([*sums, failure is not None])
-        if summed[-1]:
-            raise failure or CheckFailed("another rank could not score its pictures: see its log")
-        totals, counts = np.split(summed[:-1].astype(np.float64), 2)
-        if not counts.all():
-            raise CheckFailed("no measured pixel in any target: nothing to score")
-        return dict(zip(METRICS, (totals / counts).tolist(), strict=True))
-
-    def _score_mean_map(self) -> None:
-        if self.device.broadcast_int(int(mean_map_scores(self.folder).get("of") == self.names)):  # rank 0's counts
-            return
-        mean_map, failure = None, None
-        try:
-            mean_map = baselines.mean_map(self.source, self.workers, self.skip_bad)
-        except (UserError, OSError) as error:
-            failure = error
-        if self.device.sum([mean_map is None])[0] or mean_map is None:
-            logger.warning("warning: no mean map to compare with: %s", failure or "another rank could not make it")
-            return
-        shown = mean_map
-        scored = self._score(lambda rgb: np.broadcast_to(shown, (len(rgb), *shown.shape)))
-        if self.device.is_first:
-            write_text(self.folder.log_file("mean_map.json"), json.dumps({"of": self.names, **scored}, indent=2) + "\n")
 
 
 def predictors(coarse: nn.Cell, fine: nn.Cell) -> Predict:

@@ -55,8 +55,8 @@ class TrainStep(nn.Cell):
     """One forward, one backward, one update.
 
     With a loss scaler, gradients that are not finite on any rank leave the weights alone on every rank and lower the
-    scale. Returns float32 (2 + 2 + len(votes)): this rank's loss; and summed over the ranks, in one reduction: the
-    loss, the overflows, and the `votes`.
+    scale. Returns float32 (4 + len(votes)): this rank's loss; how many updates came before; and summed over the ranks,
+    in one reduction: the loss, the overflows, and the `votes`.
     """
 
     def __init__(self, net: nn.Cell, loss: nn.Cell, optimizer: nn.Optimizer,
@@ -81,6 +81,7 @@ class TrainStep(nn.Cell):
 
     @ms.jit
     def construct(self, votes: ms.Tensor, depth_m: ms.Tensor, *inputs: ms.Tensor) -> ms.Tensor:
+        updates = self.optimizer.global_step.astype(ms.float32)
         (_, loss), gradients = self.gradient(depth_m, *inputs)
         if self.ranks > 1:
             gradients = self.average(gradients)
@@ -100,7 +101,7 @@ class TrainStep(nn.Cell):
             if finite:
                 self.update(gradients)
             self.scaler.adjust(finite)
-        return self.concat((loss, shared))
+        return self.concat((loss, updates, shared))
 
     def update(self, gradients: tuple[ms.Tensor, ...]) -> None:
         if self.clip_norm:
@@ -112,13 +113,15 @@ class TrainStep(nn.Cell):
 
 class StepResult(NamedTuple):
     """What a step has to tell: its number from 1, this rank's loss and the mean over the ranks, whether the update was
-    applied, and the sum over the ranks of what each said of itself."""
+    applied, the sum over the ranks of what each said of itself, and how many updates came before (an overflow makes
+    none)."""
 
     step: int
     own_loss: float
     loss: float
     applied: bool
     votes: list[float]
+    updates: int = 0
 
 
 @dataclass(frozen=True)
@@ -219,6 +222,7 @@ class Trainer:
                  last_step: int = 0) -> None:
         self.net, self.device, self.inputs, self.step = net, device, inputs, 0
         self.parameters = {parameter.name: parameter for parameter in net.get_parameters()}
+        self.rate = Rate(learning_rate, recipe, last_step)
         self.optimizer = adam(net, learning_rate, recipe, last_step)
         self.average = Average(net, recipe.ema) if recipe.ema else None
         self.scaler: Any = None
@@ -246,8 +250,9 @@ class Trainer:
         step, ranks = self.step, self.device.ranks
 
         def wait() -> StepResult:
-            own_loss, loss, overflows, _, *votes = result.asnumpy().tolist()
-            return StepResult(step, own_loss, loss / ranks if ranks > 1 else own_loss, overflows < 0.5, votes)
+            own_loss, updates, loss, overflows, _, *votes = result.asnumpy().tolist()
+            return StepResult(step, own_loss, loss / ranks if ranks > 1 else own_loss, overflows < 0.5, votes,
+                              int(updates))
 
         return wait
 
@@ -337,13 +342,11 @@ def _unit_range(rgb: ms.Tensor) -> ms.Tensor:
 
 class StageLog:
     """The stage's CSV file (none where `path` is None), and the sums of the epoch that is running, which travel
-    with the state. What goes into the file goes to the `boards` (src/tensorboard.py) as well.
-
-    While `held`, the file of an earlier run is left as it is; `release` replaces it.
+    with the state. What goes into the file goes to the `boards` (src/tensorboard.py) as well, with the learning rate.
     """
 
-    def __init__(self, path: Path | None, held: bool = False) -> None:
-        self.path, self.held = path, held
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
         self.boards: list[Board | Learning] = []
         self.rows: list[dict[str, Any]] = []
         self.sums = {"loss": 0.0, "steps": 0, "overflows": 0}
@@ -508,8 +511,9 @@ def _log_step(stage: Stage, trainer: Trainer, data: TrainingData, log: StageLog,
     if result.step % LOG_INTERVAL == 0 or result.step == 1:
         logger.info("training %s net, step: %d loss:%.6f, time cost: %.4f", stage.name, result.step, result.loss,
                     seconds)
+        rate = float(trainer.rate(ms.Tensor(result.updates, ms.int32))) if log.boards else None
         log.row(epoch=(result.step - 1) // data.schedule.steps_per_epoch + 1, step=result.step,
-                loss=f"{result.loss:.6f}", step_seconds=f"{seconds:.4f}")
+                loss=f"{result.loss:.6f}", step_seconds=f"{seconds:.4f}", learning_rate=rate)
 
 
 @contextlib.contextmanager
@@ -596,20 +600,12 @@ def _draw_curves(folder: Folder, device: Device) -> None:
     with _only_warned("curves"):
         rows = {name: read_rows(folder.log_file(f"{name}.csv")) for name in ("coarse", "fine")}
         if any(rows.values()):
-            visual.curves(rows, folder.log_file("curves.png"), mean_map_scores(folder))
+            visual.curves(rows, folder.log_file("curves.png"), mean_map_scores(folder.log_file("mean_map.json")))
 
 
-def mean_map_scores(folder: Folder) -> dict[str, Any]:
-    """What mean_map.json holds, or {}: the metrics of the mean map, and `of`, what they were measured on."""
-    try:
-        return json.loads(folder.log_file("mean_map.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
-def newest_state(stage: Stage, folder: Folder) -> checkpoint.Checkpoint | None:
+def newest_state(stage_name: str, folder: Folder) -> checkpoint.Checkpoint | None:
     """The newest undamaged state of a stage, or None; a damaged one is named and passed over."""
-    for _, path in reversed(folder.states(stage)):
+    for _, path in reversed(folder.states(stage_name)):
         try:
             return checkpoint.load(path)
         except checkpoint.CheckpointError as error:

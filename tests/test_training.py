@@ -10,6 +10,7 @@ import torch
 from src import data_loader, image, metrics
 from src.loss import CompositeLoss
 from src.net import CoarseNet, FineNet, PaperCoarseNet
+from src.recipe import Recipe
 from src.training import StageLog, Trainer
 
 pytestmark = pytest.mark.long
