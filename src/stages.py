@@ -227,10 +227,12 @@ def _stage(name: str, options: Options, device: Device, digests: Mapping[str, st
     # What is not the reference's; older states have no entry for it.
     decisive |= {name: value for name, value in (("augmentation", options.augmentation), ("start", options.start),
                                                  ("fine_start", options.fine_start), ("dropout", options.dropout),
-                                                 ("ridge", options.ridge))
-                 if value not in ("reference", "random", None)}
+                                                 ("ridge", options.ridge), ("val_scenes", options.val_scenes))
+                 if value not in ("reference", "random", None, 0)}
+    without_effect = idle(replace(options, stage=name))
     return Stage(name, getattr(options, f"epochs_{name}"), options.save_checkpoint_steps,
-                 options.keep_checkpoint_max, options.max_steps, decisive)
+                 options.keep_checkpoint_max, options.max_steps,
+                 {name: value for name, value in decisive.items() if name not in without_effect}, without_effect)
 
 
 def _recipe(options: Options) -> Recipe:

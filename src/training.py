@@ -126,7 +126,8 @@ class StepResult(NamedTuple):
 
 @dataclass(frozen=True)
 class Stage:
-    """The settings of one stage; `options` are those that must not change in a resumed run."""
+    """The settings of one stage; `options` are those that must not change in a resumed run, `idle` the names of those
+    that have no effect in it: they may have any value in a saved state."""
 
     name: str  # "coarse" or "fine"
     epochs: int
@@ -134,11 +135,7 @@ class Stage:
     keep_checkpoint_max: int
     max_steps: int | None
     options: dict[str, Any]
-
-    @property
-    def net_name(self) -> str:
-        """CoarseNet or FineNet, as in file names."""
-        return f"{self.name.capitalize()}Net"
+    idle: frozenset[str] = frozenset()
 
     def last_step(self, steps_per_epoch: int) -> int:
         """The number of steps after which the stage is done."""
@@ -621,10 +618,11 @@ def check_same_options(stage: Stage, saved: checkpoint.Checkpoint, allow_changed
             raise TrainingError(f"{saved.path}: files of the training data have another size or time than when this "
                                 "run began: --allow_changed_data if they were only copied, else begin anew")
         stage.options[DATA] = before[DATA]
-    decisive = {**stage.options, **before}
-    if COARSE not in stage.options:  # the CoarseNet of this very run is not trained yet
-        decisive.pop(COARSE, None)
+    if COARSE in stage.options and before.get(COARSE) != stage.options[COARSE]:
+        raise TrainingError(f"{saved.path}: FineNet was trained on another CoarseNet: --stage fine --overwrite begins "
+                            "FineNet anew on this one")
     changed = [f"{name} was {before.get(name)!r}, now {stage.options.get(name)!r}"
-               for name in decisive if before.get(name) != stage.options.get(name)]
+               for name in {**stage.options, **before}
+               if name not in {*stage.idle, COARSE} and before.get(name) != stage.options.get(name)]
     if changed:
         raise TrainingError(f"{saved.path}: --resume with other options would change the result: " + "; ".join(changed))
