@@ -3,7 +3,8 @@
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +32,6 @@ from src.training import (
     TrainingError,
     check_same_options,
     in_precision,
-    mean_map_scores,
     newest_state,
     train_stage,
 )
@@ -43,8 +43,8 @@ logger = logging.getLogger(__name__)
 def train(options: Options, source: Source, device: Device, stop: StopRequest) -> None:
     """Run the stages that `options` ask for on the pairs of `options.data_url`, until `stop` says otherwise.
 
-    All that can fail is read, built and checked before anything of the user's is touched; what `--overwrite` replaces
-    goes when the new run's first state is on disk.
+    All that can fail is read, built and checked before anything of the user's is touched: then `--overwrite` moves the
+    earlier run aside.
 
     Raises:
         UserError: a folder, a file or an option that cannot be used.
@@ -90,8 +90,7 @@ def train(options: Options, source: Source, device: Device, stop: StopRequest) -
             with contextlib.ExitStack() as boards:
                 for board in log.boards:
                     boards.callback(board.close)
-                train_stage(stage, trainer, data, folder, log, stop, validate,
-                            partial(start.begin, log) if start and log.held else None)
+                train_stage(stage, trainer, data, folder, log, stop, validate)
             trainer = None
 
 
@@ -154,42 +153,40 @@ class _Start:
         self.stages, self.folder, self.options = stages, folder, options
         remove_partial(writable_folder(folder.checkpoints))
         remove_partial(writable_folder(folder.log))
-        for stage in stages:
-            _finish_replacing(folder, stage)
-        earlier = [path for stage in stages for path in folder.run(stage)]
-        self.saved = self._saved_states(earlier) if options.resume else {}
-        self.replaced = [] if options.resume else earlier
-        if self.replaced and not options.overwrite:
-            raise TrainingError(f"{earlier[0]}: {folder.root} already holds a run of the {stages[0].name} net: "
-                                "--resume continues it, --overwrite replaces it, --train_url names another folder")
+        logs, checkpoints = folder.earlier_run(stages[0].name)
+        begins_anew = options.resume == "auto" and not checkpoints
+        self.saved = self._saved_states() if options.resume and not begins_anew else {}
+        self.replaced = logs + checkpoints if options.overwrite else []
+        if checkpoints and not options.resume and not options.overwrite:
+            raise TrainingError(f"{checkpoints[0]}: {folder.root} already holds a run of the {stages[0].name} net: "
+                                "--resume continues it, --overwrite moves it aside, --train_url names another folder")
         pre_trained = options.pre_trained and options.pre_trained.resolve()
         if pre_trained in [path.resolve() for path in self.replaced]:
-            raise TrainingError(f"--pre_trained {options.pre_trained} is of the run that --overwrite replaces: move it "
-                                "away first, or name another folder with --train_url")
-        if not self.replaced:
-            self._write_options()
+            raise TrainingError(f"--pre_trained {options.pre_trained} is of the run that --overwrite replaces: copy "
+                                "it to another folder first, or name another folder with --train_url")
 
-    def _saved_states(self, earlier: Sequence[Path]) -> dict[str, checkpoint.Checkpoint | None]:
-        saved = {stage.name: newest_state(stage, self.folder) for stage in self.stages}
+    def _saved_states(self) -> dict[str, checkpoint.Checkpoint | None]:
+        saved = {stage.name: newest_state(stage.name, self.folder) for stage in self.stages}
         for stage in self.stages:
             if state := saved[stage.name]:
                 check_same_options(stage, state, self.options.allow_changed_data)
-        if not any(saved.values()):
-            expected = self.folder.state(self.stages[0], "<step>")
-            found = f"{', '.join(path.name for path in earlier)}, which are weights" if earlier else "no run"
-            raise TrainingError(f"{expected}: --resume finds no state to go on from (found: {found}): leave --resume "
-                                "out to begin" + (", with --pre_trained to begin from weights" if earlier else ""))
+        missing = [name for name in saved if not saved[name]]
+        weights = [path.name for name in missing for path in (self.folder.final(name), self.folder.best(name))
+                   if path.exists()]
+        if weights or len(missing) == len(saved):
+            moved = [path.name for path in sorted(self.folder.root.glob("replaced-*"))]
+            found = [f"{', '.join(weights)}, which are weights"] * bool(weights)
+            found += [f"{', '.join(moved)}, which --overwrite moved aside"] * bool(moved)
+            raise TrainingError(f"{self.folder.state(missing[0], '<step>')}: --resume finds no state to go on from "
+                                f"(found: {'; '.join(found) or 'no run'}): " +
+                                ("--overwrite in its place begins anew, with --pre_trained from weights" if weights
+                                 else "leave --resume out to begin"))
         return saved
-
-    def _write_options(self) -> None:
-        settings = {name: str(value) if isinstance(value, Path) else value
-                    for name, value in vars(self.options).items()}
-        write_text(self.folder.log_file("options.json"),
-                   json.dumps({**settings, "mindspore": ms.__version__}, indent=2) + "\n")
 
     def restore(self, stage: Stage, trainer: Trainer, log: StageLog) -> None:
         """Take over the stage's newest state, if the run is a resumed one."""
         if saved := self.saved.get(stage.name):
+            check_same_options(stage, saved, self.options.allow_changed_data)  # its CoarseNet is known by now
             trainer.restore(saved)
             log.resume(saved)
             logger.info("resuming from %s", saved.path)
@@ -254,8 +251,8 @@ def _trainer(stage: Stage, options: Options, folder: Folder, device: Device, las
     path = options.pre_trained if options.stage == "fine" and options.pre_trained else folder.final("coarse")
     coarse = _frozen_coarse(path, device)
     stage.options[COARSE] = checkpoint.digest(coarse)
-    coarse = in_precision(coarse, stage.options["amp_level"])
     logger.info("FineNet is trained on %s of %s", type(coarse).__name__, path)
+    coarse = in_precision(coarse, stage.options["amp_level"])
     ms.set_seed(options.seed)
     return build(FineNet(), inputs=lambda rgb: (rgb, coarse(rgb)))
 

@@ -162,20 +162,38 @@ class Folder:
         """The stage's weights with the lowest validation abs_rel."""
         return self.checkpoints / f"Best{stage_name.capitalize()}Net{self.suffix}.ckpt"
 
-    def state(self, stage: Stage, step: int | str) -> Path:
+    def state(self, stage_name: str, step: int | str) -> Path:
         """The stage's resumable checkpoint of a step."""
-        return self.checkpoints / f"{stage.net_name}_{step}{self.suffix}.ckpt"
+        return self.checkpoints / f"{stage_name.capitalize()}Net_{step}{self.suffix}.ckpt"
 
-    def states(self, stage: Stage) -> list[tuple[int, Path]]:
+    def states(self, stage_name: str) -> list[tuple[int, Path]]:
         """(step, path) of the stage's resumable checkpoints, oldest first."""
-        pattern = re.compile(rf"{stage.net_name}_(\d+){self.suffix}\.ckpt")
-        matches = [(pattern.fullmatch(path.name), path) for path in self.checkpoints.glob(f"{stage.net_name}_*.ckpt")]
+        pattern = re.compile(rf"{stage_name.capitalize()}Net_(\d+){self.suffix}\.ckpt")
+        matches = [(pattern.fullmatch(path.name), path) for path in self.checkpoints.glob("*.ckpt")]
         return sorted((int(match[1]), path) for match, path in matches if match)
 
-    def run(self, stage: Stage) -> list[Path]:
-        """Every checkpoint of an earlier run of this stage."""
-        paths = [path for _, path in self.states(stage)]
-        return paths + [path for path in (self.final(stage.name), self.best(stage.name)) if path.exists()]
+    def earlier_run(self, first_stage: str) -> tuple[list[Path], list[Path]]:
+        """(logs, checkpoints) of the run whose place one takes that begins with this stage: FineNet's, and CoarseNet's
+        unless "fine" is the first. A net's states come after its weights, CoarseNet after the FineNet that was trained
+        on it: what is left when some of them are gone can be resumed."""
+        stages = ("fine",) if first_stage == "fine" else ("fine", "coarse")
+        logs = [self.log_file(name) for name in ("options.json", "mean_map.json", "curves.png")]
+        checkpoints = []
+        for name in stages:
+            logs += [self.log_file(f"{name}{ending}") for ending in (".csv", "_panels.png", "_panels.npz")]
+            logs.append(self.log_file("tensorboard") / name)
+            checkpoints += [self.best(name), self.final(name), *(path for _, path in self.states(name))]
+        return [path for path in logs if path.exists()], [path for path in checkpoints if path.exists()]
+
+    def move_aside(self, paths: Sequence[Path]) -> None:
+        """Move these files and folders of an earlier run into one new folder, under the names that they have here."""
+        names = (self.root / f"replaced-{time.strftime('%Y%m%d')}-{number}" for number in itertools.count(1))
+        target = next(path for path in names if not path.exists())
+        for path in paths:
+            moved = target / path.relative_to(self.root)
+            moved.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(path, moved)
+        logger.info("moved the earlier run to %s (%d files and folders)", target, len(paths))
 
     def log_file(self, name: str) -> Path:
         """`name` in the log folder, with this run's suffix: coarse.csv, curves.png, options.json."""
@@ -360,27 +378,17 @@ class StageLog:
     def row(self, **values: Any) -> None:
         """Append a row to the file."""
         self.rows.append({column: values.get(column, "") for column in CSV_COLUMNS})
-        if self.path and not self.held:
-            if not self.started:
-                self._write(self.path)
-            else:
-                with open(self.path, "a", encoding="utf-8", newline="") as file:
-                    csv.DictWriter(file, CSV_COLUMNS).writerow(self.rows[-1])
+        if self.path and self.started:
+            with open(self.path, "a", encoding="utf-8", newline="") as file:
+                csv.DictWriter(file, CSV_COLUMNS).writerow(self.rows[-1])
+        elif self.path:
+            with replacing(self.path) as file:
+                writer = csv.DictWriter(file, CSV_COLUMNS)
+                writer.writeheader()
+                writer.writerows(self.rows)
+            self.started = True
         for board in self.boards:
             board.add(values["step"], {name: values[name] for name in values if name != "step"})
-
-    def _write(self, path: Path) -> None:
-        with replacing(path) as file:
-            writer = csv.DictWriter(file, CSV_COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        self.started = True
-
-    def release(self) -> None:
-        """From here on the file is this run's."""
-        self.held = False
-        if self.path:
-            self._write(self.path)
 
     def resume(self, saved: checkpoint.Checkpoint) -> None:
         """Take over the rows and sums of an earlier run up to its saved state."""
@@ -413,7 +421,7 @@ def read_rows(path: StrPath) -> list[dict[str, str]]:
 
 
 def train_stage(stage: Stage, trainer: Trainer, data: TrainingData, folder: Folder, log: StageLog, stop: StopRequest,
-                validate: Validate | None = None, begin: Begin | None = None) -> None:
+                validate: Validate | None = None) -> None:
     """Train from `trainer.step` to the stage's end; leaves the last state and the final weights.
 
     A step's result is looked at when the next step has been started, so that the device does not wait for the host.
@@ -427,7 +435,6 @@ def train_stage(stage: Stage, trainer: Trainer, data: TrainingData, folder: Fold
         log: the StageLog, new or resumed.
         stop: the StopRequest to look at after every step.
         validate: function of `predict` -> dict of mean metrics, called once an epoch; or None.
-        begin: function of a function that writes the first state, to call instead of that; or None.
 
     Raises:
         TrainingError: the loss is not finite (with the step and the files of the batch).
@@ -435,7 +442,7 @@ def train_stage(stage: Stage, trainer: Trainer, data: TrainingData, folder: Fold
     """
     steps_per_epoch = data.schedule.steps_per_epoch
     last_step = stage.last_step(steps_per_epoch)
-    save = _Saver(stage, trainer, folder, log, begin)
+    save = _Saver(stage, trainer, folder, log)
     bar = cli.progress(last_step, f"{stage.name} net", "step", trainer.step)
     with stop.deferred(), bar, cli.log_above_progress():
         if trainer.device.broadcast_int(int(log.sums["steps"])) == steps_per_epoch:  # stopped before validation
@@ -550,8 +557,8 @@ def _finish_epoch(stage: Stage, trainer: Trainer, data: TrainingData, log: Stage
 class _Saver:
     """Writes the three kinds of checkpoint of a stage: resumable states, the best and the final weights."""
 
-    def __init__(self, stage: Stage, trainer: Trainer, folder: Folder, log: StageLog, begin: Begin | None) -> None:
-        self.stage, self.trainer, self.folder, self.log, self.begin = stage, trainer, folder, log, begin
+    def __init__(self, stage: Stage, trainer: Trainer, folder: Folder, log: StageLog) -> None:
+        self.stage, self.trainer, self.folder, self.log = stage, trainer, folder, log
 
     def info(self) -> dict[str, Any]:
         coarse_net = {"coarse_net": self.stage.options["coarse_net"]} if self.stage.name == "coarse" else {}
@@ -560,17 +567,9 @@ class _Saver:
     def state(self) -> None:
         if not self.trainer.device.is_first:
             return
-        path = self.folder.state(self.stage, self.trainer.step)
-
-        def write(path: Path) -> None:
-            checkpoint.save(path, self.trainer.state(), {**self.info(), "epoch_sums": self.log.sums})
-
-        if self.begin:
-            self.begin(path, write)
-            self.begin = None
-        else:
-            write(path)
-        for _, old in self.folder.states(self.stage)[:-self.stage.keep_checkpoint_max]:
+        checkpoint.save(self.folder.state(self.stage.name, self.trainer.step), self.trainer.state(),
+                        {**self.info(), "epoch_sums": self.log.sums})
+        for _, old in self.folder.states(self.stage.name)[:-self.stage.keep_checkpoint_max]:
             old.unlink()
 
     def best(self, abs_rel: float) -> None:
@@ -579,7 +578,8 @@ class _Saver:
             self._weights(self.folder.best(self.stage.name), {"abs_rel": abs_rel})
 
     def final(self, last_step: int) -> None:
-        if not self.folder.states(self.stage) or self.folder.states(self.stage)[-1][0] != last_step:
+        states = self.folder.states(self.stage.name)
+        if not states or states[-1][0] != last_step:
             self.state()
         self._weights(self.folder.final(self.stage.name), {})
 
