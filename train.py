@@ -3,17 +3,19 @@
 import argparse
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from src import cli, stopping
-from src.options import Options
+from src.errors import UserError
+from src.options import NEEDS, Options, idle
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> Options:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter, allow_abbrev=False)
     add = parser.add_argument
     add("--data_url", type=Path, required=True,
         help="the NYU folder (Train/<scene>_out/<n>.jpg + <n>.png), or one that tools/pack_nyu.py has made of it")
@@ -52,13 +54,16 @@ def parse_args(arguments: Sequence[str] | None = None) -> Options:
     add("--mean_depth_start", action="store_true",
         help="start CoarseNet at the mean log-depth map of the training pairs instead of at 1 m")
     add("--bad_samples", choices=("stop", "skip"), default="stop",
-        help="at a picture that cannot be read: stop, or take another of the same shard, up to 1%% of them")
+        help="at a picture that cannot be read: stop, or take another of the same shard, for one picture or up to 1%%")
     add("--pre_trained", type=Path, metavar="CKPT",
         help="CoarseNet's first weights; with --stage fine the CoarseNet to refine (default: the run's own)")
     add("--save_checkpoint_steps", type=cli.positive_int,
         help="steps from one resumable checkpoint to the next, beside those at each epoch's end")
     add("--keep_checkpoint_max", type=cli.positive_int, default=3, help="resumable checkpoints kept of each net")
-    add("--val_data", type=Path, help="the NYU folder whose Test part is scored after each epoch")
+    validation = parser.add_mutually_exclusive_group()
+    validation.add_argument("--val_data", type=Path, help="the NYU folder whose Test part is scored after each epoch")
+    validation.add_argument("--val_scenes", type=cli.share, default=0.0, metavar="SHARE",
+                            help="hold this share of the training scenes out and score them after each epoch")
     add("--tensorboard", action="store_true",
         help="write losses, rates, metrics and panels of validation images to Log/tensorboard")
     add("--val_panels", action="store_true",
@@ -66,28 +71,29 @@ def parse_args(arguments: Sequence[str] | None = None) -> Options:
     add("--scale_lr", action="store_true", help="multiply the learning rates by the number of devices")
     add("--max_steps", type=cli.positive_int, help="end each stage after so many steps, for trying")
     begin = parser.add_mutually_exclusive_group()
-    begin.add_argument("--resume", action="store_true",
-                       help="continue the run in --train_url from its newest good state")
-    begin.add_argument("--overwrite", action="store_true", help="replace the run that --train_url holds")
+    begin.add_argument("--resume", nargs="?", const="always", choices=("always", "auto"),
+                       help="continue the run in --train_url from its newest good state; auto: or begin one there")
+    begin.add_argument("--overwrite", action="store_true",
+                       help="move the run that --train_url holds to a folder replaced-... in it, and begin anew")
     add("--allow_changed_data", action="store_true",
         help="resume although sizes or times of the training files have changed: they were only copied")
-    options = parser.parse_args(arguments)
-    if options.pre_trained and options.stage != "fine" and (options.mean_depth_start or options.start == "lsuv"):
-        parser.error(f"--pre_trained and {'--mean_depth_start' if options.mean_depth_start else '--start lsuv'} are "
-                     "two starts: expected one of them")
-    if options.start == "closed_form" and options.mean_depth_start:
-        parser.error("--start closed_form and --mean_depth_start are two starts: expected one of them")
-    if options.val_panels and not options.val_data:
-        parser.error("--val_panels shows images of --val_data: expected both")
-    return Options(**vars(options))
+    # What is not given stays None: an option that was given and has no effect is a mistake, a default is none.
+    given = vars(parser.parse_args(arguments, argparse.Namespace(**dict.fromkeys(Options.__dataclass_fields__))))
+    options = Options(**{name: parser.get_default(name) if value is None else value for name, value in given.items()})
+    for name in NEEDS:
+        if given[name] is not None and name in idle(options):
+            raise UserError(f"--{name} has no effect here: it needs {NEEDS[name][0]}")
+    return options
 
 
 def resume_command() -> str:
     """What to type to go on: of the script, where one was run."""
-    if command := os.environ.get("DEPTHNET_COMMAND"):
-        return command if "--resume" in shlex.split(command) else f"{command} --resume".replace(" --overwrite", "")
-    arguments = [argument for argument in sys.argv if argument not in ("--resume", "--overwrite")]
-    return shlex.join([Path(sys.executable).name, *arguments, "--resume"])
+    if command := os.environ.get("DEPTHNET_COMMAND"):  # there a blank within a word is written as "\ "
+        command = re.sub(r"(?<!\\) --overwrite(?= |$)", "", command)
+        return command if re.search(r"(?<!\\) --resume(?=[ =]|$)", command) else f"{command} --resume"
+    words = [word for word in sys.orig_argv if word != "--overwrite"]
+    resumes = any(word.split("=")[0] == "--resume" for word in words)
+    return shlex.join(words if resumes else [*words, "--resume"])
 
 
 def main(stop: stopping.StopRequest) -> int:

@@ -12,6 +12,10 @@ unset RANK_TABLE_FILE
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 # From scripts/, the commands' Model/ is the repo's; from any other folder it is that folder's.
 [[ $PWD -ef $ROOT/scripts ]] && export DEPTHNET_MODEL=$ROOT/Model
+given= # what the environment says, as it is typed before a command
+for name in PYTHON DEVICE_TARGET SERVER_ID MASTER_PORT; do
+    [[ -z ${!name:-} ]] || given+=$(printf '%s=%q ' "$name" "${!name}")
+done
 if [[ -z ${PYTHON:-} ]]; then
     PYTHON=python
     command -v python >/dev/null || PYTHON=python3 # Debian
@@ -38,7 +42,7 @@ require_python() {
 
 # remember_command ARGUMENTS...: what was typed, for the line that says how to go on.
 remember_command() {
-    DEPTHNET_COMMAND=$(printf '%q ' bash "$0" "$@")
+    DEPTHNET_COMMAND=$given$(printf '%q ' bash "$0" "$@")
     export DEPTHNET_COMMAND=${DEPTHNET_COMMAND% }
 }
 

@@ -4,6 +4,7 @@ Every random choice is a function of (seed, epoch, sample), drawn from a counter
 there is no generator state to save, and neither the number of workers nor the point of a resume changes anything.
 """
 
+import copy
 import ctypes
 import functools
 import hashlib
@@ -34,7 +35,7 @@ SHARPNESS = (0.8, 1.2)
 PAPER_SCALE, PAPER_ROTATION_DEGREES, PAPER_COLOUR = (1.0, 1.5), 5.0, (0.8, 1.2)
 
 KEPT_BYTES = 1_000_000_000  # of decoded depth: all of NYU's targets, of 16 KB each
-MOST_BAD = 0.01  # of the samples; with more, the data and not a file is broken
+MOST_BAD = 0.01  # of the samples, but one always; with more, the data and not a file is broken
 
 _SAMPLES_A_CALL = 4  # a call of the thread pool costs as much as a third of an augmentation
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
@@ -256,6 +257,11 @@ class Schedule:
         """Whole batches in an epoch; the remainder is dropped."""
         return self.samples // (self.batch_size * self.ranks)
 
+    @property
+    def most_bad(self) -> int:
+        """How many samples may be replaced by others: one, or MOST_BAD of them, as long as a shard has others."""
+        return min(max(1, int(MOST_BAD * self.samples)), self.steps_per_epoch * self.batch_size - 1)
+
     def shard(self, epoch: int) -> Indices:
         """This rank's sample indices in `epoch` (from 0), in order."""
         used = self.steps_per_epoch * self.batch_size * self.ranks
@@ -294,6 +300,13 @@ class PlainPairs:
         self.names = [pair.name for pair in self.pairs]
         self._kept: dict[tuple[int, bool], Array] = {}
         self._kept_bytes = 0
+
+    def part(self, indices: Sequence[int]) -> "PlainPairs":
+        """Some of the samples, as a source of their own."""
+        part = copy.copy(self)
+        part.pairs, part._kept = [self.pairs[index] for index in indices], {}
+        part.names = [pair.name for pair in part.pairs]
+        return part
 
     def file(self, index: int) -> object:
         """What to call sample `index` in a message."""
@@ -365,6 +378,7 @@ class Source(Protocol):
     @property
     def names(self) -> list[str]: ...
 
+    def part(self, indices: Sequence[int]) -> "Source": ...
     def file(self, index: int) -> object: ...
     def data_digest(self) -> str: ...
     def read(self, schedule: Schedule, first_step: int, last_step: int, workers: int,
@@ -447,9 +461,9 @@ class TrainingData:
                 return
             self.bad.add(index)
             logger.warning("bad sample, replaced by another: %s", error)
-            if len(self.bad) > MOST_BAD * self.schedule.samples:
-                raise DataError(f"{len(self.bad)} of {self.schedule.samples} samples are bad, more than "
-                                f"{MOST_BAD:.0%}; the last: {error}")
+            if len(self.bad) > self.schedule.most_bad:
+                raise DataError(f"{len(self.bad)} of {self.schedule.samples} samples are bad, {self.schedule.most_bad} "
+                                f"may be; the last: {error}")
 
 
 def keep_freed_memory() -> None:

@@ -67,11 +67,12 @@ class CoarseNet(nn.Cell):
         self.fc13 = _dense(DEPTH_CELLS, DEPTH_CELLS, ms.Tensor(np.eye(DEPTH_CELLS, dtype=np.float32)))
         self.relu = nn.ReLU()
         self.pool = nn.MaxPool2d(2, 2)
-        self.concat = ops.Concat(1)  # a primitive: mixed precision O1 cannot rewrite ops.concat
+        # Mixed precision O1 writes `construct` anew, where it can use neither ops.concat nor a constant of this module.
+        self.concat, self.depth_shape = ops.Concat(1), (-1, *DEPTH_SHAPE)
 
     def construct(self, rgb: ms.Tensor) -> ms.Tensor:
         """(N, 3, 228, 304) RGB -> (N, 1, 55, 74) log depth."""
-        return self.fc13(self.features(rgb)).reshape((-1, *DEPTH_SHAPE))
+        return self.fc13(self.features(rgb)).reshape(self.depth_shape)
 
     def features(self, rgb: ms.Tensor) -> ms.Tensor:
         """(N, 3, 228, 304) RGB -> (N, 4070): what the dense layer sees."""
@@ -86,7 +87,7 @@ class CoarseNet(nn.Cell):
         x = self.relu(self.conv7(x))
         x = self.concat((x2, self.relu(self.deconv8(x))))
         x = self.relu(self.conv9(x))
-        return self.conv12(self.conv11(self.conv10(x))).reshape((-1, DEPTH_CELLS))
+        return self.conv12(self.conv11(self.conv10(x))).flatten(start_dim=1)
 
     def start_at(self, log_depth: Floats) -> None:
         """Have training start near this map, (1, 55, 74): the last bias."""
@@ -115,13 +116,14 @@ class PaperCoarseNet(nn.Cell):
         self.fc7 = _dense(self.dropout_units, DEPTH_CELLS, Normal(0.001))
         self.relu = nn.ReLU()
         self.pool = nn.MaxPool2d(2, 2)
+        self.depth_shape = (-1, *DEPTH_SHAPE)  # not a constant of this module: see CoarseNet
 
     def construct(self, rgb: ms.Tensor, kept_units: ms.Tensor | None = None) -> ms.Tensor:
         """(N, 3, 228, 304) RGB, and while training (N, 4096) of 0 and 1 -> (N, 1, 55, 74) log depth."""
         x = self.relu(self.fc6(self.features(rgb)))
         if kept_units is not None:
             x = x * kept_units / (1 - self.dropout_rate)
-        return self.fc7(x).reshape((-1, *DEPTH_SHAPE))
+        return self.fc7(x).reshape(self.depth_shape)
 
     def features(self, rgb: ms.Tensor) -> ms.Tensor:
         """(N, 3, 228, 304) RGB -> (N, 12288): what the convolutions see."""

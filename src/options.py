@@ -1,5 +1,6 @@
 """What a training is asked to do."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,10 +41,40 @@ class Options:
     save_checkpoint_steps: int | None
     keep_checkpoint_max: int
     val_data: Path | None
+    val_scenes: float
     tensorboard: bool
     val_panels: bool
     scale_lr: bool
     max_steps: int | None
-    resume: bool
+    resume: str | None  # "always", "auto"
     overwrite: bool
     allow_changed_data: bool
+
+
+def _has_coarse(options: Options) -> bool:
+    return options.stage != "fine"
+
+
+# What an option needs to have an effect, in words and as a function of the Options.
+NEEDS: dict[str, tuple[str, Callable[[Options], bool]]] = {
+    **dict.fromkeys(("epochs_coarse", "learning_rate_coarse", "coarse_net", "dense_lr_scale"),
+                    ("--stage all or coarse", _has_coarse)),
+    **dict.fromkeys(("epochs_fine", "learning_rate_fine", "fine_start"),
+                    ("--stage all or fine", lambda options: options.stage != "coarse")),
+    "dropout": ("--coarse_net paper and --stage all or coarse",
+                lambda options: options.coarse_net == "paper" and _has_coarse(options)),
+    "start": ("--stage all or coarse, and beside --pre_trained closed_form",
+              lambda options: _has_coarse(options) and (not options.pre_trained or options.start == "closed_form")),
+    "ridge": ("--start closed_form and --stage all or coarse",
+              lambda options: options.start == "closed_form" and _has_coarse(options)),
+    "mean_depth_start": ("--stage all or coarse, without --pre_trained and --start closed_form",
+                         lambda options: _has_coarse(options) and not options.pre_trained
+                         and options.start != "closed_form"),
+    "val_panels": ("--val_data or --val_scenes", lambda options: bool(options.val_data or options.val_scenes)),
+    "allow_changed_data": ("--resume", lambda options: bool(options.resume)),
+}
+
+
+def idle(options: Options) -> frozenset[str]:
+    """The names of the options that have no effect beside the others."""
+    return frozenset(name for name, (_, acts) in NEEDS.items() if not acts(options))

@@ -4,6 +4,7 @@ The samples are bit for bit those that `data_loader.PlainPairs` makes of the fil
 same order, so that a seed gives the same batches from either form.
 """
 
+import copy
 import hashlib
 import json
 import zlib
@@ -168,11 +169,20 @@ class PackedPairs:
             different = [key for key in GEOMETRY if geometry.get(key) != GEOMETRY[key]]
             raise DataError(f"{self.folder}: packed with another geometry ({', '.join(different)}): pack it again "
                             "with this version")
+        self._row_numbers: Sequence[int] = range(len(self.names))
         self._checked: dict[str, set[int]] = {name: set() for name in _COLUMNS}
         for file in self._files:
             path = self.folder / file["name"]
             if not path.is_file() or path.stat().st_size != file["bytes"]:
                 raise DataError(f"{path}: missing or not of {file['bytes']} bytes, as {MANIFEST} says")
+
+    def part(self, indices: Sequence[int]) -> "PackedPairs":
+        """Some of the samples, as a source of their own."""
+        part = copy.copy(self)
+        part.names = [self.names[index] for index in indices]
+        part._row_numbers = [self._row_numbers[index] for index in indices]
+        part._checked = {name: set() for name in _COLUMNS}
+        return part
 
     def verify(self) -> None:
         """Compare every file with its checksum. Raises DataError naming the first that differs."""
@@ -222,16 +232,17 @@ class PackedPairs:
         """Yield (indices, *columns) of batch after batch, in the order that is asked for."""
         import mindspore.dataset as ds
 
+        row_numbers = [self._row_numbers[int(index)] for index in indices]
         ds.config.set_prefetch_size(_PREFETCHED_BATCHES)
         shards = [str(self.folder / file["name"]) for file in self._files if file["name"].endswith(".mindrecord")]
         try:
             rows = ds.MindDataset(shards, ["index", *(f"{name}_crc" for name in columns), *columns],
                                   min(workers, ds.config.get_num_parallel_workers()),
-                                  sampler=ds.SubsetSampler([int(index) for index in indices])).batch(batch_size)
+                                  sampler=ds.SubsetSampler(row_numbers)).batch(batch_size)
             for start, (stored, *arrays) in zip(range(0, len(indices), batch_size), rows.create_tuple_iterator(
                     num_epochs=1, output_numpy=True), strict=True):
                 batch = indices[start:start + batch_size]
-                if list(stored.ravel()) != list(batch):
+                if list(stored.ravel()) != row_numbers[start:start + batch_size]:
                     raise DataError(f"{self.folder}: other rows than asked for: pack it again")
                 for name, sums, rows_of in zip(columns, arrays, arrays[len(columns):], strict=False):
                     self._check_rows(name, batch, sums.ravel(), rows_of)

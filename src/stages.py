@@ -3,7 +3,8 @@
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,15 +12,13 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from src import baselines, checkpoint, cli, closed_form, evaluation
+from src import baselines, checkpoint, cli, closed_form
 from src.arrays import Floats, Predict
-from src.data_loader import Pair, Schedule, Source, TrainingData, names_digest, readable_test_pairs
+from src.data_loader import Schedule, Source, TrainingData, names_digest
 from src.device import Device, amp_level
-from src.errors import CheckFailed, UserError
 from src.files import StrPath, remove_partial, writable_folder, write_text
-from src.metrics import METRICS
 from src.net import COARSE_NETS, FineNet, watched
-from src.options import Options
+from src.options import Options, idle
 from src.recipe import Recipe
 from src.stopping import StopRequest
 from src.tensorboard import Board, Learning
@@ -33,10 +32,10 @@ from src.training import (
     TrainingError,
     check_same_options,
     in_precision,
-    mean_map_scores,
     newest_state,
     train_stage,
 )
+from src.validation import HeldOut, Pictures, TestPictures, Validation, split_scenes
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +43,8 @@ logger = logging.getLogger(__name__)
 def train(options: Options, source: Source, device: Device, stop: StopRequest) -> None:
     """Run the stages that `options` ask for on the pairs of `options.data_url`, until `stop` says otherwise.
 
-    All that can fail is read, built and checked before anything of the user's is touched; what `--overwrite` replaces
-    goes when the new run's first state is on disk.
+    All that can fail is read, built and checked before anything of the user's is touched: then `--overwrite` moves the
+    earlier run aside.
 
     Raises:
         UserError: a folder, a file or an option that cannot be used.
@@ -54,11 +53,13 @@ def train(options: Options, source: Source, device: Device, stop: StopRequest) -
     folder = Folder(Path(options.train_url), "_rank0" if device.ranks > 1 else "")
     logger.info("training data: %s, %s form, %d pairs", options.data_url, source.form, len(source.names))
     workers = options.num_parallel_workers or cli.default_workers()
-    test_pairs = readable_test_pairs(options.val_data, workers) if options.val_data else None
-    validate = _Validation(test_pairs, options, workers, device, source, folder) if test_pairs else None
+    digests, skip_bad = {DATA: source.data_digest()}, options.bad_samples == "skip"  # two stats a pair: once for both
+    pictures, source = _validation_pictures(options, source, workers)
+    validate = Validation(pictures, options.batch_size, workers, device, source, skip_bad,
+                          folder.log_file("mean_map.json")) if pictures else None
     schedule = Schedule(len(source.names), options.batch_size, options.seed, device.rank, device.ranks)
     names = ("coarse", "fine") if options.stage == "all" else (options.stage,)
-    digests = {"pairs": names_digest(source.names), DATA: source.data_digest()}  # two stats a pair: once for both
+    digests["pairs"] = names_digest(source.names)
     stages = [_stage(name, options, device, digests) for name in names]
     if options.lr_schedule == "cosine":
         for stage in stages:
@@ -71,23 +72,38 @@ def train(options: Options, source: Source, device: Device, stop: StopRequest) -
             trainer = trainer or _trainer(stage, options, folder, device, stage.last_step(schedule.steps_per_epoch))
             data = TrainingData(source, schedule, workers, getattr(trainer.net, "dropout_units", 0),
                                 getattr(trainer.net, "dropout_rate", 0), options.augmentation,
-                                skip_bad=options.bad_samples == "skip")
-            log = StageLog(folder.log_file(f"{stage.name}.csv") if device.is_first else None,
-                           held=bool(start and start.replaced))
+                                skip_bad=skip_bad)
+            log = StageLog(folder.log_file(f"{stage.name}.csv") if device.is_first else None)
             if start:
                 start.restore(stage, trainer, log)
-                log.boards = _boards(stage, trainer.step, folder, test_pairs, options)
             if device.broadcast_int(trainer.step) == 0:  # each rank, though rank 0's counts: none waits too long for it
                 _set_start(stage.name, trainer.net, data, options)
             trainer.synchronise()
-            logger.info("%s net: %d pairs, %d epochs of %d steps of %d, starting at step %d", stage.name,
-                        len(source.names), stage.epochs, schedule.steps_per_epoch, options.batch_size, trainer.step)
+            if start:
+                if stage is stages[0]:
+                    start.begin()
+                log.boards = _boards(stage, trainer.step, folder, pictures, options)
+            done = trainer.step >= stage.last_step(schedule.steps_per_epoch)
+            logger.info("%s net: %d pairs, %d epochs of %d steps of %d, %s step %d", stage.name, len(source.names),
+                        stage.epochs, schedule.steps_per_epoch, options.batch_size,
+                        "complete at" if done else "starting at", trainer.step)
             with contextlib.ExitStack() as boards:
                 for board in log.boards:
                     boards.callback(board.close)
-                train_stage(stage, trainer, data, folder, log, stop, validate,
-                            partial(start.begin, log) if start and log.held else None)
+                train_stage(stage, trainer, data, folder, log, stop, validate)
             trainer = None
+
+
+def _validation_pictures(options: Options, source: Source, workers: int) -> tuple[Pictures | None, Source]:
+    """What is validated on, if anything, and what is left to train on."""
+    if options.val_data:
+        logger.info("Best*Net.ckpt will be those that predict the Test part of %s best: what they score there is no "
+                    "test any more (--val_scenes 0.1 holds out training scenes for it)", options.val_data)
+        return TestPictures(options.val_data, workers), source
+    if not options.val_scenes:
+        return None, source
+    train, held_out = split_scenes(source.names, options.val_scenes, options.seed)
+    return HeldOut(source.part(held_out), workers, options.bad_samples == "skip"), source.part(train)
 
 
 def _set_start(stage_name: str, net: nn.Cell, data: TrainingData, options: Options) -> None:
@@ -137,76 +153,62 @@ class _Start:
         self.stages, self.folder, self.options = stages, folder, options
         remove_partial(writable_folder(folder.checkpoints))
         remove_partial(writable_folder(folder.log))
-        for stage in stages:
-            _finish_replacing(folder, stage)
-        earlier = [path for stage in stages for path in folder.run(stage)]
-        self.saved = self._saved_states(earlier) if options.resume else {}
-        self.replaced = [] if options.resume else earlier
-        if self.replaced and not options.overwrite:
-            raise TrainingError(f"{earlier[0]}: {folder.root} already holds a run of the {stages[0].name} net: "
-                                "--resume continues it, --overwrite replaces it, --train_url names another folder")
+        logs, checkpoints = folder.earlier_run(stages[0].name)
+        begins_anew = options.resume == "auto" and not checkpoints
+        self.saved = self._saved_states() if options.resume and not begins_anew else {}
+        self.replaced = logs + checkpoints if options.overwrite else []
+        if checkpoints and not options.resume and not options.overwrite:
+            raise TrainingError(f"{checkpoints[0]}: {folder.root} already holds a run of the {stages[0].name} net: "
+                                "--resume continues it, --overwrite moves it aside, --train_url names another folder")
         pre_trained = options.pre_trained and options.pre_trained.resolve()
         if pre_trained in [path.resolve() for path in self.replaced]:
-            raise TrainingError(f"--pre_trained {options.pre_trained} is of the run that --overwrite replaces: move it "
-                                "away first, or name another folder with --train_url")
-        if not self.replaced:
-            self._write_options()
+            raise TrainingError(f"--pre_trained {options.pre_trained} is of the run that --overwrite replaces: copy "
+                                "it to another folder first, or name another folder with --train_url")
 
-    def _saved_states(self, earlier: Sequence[Path]) -> dict[str, checkpoint.Checkpoint | None]:
-        saved = {stage.name: newest_state(stage, self.folder) for stage in self.stages}
+    def _saved_states(self) -> dict[str, checkpoint.Checkpoint | None]:
+        saved = {stage.name: newest_state(stage.name, self.folder) for stage in self.stages}
         for stage in self.stages:
             if state := saved[stage.name]:
                 check_same_options(stage, state, self.options.allow_changed_data)
-        if not any(saved.values()):
-            expected = self.folder.state(self.stages[0], "<step>")
-            found = f"{', '.join(path.name for path in earlier)}, which are weights" if earlier else "no run"
-            raise TrainingError(f"{expected}: --resume finds no state to go on from (found: {found}): leave --resume "
-                                "out to begin" + (", with --pre_trained to begin from weights" if earlier else ""))
+        missing = [name for name in saved if not saved[name]]
+        weights = [path.name for name in missing for path in (self.folder.final(name), self.folder.best(name))
+                   if path.exists()]
+        if weights or len(missing) == len(saved):
+            moved = [path.name for path in sorted(self.folder.root.glob("replaced-*"))]
+            found = [f"{', '.join(weights)}, which are weights"] * bool(weights)
+            found += [f"{', '.join(moved)}, which --overwrite moved aside"] * bool(moved)
+            raise TrainingError(f"{self.folder.state(missing[0], '<step>')}: --resume finds no state to go on from "
+                                f"(found: {'; '.join(found) or 'no run'}): " +
+                                ("--overwrite in its place begins anew, with --pre_trained from weights" if weights
+                                 else "leave --resume out to begin"))
         return saved
 
-    def _write_options(self) -> None:
+    def restore(self, stage: Stage, trainer: Trainer, log: StageLog) -> None:
+        """Take over the stage's newest state, if the run is a resumed one."""
+        if saved := self.saved.get(stage.name):
+            check_same_options(stage, saved, self.options.allow_changed_data)  # its CoarseNet is known by now
+            trainer.restore(saved)
+            log.resume(saved)
+            logger.info("resuming from %s", saved.path)
+
+    def begin(self) -> None:
+        """From here on the folder is this run's: what it replaces is moved aside. The logs go first: as long as a
+        checkpoint of the earlier run is there, a run that was killed meanwhile begins nothing anew unasked."""
+        if self.replaced:
+            self.folder.move_aside(self.replaced)
         settings = {name: str(value) if isinstance(value, Path) else value
                     for name, value in vars(self.options).items()}
         write_text(self.folder.log_file("options.json"),
                    json.dumps({**settings, "mindspore": ms.__version__}, indent=2) + "\n")
 
-    def restore(self, stage: Stage, trainer: Trainer, log: StageLog) -> None:
-        """Take over the stage's newest state, if the run is a resumed one."""
-        if saved := self.saved.get(stage.name):
-            trainer.restore(saved)
-            log.resume(saved)
-            logger.info("resuming from %s", saved.path)
 
-    def begin(self, log: StageLog, path: Path, write: Callable[[Path], None]) -> None:
-        """Write the first state in place of the earlier run. A kill leaves the one run whole, or the other."""
-        committed = path.with_name(_COMMITTED + path.name)
-        write(committed)  # from here on the new run counts
-        for stage in self.stages:
-            _finish_replacing(self.folder, stage, self.replaced)
-        self._write_options()
-        log.release()
-        self.replaced = []
-
-
-_COMMITTED = ".next-"
-
-
-def _finish_replacing(folder: Folder, stage: Stage, replaced: Sequence[Path] | None = None) -> None:
-    """Have a committed first state of this stage take the place of the run before it."""
-    for committed in folder.checkpoints.glob(f"{_COMMITTED}{stage.net_name}_*{folder.suffix}.ckpt"):
-        for old in folder.run(stage) if replaced is None else replaced:
-            old.unlink(missing_ok=True)
-        committed.rename(committed.with_name(committed.name.removeprefix(_COMMITTED)))
-
-
-def _boards(stage: Stage, step: int, folder: Folder, test_pairs: Sequence[Pair] | None,
+def _boards(stage: Stage, step: int, folder: Folder, pictures: Pictures | None,
             options: Options) -> list[Board | Learning]:
     boards: list[Board | Learning] = []
     if options.tensorboard:
-        boards.append(Board(folder.log_file("tensorboard"), stage.name, step, test_pairs))
-        boards[0].add(step, {"learning_rate": stage.options["learning_rate"]})
-    if options.val_panels and test_pairs:
-        boards.append(Learning(folder.log_file(f"{stage.name}_panels.png"), step, test_pairs))
+        boards.append(Board(folder.log_file("tensorboard"), stage.name, step, pictures))
+    if options.val_panels and pictures:
+        boards.append(Learning(folder.log_file(f"{stage.name}_panels.png"), step, pictures))
     return boards
 
 
@@ -222,10 +224,12 @@ def _stage(name: str, options: Options, device: Device, digests: Mapping[str, st
     # What is not the reference's; older states have no entry for it.
     decisive |= {name: value for name, value in (("augmentation", options.augmentation), ("start", options.start),
                                                  ("fine_start", options.fine_start), ("dropout", options.dropout),
-                                                 ("ridge", options.ridge))
-                 if value not in ("reference", "random", None)}
+                                                 ("ridge", options.ridge), ("val_scenes", options.val_scenes))
+                 if value not in ("reference", "random", None, 0)}
+    without_effect = idle(replace(options, stage=name))
     return Stage(name, getattr(options, f"epochs_{name}"), options.save_checkpoint_steps,
-                 options.keep_checkpoint_max, options.max_steps, decisive)
+                 options.keep_checkpoint_max, options.max_steps,
+                 {name: value for name, value in decisive.items() if name not in without_effect}, without_effect)
 
 
 def _recipe(options: Options) -> Recipe:
@@ -247,8 +251,8 @@ def _trainer(stage: Stage, options: Options, folder: Folder, device: Device, las
     path = options.pre_trained if options.stage == "fine" and options.pre_trained else folder.final("coarse")
     coarse = _frozen_coarse(path, device)
     stage.options[COARSE] = checkpoint.digest(coarse)
-    coarse = in_precision(coarse, stage.options["amp_level"])
     logger.info("FineNet is trained on %s of %s", type(coarse).__name__, path)
+    coarse = in_precision(coarse, stage.options["amp_level"])
     ms.set_seed(options.seed)
     return build(FineNet(), inputs=lambda rgb: (rgb, coarse(rgb)))
 
@@ -262,61 +266,6 @@ def _frozen_coarse(path: StrPath, device: Device) -> nn.Cell:
     coarse.set_train(False)
     device.broadcast(coarse.get_parameters())
     return coarse
-
-
-class _Validation:
-    """Scores a net; at the first time also the mean log-depth map of the training pairs, which it has to beat, into
-    Log/mean_map.json."""
-
-    def __init__(self, pairs: Sequence[Pair], options: Options, workers: int, device: Device, source: Source,
-                 folder: Folder) -> None:
-        self.pairs, self.batch_size, self.workers, self.device = pairs, options.batch_size, workers, device
-        self.source, self.skip_bad, self.folder = source, options.bad_samples == "skip", folder
-        self.names = names_digest([evaluation.data_facts(pairs)["fingerprint"], *source.names])
-        self.marked = False
-
-    def __call__(self, predict: Callable[[Floats], Floats]) -> dict[str, float]:
-        """A dict of metrics. Raises on every rank when one cannot score its share."""
-        if not self.marked:
-            self._score_mean_map()
-            self.marked = True
-        return self._score(predict)
-
-    def _score(self, predict: Callable[[Floats], Floats]) -> dict[str, float]:
-        """Each rank scores its share of the pairs; the sums make the mean over all."""
-        share, failure = self.pairs[self.device.rank::self.device.ranks], None
-        sums = np.zeros(2 * len(METRICS))
-        try:
-            scores = evaluation.score(share, lambda rgb: {"net": predict(rgb)}, "depthnet", self.batch_size,
-                                      self.workers)
-            if scores:
-                columns = np.array([scores["net"].per_image[name] for name in METRICS])
-                sums = np.concatenate([np.nansum(columns, 1), np.count_nonzero(~np.isnan(columns), 1)])
-        except (UserError, CheckFailed, OSError) as error:
-            failure = error
-        summed = self.device.sum([*sums, failure is not None])
-        if summed[-1]:
-            raise failure or CheckFailed("another rank could not score its pictures: see its log")
-        totals, counts = np.split(summed[:-1].astype(np.float64), 2)
-        if not counts.all():
-            raise CheckFailed("no measured pixel in any target: nothing to score")
-        return dict(zip(METRICS, (totals / counts).tolist(), strict=True))
-
-    def _score_mean_map(self) -> None:
-        if self.device.broadcast_int(int(mean_map_scores(self.folder).get("of") == self.names)):  # rank 0's counts
-            return
-        mean_map, failure = None, None
-        try:
-            mean_map = baselines.mean_map(self.source, self.workers, self.skip_bad)
-        except (UserError, OSError) as error:
-            failure = error
-        if self.device.sum([mean_map is None])[0] or mean_map is None:
-            logger.warning("warning: no mean map to compare with: %s", failure or "another rank could not make it")
-            return
-        shown = mean_map
-        scored = self._score(lambda rgb: np.broadcast_to(shown, (len(rgb), *shown.shape)))
-        if self.device.is_first:
-            write_text(self.folder.log_file("mean_map.json"), json.dumps({"of": self.names, **scored}, indent=2) + "\n")
 
 
 def predictors(coarse: nn.Cell, fine: nn.Cell) -> Predict:

@@ -1,13 +1,17 @@
 """One training stage: the step, the loop, the log, the checkpoints, and the way back in after a stop."""
 
+import atexit
 import contextlib
 import csv
-import json
+import functools
+import itertools
 import logging
 import math
 import os
 import re
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,17 +23,17 @@ from mindspore import amp, nn, ops
 
 from src import checkpoint, cli, metrics, visual
 from src.arrays import Array, Floats, Pixels
-from src.data_loader import MOST_BAD, TrainingData
+from src.data_loader import TrainingData
 from src.device import Device
 from src.errors import CheckFailed, UserError
-from src.files import StrPath, replacing, writable_folder
+from src.files import StrPath, discarded_at_exit, replacing, writable_folder
 from src.loss import LOSSES
-from src.recipe import Average, Decay, Recipe, adam
+from src.recipe import Average, Decay, Rate, Recipe, adam
 from src.stopping import SIGNALS, Stopped, StopRequest
 from src.tensorboard import Board, Learning
+from src.validation import mean_map_scores
 
 Validate: TypeAlias = Callable[[Callable[[Floats], Floats]], dict[str, float]]
-Begin: TypeAlias = Callable[[Path, Callable[[Path], None]], None]
 
 LOG_INTERVAL = 10
 LOSS_SCALE, LOSS_SCALE_FACTOR, LOSS_SCALE_WINDOW = 2.0**16, 2, 1000
@@ -51,8 +55,8 @@ class TrainStep(nn.Cell):
     """One forward, one backward, one update.
 
     With a loss scaler, gradients that are not finite on any rank leave the weights alone on every rank and lower the
-    scale. Returns float32 (2 + 2 + len(votes)): this rank's loss; and summed over the ranks, in one reduction: the
-    loss, the overflows, and the `votes`.
+    scale. Returns float32 (4 + len(votes)): this rank's loss; how many updates came before; and summed over the ranks,
+    in one reduction: the loss, the overflows, and the `votes`.
     """
 
     def __init__(self, net: nn.Cell, loss: nn.Cell, optimizer: nn.Optimizer,
@@ -77,6 +81,7 @@ class TrainStep(nn.Cell):
 
     @ms.jit
     def construct(self, votes: ms.Tensor, depth_m: ms.Tensor, *inputs: ms.Tensor) -> ms.Tensor:
+        updates = self.optimizer.global_step.astype(ms.float32)
         (_, loss), gradients = self.gradient(depth_m, *inputs)
         if self.ranks > 1:
             gradients = self.average(gradients)
@@ -96,7 +101,7 @@ class TrainStep(nn.Cell):
             if finite:
                 self.update(gradients)
             self.scaler.adjust(finite)
-        return self.concat((loss, shared))
+        return self.concat((loss, updates, shared))
 
     def update(self, gradients: tuple[ms.Tensor, ...]) -> None:
         if self.clip_norm:
@@ -108,18 +113,21 @@ class TrainStep(nn.Cell):
 
 class StepResult(NamedTuple):
     """What a step has to tell: its number from 1, this rank's loss and the mean over the ranks, whether the update was
-    applied, and the sum over the ranks of what each said of itself."""
+    applied, the sum over the ranks of what each said of itself, and how many updates came before (an overflow makes
+    none)."""
 
     step: int
     own_loss: float
     loss: float
     applied: bool
     votes: list[float]
+    updates: int = 0
 
 
 @dataclass(frozen=True)
 class Stage:
-    """The settings of one stage; `options` are those that must not change in a resumed run."""
+    """The settings of one stage; `options` are those that must not change in a resumed run, `idle` the names of those
+    that have no effect in it: they may have any value in a saved state."""
 
     name: str  # "coarse" or "fine"
     epochs: int
@@ -127,11 +135,7 @@ class Stage:
     keep_checkpoint_max: int
     max_steps: int | None
     options: dict[str, Any]
-
-    @property
-    def net_name(self) -> str:
-        """CoarseNet or FineNet, as in file names."""
-        return f"{self.name.capitalize()}Net"
+    idle: frozenset[str] = frozenset()
 
     def last_step(self, steps_per_epoch: int) -> int:
         """The number of steps after which the stage is done."""
@@ -158,20 +162,38 @@ class Folder:
         """The stage's weights with the lowest validation abs_rel."""
         return self.checkpoints / f"Best{stage_name.capitalize()}Net{self.suffix}.ckpt"
 
-    def state(self, stage: Stage, step: int | str) -> Path:
+    def state(self, stage_name: str, step: int | str) -> Path:
         """The stage's resumable checkpoint of a step."""
-        return self.checkpoints / f"{stage.net_name}_{step}{self.suffix}.ckpt"
+        return self.checkpoints / f"{stage_name.capitalize()}Net_{step}{self.suffix}.ckpt"
 
-    def states(self, stage: Stage) -> list[tuple[int, Path]]:
+    def states(self, stage_name: str) -> list[tuple[int, Path]]:
         """(step, path) of the stage's resumable checkpoints, oldest first."""
-        pattern = re.compile(rf"{stage.net_name}_(\d+){self.suffix}\.ckpt")
-        matches = [(pattern.fullmatch(path.name), path) for path in self.checkpoints.glob(f"{stage.net_name}_*.ckpt")]
+        pattern = re.compile(rf"{stage_name.capitalize()}Net_(\d+){self.suffix}\.ckpt")
+        matches = [(pattern.fullmatch(path.name), path) for path in self.checkpoints.glob("*.ckpt")]
         return sorted((int(match[1]), path) for match, path in matches if match)
 
-    def run(self, stage: Stage) -> list[Path]:
-        """Every checkpoint of an earlier run of this stage."""
-        paths = [path for _, path in self.states(stage)]
-        return paths + [path for path in (self.final(stage.name), self.best(stage.name)) if path.exists()]
+    def earlier_run(self, first_stage: str) -> tuple[list[Path], list[Path]]:
+        """(logs, checkpoints) of the run whose place one takes that begins with this stage: FineNet's, and CoarseNet's
+        unless "fine" is the first. A net's states come after its weights, CoarseNet after the FineNet that was trained
+        on it: what is left when some of them are gone can be resumed."""
+        stages = ("fine",) if first_stage == "fine" else ("fine", "coarse")
+        logs = [self.log_file(name) for name in ("options.json", "mean_map.json", "curves.png")]
+        checkpoints = []
+        for name in stages:
+            logs += [self.log_file(f"{name}{ending}") for ending in (".csv", "_panels.png", "_panels.npz")]
+            logs.append(self.log_file("tensorboard") / name)
+            checkpoints += [self.best(name), self.final(name), *(path for _, path in self.states(name))]
+        return [path for path in logs if path.exists()], [path for path in checkpoints if path.exists()]
+
+    def move_aside(self, paths: Sequence[Path]) -> None:
+        """Move these files and folders of an earlier run into one new folder, under the names that they have here."""
+        names = (self.root / f"replaced-{time.strftime('%Y%m%d')}-{number}" for number in itertools.count(1))
+        target = next(path for path in names if not path.exists())
+        for path in paths:
+            moved = target / path.relative_to(self.root)
+            moved.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(path, moved)
+        logger.info("moved the earlier run to %s (%d files and folders)", target, len(paths))
 
     def log_file(self, name: str) -> Path:
         """`name` in the log folder, with this run's suffix: coarse.csv, curves.png, options.json."""
@@ -215,6 +237,7 @@ class Trainer:
                  last_step: int = 0) -> None:
         self.net, self.device, self.inputs, self.step = net, device, inputs, 0
         self.parameters = {parameter.name: parameter for parameter in net.get_parameters()}
+        self.rate = Rate(learning_rate, recipe, last_step)
         self.optimizer = adam(net, learning_rate, recipe, last_step)
         self.average = Average(net, recipe.ema) if recipe.ema else None
         self.scaler: Any = None
@@ -242,8 +265,9 @@ class Trainer:
         step, ranks = self.step, self.device.ranks
 
         def wait() -> StepResult:
-            own_loss, loss, overflows, _, *votes = result.asnumpy().tolist()
-            return StepResult(step, own_loss, loss / ranks if ranks > 1 else own_loss, overflows < 0.5, votes)
+            own_loss, updates, loss, overflows, _, *votes = result.asnumpy().tolist()
+            return StepResult(step, own_loss, loss / ranks if ranks > 1 else own_loss, overflows < 0.5, votes,
+                              int(updates))
 
         return wait
 
@@ -302,8 +326,27 @@ class Trainer:
 
 
 def in_precision(net: nn.Cell, amp_level: str) -> nn.Cell:
-    """The net as it computes at this level: "O0" is itself."""
-    return net if amp_level == "O0" else amp.auto_mixed_precision(net, amp_level)
+    """The net as it computes at this level: "O0" is itself.
+
+    At O1 MindSpore writes the net's code anew, into the current folder, which is another one meanwhile.
+    """
+    if amp_level == "O0":
+        return net
+    before, paths = os.getcwd(), list(sys.path)
+    os.chdir(_code_folder())
+    try:
+        return amp.auto_mixed_precision(net, amp_level)
+    finally:
+        os.chdir(before)
+        sys.path[:] = paths
+
+
+@functools.cache
+def _code_folder() -> Path:
+    """A folder until the process ends: MindSpore's compiler reads the code of a net there."""
+    until_exit = contextlib.ExitStack()
+    atexit.register(until_exit.close)
+    return until_exit.enter_context(discarded_at_exit(Path(tempfile.mkdtemp(prefix="depthnet-"))))
 
 
 @ms.jit
@@ -314,13 +357,11 @@ def _unit_range(rgb: ms.Tensor) -> ms.Tensor:
 
 class StageLog:
     """The stage's CSV file (none where `path` is None), and the sums of the epoch that is running, which travel
-    with the state. What goes into the file goes to the `boards` (src/tensorboard.py) as well.
-
-    While `held`, the file of an earlier run is left as it is; `release` replaces it.
+    with the state. What goes into the file goes to the `boards` (src/tensorboard.py) as well, with the learning rate.
     """
 
-    def __init__(self, path: Path | None, held: bool = False) -> None:
-        self.path, self.held = path, held
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
         self.boards: list[Board | Learning] = []
         self.rows: list[dict[str, Any]] = []
         self.sums = {"loss": 0.0, "steps": 0, "overflows": 0}
@@ -337,27 +378,17 @@ class StageLog:
     def row(self, **values: Any) -> None:
         """Append a row to the file."""
         self.rows.append({column: values.get(column, "") for column in CSV_COLUMNS})
-        if self.path and not self.held:
-            if not self.started:
-                self._write(self.path)
-            else:
-                with open(self.path, "a", encoding="utf-8", newline="") as file:
-                    csv.DictWriter(file, CSV_COLUMNS).writerow(self.rows[-1])
+        if self.path and self.started:
+            with open(self.path, "a", encoding="utf-8", newline="") as file:
+                csv.DictWriter(file, CSV_COLUMNS).writerow(self.rows[-1])
+        elif self.path:
+            with replacing(self.path) as file:
+                writer = csv.DictWriter(file, CSV_COLUMNS)
+                writer.writeheader()
+                writer.writerows(self.rows)
+            self.started = True
         for board in self.boards:
             board.add(values["step"], {name: values[name] for name in values if name != "step"})
-
-    def _write(self, path: Path) -> None:
-        with replacing(path) as file:
-            writer = csv.DictWriter(file, CSV_COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        self.started = True
-
-    def release(self) -> None:
-        """From here on the file is this run's."""
-        self.held = False
-        if self.path:
-            self._write(self.path)
 
     def resume(self, saved: checkpoint.Checkpoint) -> None:
         """Take over the rows and sums of an earlier run up to its saved state."""
@@ -390,7 +421,7 @@ def read_rows(path: StrPath) -> list[dict[str, str]]:
 
 
 def train_stage(stage: Stage, trainer: Trainer, data: TrainingData, folder: Folder, log: StageLog, stop: StopRequest,
-                validate: Validate | None = None, begin: Begin | None = None) -> None:
+                validate: Validate | None = None) -> None:
     """Train from `trainer.step` to the stage's end; leaves the last state and the final weights.
 
     A step's result is looked at when the next step has been started, so that the device does not wait for the host.
@@ -404,7 +435,6 @@ def train_stage(stage: Stage, trainer: Trainer, data: TrainingData, folder: Fold
         log: the StageLog, new or resumed.
         stop: the StopRequest to look at after every step.
         validate: function of `predict` -> dict of mean metrics, called once an epoch; or None.
-        begin: function of a function that writes the first state, to call instead of that; or None.
 
     Raises:
         TrainingError: the loss is not finite (with the step and the files of the batch).
@@ -412,7 +442,7 @@ def train_stage(stage: Stage, trainer: Trainer, data: TrainingData, folder: Fold
     """
     steps_per_epoch = data.schedule.steps_per_epoch
     last_step = stage.last_step(steps_per_epoch)
-    save = _Saver(stage, trainer, folder, log, begin)
+    save = _Saver(stage, trainer, folder, log)
     bar = cli.progress(last_step, f"{stage.name} net", "step", trainer.step)
     with stop.deferred(), bar, cli.log_above_progress():
         if trainer.device.broadcast_int(int(log.sums["steps"])) == steps_per_epoch:  # stopped before validation
@@ -459,10 +489,10 @@ class _Pace:
         _log_step(self.stage, self.trainer, self.data, self.log, result, seconds)
         self.bar.update()
         *signals, bad = result.votes
-        samples = self.data.schedule.samples
-        if bad > MOST_BAD * samples:
-            raise TrainingError(f"{bad:.0f} of {samples} samples are bad on all ranks together, more than "
-                                f"{MOST_BAD:.0%}")
+        schedule = self.data.schedule
+        if bad > schedule.most_bad:
+            raise TrainingError(f"{bad:.0f} of {schedule.samples} samples are bad on all ranks together: "
+                                f"{schedule.most_bad} may be")
         return next((number for number, votes in zip(SIGNALS, signals, strict=True) if votes), 0)
 
 
@@ -485,8 +515,9 @@ def _log_step(stage: Stage, trainer: Trainer, data: TrainingData, log: StageLog,
     if result.step % LOG_INTERVAL == 0 or result.step == 1:
         logger.info("training %s net, step: %d loss:%.6f, time cost: %.4f", stage.name, result.step, result.loss,
                     seconds)
+        rate = float(trainer.rate(ms.Tensor(result.updates, ms.int32))) if log.boards else None
         log.row(epoch=(result.step - 1) // data.schedule.steps_per_epoch + 1, step=result.step,
-                loss=f"{result.loss:.6f}", step_seconds=f"{seconds:.4f}")
+                loss=f"{result.loss:.6f}", step_seconds=f"{seconds:.4f}", learning_rate=rate)
 
 
 @contextlib.contextmanager
@@ -526,8 +557,8 @@ def _finish_epoch(stage: Stage, trainer: Trainer, data: TrainingData, log: Stage
 class _Saver:
     """Writes the three kinds of checkpoint of a stage: resumable states, the best and the final weights."""
 
-    def __init__(self, stage: Stage, trainer: Trainer, folder: Folder, log: StageLog, begin: Begin | None) -> None:
-        self.stage, self.trainer, self.folder, self.log, self.begin = stage, trainer, folder, log, begin
+    def __init__(self, stage: Stage, trainer: Trainer, folder: Folder, log: StageLog) -> None:
+        self.stage, self.trainer, self.folder, self.log = stage, trainer, folder, log
 
     def info(self) -> dict[str, Any]:
         coarse_net = {"coarse_net": self.stage.options["coarse_net"]} if self.stage.name == "coarse" else {}
@@ -536,17 +567,9 @@ class _Saver:
     def state(self) -> None:
         if not self.trainer.device.is_first:
             return
-        path = self.folder.state(self.stage, self.trainer.step)
-
-        def write(path: Path) -> None:
-            checkpoint.save(path, self.trainer.state(), {**self.info(), "epoch_sums": self.log.sums})
-
-        if self.begin:
-            self.begin(path, write)
-            self.begin = None
-        else:
-            write(path)
-        for _, old in self.folder.states(self.stage)[:-self.stage.keep_checkpoint_max]:
+        checkpoint.save(self.folder.state(self.stage.name, self.trainer.step), self.trainer.state(),
+                        {**self.info(), "epoch_sums": self.log.sums})
+        for _, old in self.folder.states(self.stage.name)[:-self.stage.keep_checkpoint_max]:
             old.unlink()
 
     def best(self, abs_rel: float) -> None:
@@ -555,7 +578,8 @@ class _Saver:
             self._weights(self.folder.best(self.stage.name), {"abs_rel": abs_rel})
 
     def final(self, last_step: int) -> None:
-        if not self.folder.states(self.stage) or self.folder.states(self.stage)[-1][0] != last_step:
+        states = self.folder.states(self.stage.name)
+        if not states or states[-1][0] != last_step:
             self.state()
         self._weights(self.folder.final(self.stage.name), {})
 
@@ -573,20 +597,12 @@ def _draw_curves(folder: Folder, device: Device) -> None:
     with _only_warned("curves"):
         rows = {name: read_rows(folder.log_file(f"{name}.csv")) for name in ("coarse", "fine")}
         if any(rows.values()):
-            visual.curves(rows, folder.log_file("curves.png"), mean_map_scores(folder))
+            visual.curves(rows, folder.log_file("curves.png"), mean_map_scores(folder.log_file("mean_map.json")))
 
 
-def mean_map_scores(folder: Folder) -> dict[str, Any]:
-    """What mean_map.json holds, or {}: the metrics of the mean map, and `of`, what they were measured on."""
-    try:
-        return json.loads(folder.log_file("mean_map.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
-def newest_state(stage: Stage, folder: Folder) -> checkpoint.Checkpoint | None:
+def newest_state(stage_name: str, folder: Folder) -> checkpoint.Checkpoint | None:
     """The newest undamaged state of a stage, or None; a damaged one is named and passed over."""
-    for _, path in reversed(folder.states(stage)):
+    for _, path in reversed(folder.states(stage_name)):
         try:
             return checkpoint.load(path)
         except checkpoint.CheckpointError as error:
@@ -602,10 +618,11 @@ def check_same_options(stage: Stage, saved: checkpoint.Checkpoint, allow_changed
             raise TrainingError(f"{saved.path}: files of the training data have another size or time than when this "
                                 "run began: --allow_changed_data if they were only copied, else begin anew")
         stage.options[DATA] = before[DATA]
-    decisive = {**stage.options, **before}
-    if COARSE not in stage.options:  # the CoarseNet of this very run is not trained yet
-        decisive.pop(COARSE, None)
+    if COARSE in stage.options and before.get(COARSE) != stage.options[COARSE]:
+        raise TrainingError(f"{saved.path}: FineNet was trained on another CoarseNet: --stage fine --overwrite begins "
+                            "FineNet anew on this one")
     changed = [f"{name} was {before.get(name)!r}, now {stage.options.get(name)!r}"
-               for name in decisive if before.get(name) != stage.options.get(name)]
+               for name in {**stage.options, **before}
+               if name not in {*stage.idle, COARSE} and before.get(name) != stage.options.get(name)]
     if changed:
         raise TrainingError(f"{saved.path}: --resume with other options would change the result: " + "; ".join(changed))

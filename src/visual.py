@@ -171,7 +171,9 @@ def _validation_curve(axis: Axes, name: str, rows: Rows, mark: Mapping[str, floa
 
 
 def _thumbnail(rgb: Pixels) -> Pixels:
-    """What the nets see of a picture, at their size."""
+    """What the nets see of a picture, at their size; what has that size is that already."""
+    if rgb.shape[:2] == image.RGB_SIZE:
+        return rgb
     return cv2.resize(image.crop(rgb), image.RGB_SIZE[::-1], interpolation=cv2.INTER_AREA)
 
 

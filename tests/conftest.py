@@ -45,7 +45,8 @@ ms.set_device("CPU")
 # What needs one of these starts programs or builds the C++ one; so does what is marked `long`, or trains for minutes.
 PROCESSES = {"run", "forked", "lite"}  # what the other fixtures of that kind are made with
 # The files that take longest, first: each is one processor's work, and the short ones fill what is left at the end.
-LONGEST = ("test_commands", "test_interruption", "test_zoo", "test_app", "test_resume", "test_start", "test_recipe",
+LONGEST = ("test_commands", "test_overwrite", "test_interruption", "test_validation", "test_options", "test_zoo",
+           "test_app", "test_resume", "test_start", "test_recipe",
            "test_distributed", "test_inference", "test_hostile", "test_shipped", "test_training", "test_report",
            "test_weights", "test_predict", "test_environment", "test_fuzz", "test_benchmarks", "test_data_loader",
            "test_packed")
@@ -125,9 +126,9 @@ def forked():
     server = subprocess.Popen([sys.executable, ROOT / "tests" / "forks.py"], stdin=subprocess.PIPE,
                               stdout=subprocess.PIPE, text=True)
 
-    def run_forked(target, *arguments, cwd, megabytes=None, **environment):
+    def run_forked(target, *arguments, cwd, megabytes=None, killed_at=None, **environment):
         request = {"target": target, "arguments": list(map(str, arguments)), "cwd": str(cwd), "megabytes": megabytes,
-                   "environment": environment}
+                   "killed_at": killed_at, "environment": environment}
         server.stdin.write(json.dumps(request) + "\n")
         server.stdin.flush()
         answer = json.loads(server.stdout.readline())

@@ -153,7 +153,7 @@ def test_a_training_shows_how_a_net_learns_and_what_it_has_to_beat(nyu, watched,
     for name in ("delta1", "abs_rel", "rmse_log"):
         assert measured[name] == pytest.approx(expected[name], abs=1e-5)
     refused = forked("train.py", "--data_url", nyu, "--val_panels", cwd=tmp_path)
-    assert refused.returncode == 2 and "--val_panels shows images of --val_data" in refused.stderr
+    assert refused.returncode == 2 and "--val_panels has no effect here: it needs --val_data" in refused.stderr
 
 
 def test_two_evaluations_side_by_side(evaluated, forked, tmp_path):

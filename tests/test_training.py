@@ -10,6 +10,7 @@ import torch
 from src import data_loader, image, metrics
 from src.loss import CompositeLoss
 from src.net import CoarseNet, FineNet, PaperCoarseNet
+from src.recipe import Recipe
 from src.training import StageLog, Trainer
 
 pytestmark = pytest.mark.long
@@ -114,6 +115,29 @@ def test_gradients_do_not_vary_from_run_to_run(batch):
             np.testing.assert_array_equal(ours.asnumpy(), theirs)
 
 
+@pytest.mark.parametrize("net", ["default", "paper"])
+def test_o1_trains_both_coarse_nets_and_leaves_no_code_behind(nyu, run, tmp_path, net):
+    (tmp_path / "tmp").mkdir()
+    result = run("train.py", "--data_url", nyu, "--amp_level", "O1", "--coarse_net", net, "--batch_size", 1,
+                 "--max_steps", 1, cwd=tmp_path, TMPDIR=str(tmp_path / "tmp"))
+    assert result.returncode == 0 and "NameError" not in result.stderr, result.stdout + result.stderr
+    assert f"FineNet is trained on {'Paper' * (net == 'paper')}CoarseNet of" in result.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"Model", "tmp"} and not list((tmp_path / "tmp").iterdir())
+
+
+def test_an_overflow_is_no_step_of_the_schedule(batch):
+    ms.set_seed(0)
+    trainer = Trainer(FineNet(), "composite", 1e-3, amp_level="O2", recipe=Recipe("cosine"), last_step=9,
+                      inputs=lambda rgb: (rgb, ms.Tensor(np.ones_like(batch[1]))))
+    updates = [trainer.launch(*batch)().updates]
+    scale = float(trainer.scaler.scale_value.asnumpy())
+    trainer.scaler.scale_value.set_data(ms.Tensor(2.0**60, ms.float32))
+    updates.append(trainer.launch(*batch)().updates)
+    trainer.scaler.scale_value.set_data(ms.Tensor(scale, ms.float32))
+    updates += [trainer.launch(*batch)().updates for _ in range(2)]
+    assert updates == [0, 1, 1, 2]
+
+
 def fine_trainer(amp_level, coarse):
     ms.set_seed(0)
     return Trainer(FineNet(), "composite", 3e-4, amp_level=amp_level, inputs=lambda rgb: (rgb, ms.Tensor(coarse)))
@@ -133,8 +157,9 @@ def test_half_precision_follows_single_precision(batch):
 
 @pytest.mark.parametrize("amp_level", ["O1", "O2", "O3"])
 def test_an_overflow_skips_the_step_lowers_the_scale_and_is_counted(batch, amp_level, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # O1 leaves the code that it has rewritten in the current folder
+    monkeypatch.chdir(tmp_path)
     trainer = fine_trainer(amp_level, np.ones_like(batch[1]))
+    assert not list(tmp_path.iterdir())  # O1 writes the net's code somewhere else
     assert trainer.run_step(*batch)[1]
     before = {name: parameter.asnumpy().copy() for name, parameter in trainer.state().items()}
     trainer.scaler.scale_value.set_data(ms.Tensor(2.0**60, ms.float32))
