@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src import cli
-from src.errors import UserError
-from src.files import temporary_folder
+from src.base import cli
+from src.base.errors import UserError
+from src.base.files import temporary_folder
 
 if TYPE_CHECKING:
-    from src.data_loader import Pair
-    from src.predict import DepthPredictor
+    from src.data.listing import Pair
+    from src.prediction.predict import DepthPredictor
 
 EXAMPLES = 12
 
@@ -51,7 +51,7 @@ def about(predictor: DepthPredictor) -> str:
 
 def examples(folder: Path | None, work: Path) -> Sequence[Pair]:
     """Test pairs to offer: of the user's NYU folder, or rendered into the folder `work`."""
-    from src.data_loader import evenly, list_test
+    from src.data.listing import evenly, list_test
 
     if folder is None:
         from tools import make_sample_nyu
@@ -67,8 +67,8 @@ def main() -> int:
         raise UserError(f"--port {options.port}: expected 1 to 65535")
     with temporary_folder() as work:
         own_environment(work)
-        from src.page import Page
-        from src.predict import from_options
+        from src.prediction.predict import from_options
+        from web.page import Page
 
         predictor = from_options(options)
         page = Page(predictor, about(predictor), examples(options.examples, work), work, options.queue)

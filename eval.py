@@ -5,8 +5,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from src import cli
-from src.files import writable_folder
+from src.base import cli
+from src.base.files import writable_folder
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -43,11 +43,13 @@ def versions() -> dict[str, str]:
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    from src import data_loader
+    from src.data import listing
 
-    pairs = data_loader.list_test(options.test_data)  # a mistake is said now: importing MindSpore takes seconds
-    from src import baselines, checkpoint, device, evaluation, report, stages, visual
-    from src.predict import flip_averaged
+    pairs = listing.list_test(options.test_data)  # a mistake is said now: importing MindSpore takes seconds
+    from src.nets import checkpoint, device
+    from src.prediction.predict import flip_averaged
+    from src.scoring import baselines, evaluation, report, visual
+    from src.training import stages
 
     device.select(options.device_target, options.device_id)
     if not (options.coarse_ckpt_model or options.fine_ckpt_model):
@@ -87,7 +89,7 @@ def main() -> int:
     options = parse_args()
     if not options.compare:
         return evaluate(options)
-    from src import comparison
+    from src.scoring import comparison
 
     logging.info("%s", comparison.compare(*options.compare))
     return 0

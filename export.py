@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from src import cli
+from src.base import cli
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -26,7 +26,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     options = parse_args()
-    from src import checkpoint, device, exporting
+    from src.nets import checkpoint, device, exporting
 
     # Only AIR needs the device. The others are compared with the net in fp32, which an Ascend does not compute in: CANN
     # runs convolutions as HF32.

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from src import cli, evaluation, folders, image, metrics
-from src.arrays import Floats
-from src.errors import UserError
-from src.files import writable_folder
+from src import metrics
+from src.base import cli, folders
+from src.base.arrays import Floats
+from src.base.errors import UserError
+from src.base.files import writable_folder
+from src.data import image
+from src.scoring import evaluation
 
 RESULT_ENDING, LABEL_ENDING = "_0.bin", ".bin"
 

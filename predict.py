@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src import cli
-from src.errors import CheckFailed
-from src.files import writable_folder
+from src.base import cli
+from src.base.errors import CheckFailed
+from src.base.files import writable_folder
 
 if TYPE_CHECKING:
-    from src.pointcloud import Intrinsics
-    from src.predict import Maps
+    from src.prediction.job import Job, check_outputs, find_jobs
+    from src.prediction.pointcloud import Intrinsics
+    from src.prediction.predict import Maps
 
 
 def positive_float_or_auto(text: str) -> float | str:
@@ -55,7 +56,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def camera(options: argparse.Namespace) -> Callable[[int, int], Intrinsics]:
     """The function of a picture's (height, width) -> Intrinsics."""
-    from src.pointcloud import Intrinsics
+    from src.prediction.pointcloud import Intrinsics
 
     if options.fov:
         return lambda height, width: Intrinsics.from_fov(height, width, options.fov)
@@ -66,21 +67,22 @@ def camera(options: argparse.Namespace) -> Callable[[int, int], Intrinsics]:
 
 def main() -> int:
     options = parse_args()
-    from src import depth_files, visual
-    from src.predict import from_options
+    from src.prediction import depth_files
+    from src.prediction.predict import from_options
+    from src.scoring import visual
 
     visual.check_colormap(options.colormap)
-    jobs, unread = depth_files.find(options.input, options.output_dir)
+    jobs, unread = find_jobs(options.input, options.output_dir)
     if any(job.is_video for job in jobs):
-        import src.video  # noqa: F401 (where there is no PyAV, that is said before the work)
+        import src.prediction.video  # noqa: F401 (where there is no PyAV, that is said before the work)
     kinds = tuple(dict.fromkeys(options.save))
-    depth_files.check_outputs(jobs, kinds, options.overwrite)
+    check_outputs(jobs, kinds, options.overwrite)
     writable_folder(options.output_dir)
     predict = from_options(options)
     own_camera = options.fov or options.fx
     writer = depth_files.Writer(kinds, options.colormap, options.max_depth, camera(options),
                                 follow_exif=options.camera == "exif" and not own_camera)
-    known: dict[depth_files.Job, Maps] = {}
+    known: dict[Job, Maps] = {}
     if options.max_depth == "auto":
         coloured = {"color", "side"} & set(kinds)
         found, known = depth_files.depth_range(jobs, predict, writer) if coloured else (10.0, {})

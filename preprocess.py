@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from src import cli, image
-from src.data_loader import Pair, decoding_pool, list_test, load_test_pair
-from src.errors import UserError
-from src.files import replacing, writable_folder
+from src.base import cli
+from src.base.errors import UserError
+from src.base.files import replacing, writable_folder
+from src.data import image
+from src.data.listing import Pair, list_test
+from src.data.plain import decoding_pool, load_test_pair
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from src import cli, stopping
-from src.errors import UserError
-from src.options import NEEDS, Options, idle
+from src.base import cli, stopping
+from src.base.errors import UserError
+from src.training.options import NEEDS, Options, idle
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> Options:
@@ -98,10 +98,11 @@ def resume_command() -> str:
 
 def main(stop: stopping.StopRequest) -> int:
     options = parse_args()
-    from src.packed import open_training
+    from src.data.packed import open_training
 
     source = open_training(options.data_url)  # a mistake is said now: importing MindSpore takes seconds
-    from src import device, stages
+    from src.nets import device
+    from src.training import stages
 
     chosen = device.select(options.device_target, options.device_id)
     try:

@@ -13,8 +13,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src import cli, depth_files, image, predict
-from src.pointcloud import Intrinsics
+from src.base import cli
+from src.data import image
+from src.prediction import depth_files, predict
+from src.prediction.pointcloud import Intrinsics
 
 
 def exponent(points):
@@ -70,7 +72,9 @@ def memory_by_pictures(folder):
 
 
 def _memory_of_predicting(pictures, output):
-    jobs, _ = depth_files.find(pictures, output)
+    from src.prediction.job import find_jobs
+
+    jobs, _ = find_jobs(pictures, output)
     writer = depth_files.Writer(("npy",), "viridis", 10.0, Intrinsics.kinect)
     depth_files.predict_all(jobs, netless_predictor(), writer, 8, cli.progress(len(jobs), "predicting", "file"))
     return peak_mb()
@@ -78,7 +82,7 @@ def _memory_of_predicting(pictures, output):
 
 def log_by_steps(folder):
     """(rows, seconds) of a stage's log of so many steps."""
-    from src.training import StageLog
+    from src.training.log import StageLog
 
     points = []
     for rows in (10_000, 30_000, 100_000):
@@ -133,7 +137,7 @@ def layer_operations(net, *inputs):
 def floor():
     """([{"name", "value"}], {net.layer: operations}): the machine's rates, and what the nets ask of it."""
     from src import net
-    from src.exporting import example_inputs
+    from src.nets.exporting import example_inputs
 
     size = 2048
     a, b = (np.random.default_rng(seed).random((size, size), np.float32) for seed in (0, 1))

@@ -16,16 +16,13 @@ from PIL import Image, ImageEnhance
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import growth
-from src import cli, image
-from src.data_loader import (
-    Schedule,
-    TrainingData,
-    augment,
-    decode_train_pair,
-    keep_freed_memory,
-    list_train,
-    train_target,
-)
+from src.base import cli
+from src.data import image
+from src.data.augmentation import augment
+from src.data.listing import list_train
+from src.data.plain import decode_train_pair, train_target
+from src.data.sampling import Schedule
+from src.data_loader import TrainingData, keep_freed_memory
 
 ASCEND_910_PAIRS_PER_S = 680
 
@@ -82,7 +79,7 @@ def pytorch_batches(pairs, batch_size, steps, workers):
 def measure(kind, folder, batch_size, workers, pairs):
     """(pairs/s, processor milliseconds a pair, peak MB of the process) after the first batch, which fills the queue;
     for "later" after the first epoch."""
-    from src.packed import open_training
+    from src.data.packed import open_training
 
     source = open_training(folder)
     schedule = Schedule(len(source.names), batch_size, seed=0)
@@ -155,7 +152,7 @@ def compare(data, packed_folder=None, batch_size=32, workers=2, rounds=3, pairs=
     """Both tables of a NYU folder; it is packed into a temporary folder if `packed_folder` is None."""
     with tempfile.TemporaryDirectory() as folder:
         if packed_folder is None:
-            from src import packed
+            from src.data import packed
 
             packed_folder = Path(folder, "packed")
             packed.pack(data, packed_folder, workers)

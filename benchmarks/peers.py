@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from benchmarks import growth
-from src.image import DEPTH_SIZE, RGB_SIZE
+from src.data.image import DEPTH_SIZE, RGB_SIZE
 
 LEARNING_RATE = 1e-6  # small: all sides stay at the loss that they began with
 
@@ -33,7 +33,8 @@ def mindspore_net(name):
     """The net with the weights that every side begins with."""
     import mindspore as ms
 
-    from src import device, net
+    from src import net
+    from src.nets import device
 
     device.select("CPU")
     ms.set_seed(0)
@@ -47,7 +48,7 @@ def train(backend, name, batch):
     if backend == "mindspore":
         import mindspore as ms
 
-        from src.training import Trainer
+        from src.training.trainer import Trainer
 
         given = ms.Tensor(coarse)
         trainer = Trainer(net, "composite", LEARNING_RATE,
@@ -86,7 +87,8 @@ def predictor(backend, batch, threads, folder):
     """A function of RGB float32 (N, 3, 228, 304) to FineNet's log depth, of the checkpoints or exports in `folder`."""
     names = ("CoarseNet", "FineNet")
     if backend == "mindspore":
-        from src import checkpoint, device, stages
+        from src.nets import checkpoint, device
+        from src.training import stages
 
         device.select("CPU")
         both = stages.predictors(checkpoint.load_coarse(folder / "Ckpt" / "FinalCoarseNet.ckpt"),

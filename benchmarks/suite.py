@@ -23,9 +23,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import growth, loader
-from src import cli, visual
-from src.errors import CheckFailed, UserError
-from src.files import writable_folder, write_text
+from src.base import cli
+from src.base.errors import CheckFailed, UserError
+from src.base.files import writable_folder, write_text
+from src.scoring import visual
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = ROOT / "ascend310_infer" / "build" / "depthnet_infer"
@@ -188,9 +189,9 @@ def whole(command, cwd, until=None):
 
 def whole_commands(options, bar, folder, data):
     """Whole processes, and what the next picture costs in them: {label: {"median_s", "samples_s"}}."""
-    from src import data_loader
+    from src.data import listing
 
-    pictures = [pair.rgb for pair in data_loader.list_test(data)][:24 if options.quick else None]
+    pictures = [pair.rgb for pair in listing.list_test(data)][:24 if options.quick else None]
     models = {"MindSpore": ("--coarse_ckpt_model", folder / "Ckpt" / "FinalCoarseNet.ckpt",
                             "--fine_ckpt_model", folder / "Ckpt" / "FinalFineNet.ckpt"),
               "ONNX": ("--coarse_onnx", folder / "ONNX" / "FinalCoarseNet.onnx",
@@ -227,9 +228,9 @@ def whole_commands(options, bar, folder, data):
 
 def make_part(data, folder, count):
     """A NYU folder whose Test part is the first `count` pairs of that of `data`."""
-    from src import data_loader
+    from src.data import listing
 
-    for pair in data_loader.list_test(data)[:count]:
+    for pair in listing.list_test(data)[:count]:
         for path in (pair.rgb, pair.depth):
             target = folder / path.relative_to(data)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -242,7 +243,8 @@ def prepare(folder, data):
     """The nets to infer with, in every form, and the pictures as the C++ program reads them."""
     import mindspore as ms
 
-    from src import checkpoint, net
+    from src import net
+    from src.nets import checkpoint
 
     ms.set_seed(0)
     coarse, fine = net.CoarseNet(), net.FineNet()

@@ -16,11 +16,14 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from src import cli
-from src.arrays import Array, Doubles, Floats, Pixels
-from src.data_loader import TrainingData, counter_rng, evenly, filled_log_depth
-from src.errors import UserError
+from src.base import cli
+from src.base.arrays import Array, Doubles, Floats, Pixels
+from src.base.errors import UserError
+from src.data.listing import evenly
+from src.data.sampling import counter_rng
+from src.data_loader import TrainingData
 from src.net import DEPTH_CELLS, PaperCoarseNet
+from src.scoring.baselines import filled_log_depth
 
 MOST_PAIRS = 4000  # evenly spaced; each is two rows of 12,288 features
 PROJECTION_PAIRS, _PROJECTION_RIDGE = 160, 2.5  # of the combinations that CoarseNet keeps

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import cv2
 import numpy as np
 
-from src.arrays import Array, Doubles
-from src.errors import CheckFailed, NotFinite
+from src.base.arrays import Array, Doubles
+from src.base.errors import CheckFailed, NotFinite
 
 METRICS = ("delta1", "delta2", "delta3", "abs_rel", "sq_rel", "rmse", "rmse_log", "si")
 PROTOCOLS = ("depthnet", "eigen")

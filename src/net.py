@@ -15,7 +15,7 @@ import numpy as np
 from mindspore import nn, ops
 from mindspore.common.initializer import HeNormal, Initializer, Normal
 
-from src.arrays import Floats
+from src.base.arrays import Floats
 
 RGB_SHAPE = (3, 228, 304)
 DEPTH_SHAPE = (1, 55, 74)

@@ -23,16 +23,18 @@ if WORKERS > 1:
     os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // WORKERS))
 os.environ.pop("MASTER_PORT", None)  # each run of several workers takes one that is free
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script: the commands would have it so
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Ignored in the background of a script, or under nohup: the commands that the tests start would ignore them, too.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 import mindspore as ms  # noqa: E402
 import numpy as np  # noqa: E402
 from mindspore import nn, ops  # noqa: E402
 
-import src  # noqa: E402, F401 (sets the environment that MindSpore reads)
-from src import checkpoint, exporting  # noqa: E402
+import src  # noqa: E402, F401
 from src.net import PaperCoarseNet  # noqa: E402
+from src.nets import checkpoint, exporting  # noqa: E402
 from tools import make_sample_nyu  # noqa: E402
 
 SOURCE = ROOT / "ascend310_infer"

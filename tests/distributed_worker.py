@@ -13,10 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import mindspore as ms
 import numpy as np
 
-from src import device
-from src.data_loader import Schedule
+from src.data.sampling import Schedule
 from src.net import FineNet
-from src.training import Trainer
+from src.nets import device
+from src.training.trainer import Trainer
 
 SAMPLES = 16
 

@@ -28,11 +28,18 @@ import numpy as np  # noqa: E402
 from mindspore import nn  # noqa: E402
 
 import train  # noqa: E402
-from src import checkpoint, cli, depth_files, image, packed, report, stages  # noqa: E402, F401
-from src.data_loader import Schedule, TrainingData  # noqa: E402
+from src.base import cli  # noqa: E402
+from src.base.stopping import StopRequest  # noqa: E402
+from src.data import image, packed  # noqa: E402
+from src.data.sampling import Schedule  # noqa: E402
+from src.data_loader import TrainingData  # noqa: E402
 from src.net import COARSE_NETS  # noqa: E402
-from src.predict import DepthPredictor  # noqa: E402
-from src.stopping import StopRequest  # noqa: E402
+from src.nets import checkpoint  # noqa: E402
+from src.prediction import depth_files  # noqa: E402
+from src.prediction.job import check_outputs, find_jobs  # noqa: E402
+from src.prediction.predict import DepthPredictor  # noqa: E402
+from src.scoring import report  # noqa: E402, F401
+from src.training import stages  # noqa: E402
 
 SECONDS = 60  # of a processor, for what has a limit of memory
 DEADLINE = 900
@@ -45,9 +52,9 @@ def red(rgb):
 
 def predict(folder, out):
     """predict.py's work on the pictures of a folder, with a net that is quick."""
-    jobs, _ = depth_files.find([folder], Path(out))
+    jobs, _ = find_jobs([folder], Path(out))
     kinds = ("color", "npy")
-    depth_files.check_outputs(jobs, kinds, overwrite=False)
+    check_outputs(jobs, kinds, overwrite=False)
     predictor = DepthPredictor(red, lambda rgb, coarse_log_depth: coarse_log_depth)
     writer = depth_files.Writer(kinds, "viridis", 10.0, None)
     with cli.progress(len(jobs), "predicting", "file") as bar:

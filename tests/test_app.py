@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 from plyfile import PlyData
 
-from src import image
-from src.pointcloud import Intrinsics, points
+from src.data import image
+from src.prediction.pointcloud import Intrinsics, points
 from tests.conftest import ROOT, serving
 
 playwright = pytest.importorskip("playwright.sync_api")

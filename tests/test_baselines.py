@@ -4,19 +4,19 @@ import shutil
 
 import numpy as np
 
-from src import data_loader, image
-from src.baselines import BEST_SCALE, CONSTANT, MEAN_MAP, OWN_SCALES, Baselines
+from src.data import image, listing, plain
+from src.scoring.baselines import BEST_SCALE, CONSTANT, MEAN_MAP, OWN_SCALES, Baselines
 
 
 def test_the_constants_and_scales_are_the_best_of_their_kind(nyu):
-    pairs = data_loader.list_test(nyu)
-    loaded = [data_loader.load_test_pair(pair) for pair in pairs]
+    pairs = listing.list_test(nyu)
+    loaded = [plain.load_test_pair(pair) for pair in pairs]
     rgb, depth_m = np.stack([one for one, _ in loaded]), np.stack([image.network_depth(one) for _, one in loaded])
     ours = Baselines(nyu, pairs, 2)
     maps = {**ours.before(rgb), **ours.after(depth_m)}
     assert list(maps) == [CONSTANT, MEAN_MAP, BEST_SCALE, OWN_SCALES]
     target = np.log(depth_m.clip(0.1, 10).astype(np.float64))
-    train = [np.log(data_loader.load_train_pair(pair)[1].clip(0.1, 10)) for pair in data_loader.list_train(nyu)]
+    train = [np.log(plain.load_train_pair(pair)[1].clip(0.1, 10)) for pair in listing.list_train(nyu)]
     np.testing.assert_allclose(maps[MEAN_MAP][0, 0], np.mean(train, 0), atol=1e-5)
 
     def error(name, shift=0.0):
@@ -30,7 +30,7 @@ def test_the_constants_and_scales_are_the_best_of_their_kind(nyu):
 
 def test_without_training_pairs_the_constant_is_left(nyu, tmp_path):
     shutil.copytree(nyu / "Test", tmp_path / "Test")
-    pairs = data_loader.list_test(tmp_path)
+    pairs = listing.list_test(tmp_path)
     ours = Baselines(tmp_path, pairs, 1)
     assert list(ours.before(np.zeros((2, 3, 228, 304), np.float32))) == [CONSTANT]
     assert ours.after(np.ones((2, 1, 55, 74), np.float32)) == {}

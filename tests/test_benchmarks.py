@@ -11,8 +11,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import growth
-from src.exporting import example_inputs
 from src.net import CoarseNet, FineNet, PaperCoarseNet
+from src.nets.exporting import example_inputs
 from tests.conftest import ROOT
 from tests.twins import TWINS, weights
 
@@ -49,7 +49,7 @@ def test_both_sides_train_the_same_net_on_the_same_loss():
 
 @pytest.mark.long
 def test_both_sides_predict_the_same(tmp_path):
-    from src import checkpoint
+    from src.nets import checkpoint
 
     ms.set_seed(0)
     (tmp_path / "Ckpt").mkdir()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src import image
+from src.data import image
 from tools import check_nyu
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from mindspore.train import serialization
 
-from src import checkpoint
-from src.checkpoint import CheckpointError
 from src.net import CoarseNet, FineNet, PaperCoarseNet
+from src.nets import checkpoint
+from src.nets.checkpoint import CheckpointError
 from tests.conftest import ROOT
 
 
@@ -166,7 +166,7 @@ def test_a_name_that_is_no_text_is_damage_whoever_reads_it(tmp_path):
                             check=False)
     with pytest.raises(CheckpointError) as here:
         checkpoint.load(path)
-    assert result.stderr.splitlines()[-1] == f"src.checkpoint.CheckpointError: {here.value}"
+    assert result.stderr.splitlines()[-1] == f"src.nets.checkpoint.CheckpointError: {here.value}"
 
 
 def test_a_failed_write_leaves_the_earlier_file(saved, monkeypatch):

@@ -12,7 +12,8 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from src import data_loader, image, metrics
+from src import metrics
+from src.data import image, listing
 from src.net import CoarseNet, FineNet
 
 LOG_LINE = re.compile(r"^training (coarse|fine) net, step: (\d+) loss:\d+\.\d{6}, time cost: \d+\.\d{4}$", re.M)
@@ -67,7 +68,7 @@ def test_evaluation_equals_a_loop_of_our_own(trained, nyu, run, tmp_path):
     for net, path in ((coarse, COARSE), (fine, FINE)):
         ms.load_param_into_net(net, ms.load_checkpoint(str(trained / path)))
     expected = {"CoarseNet": [], "FineNet": []}
-    for pair in data_loader.list_test(nyu):
+    for pair in listing.list_test(nyu):
         rgb = ms.Tensor(image.network_rgb(image.load_rgb(pair.rgb))[None])
         target = image.network_depth(image.load_test_depth(pair.depth))[None]
         coarse_log_depth = coarse(rgb)

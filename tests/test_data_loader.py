@@ -17,8 +17,14 @@ import pytest
 from PIL import Image, ImageEnhance
 from scipy import ndimage
 
-from src import baselines, data_loader, image, training
-from src.data_loader import DataError, PlainPairs, Schedule, TrainingData
+from src import data_loader
+from src.data import augmentation, image, listing, plain, sampling
+from src.data.listing import DataError
+from src.data.plain import PlainPairs
+from src.data.sampling import Schedule
+from src.data_loader import TrainingData
+from src.scoring import baselines
+from src.training import log, options, run_folder, trainer
 from tests.conftest import TinyCoarse
 
 
@@ -33,7 +39,7 @@ def test_pairs_are_matched_by_name_in_numeric_order(tmp_path):
             touch(tmp_path / "Train" / scene / f"{number}.png")
         for number in ("1", "10", "2"):
             touch(tmp_path / "Train" / scene / f"{number}.jpg")
-    pairs = data_loader.list_train(tmp_path)
+    pairs = listing.list_train(tmp_path)
     assert [pair.name for pair in pairs] == [f"{scene}/{number}" for scene in ("attic_1_out", "kitchen_2_out")
                                              for number in (1, 2, 10)]
     assert all(pair.rgb.stem == pair.depth.stem and pair.rgb.parent == pair.depth.parent for pair in pairs)
@@ -41,8 +47,8 @@ def test_pairs_are_matched_by_name_in_numeric_order(tmp_path):
 
 
 def test_both_the_folder_and_its_split_are_accepted(nyu):
-    assert data_loader.list_test(nyu) == data_loader.list_test(nyu / "Test")
-    assert [pair.name for pair in data_loader.list_test(nyu)] == ["00000", "00001", "00002", "00003"]
+    assert listing.list_test(nyu) == listing.list_test(nyu / "Test")
+    assert [pair.name for pair in listing.list_test(nyu)] == ["00000", "00001", "00002", "00003"]
 
 
 def test_missing_partners_are_named(nyu, tmp_path):
@@ -51,39 +57,39 @@ def test_missing_partners_are_named(nyu, tmp_path):
     (folder / "Train" / "sample_0002_out" / "3.jpg").unlink()
     (folder / "Test" / "00001_depth.png").unlink()
     with pytest.raises(DataError, match=r"0001_out/2\.jpg has no depth map; .*0002_out/3\.png has no RGB"):
-        data_loader.list_train(folder)
+        listing.list_train(folder)
     with pytest.raises(DataError, match=r"00001_colors\.png has no depth map"):
-        data_loader.list_test(folder)
+        listing.list_test(folder)
 
 
 def test_wrong_folders_say_what_was_found_and_expected(tmp_path):
     (tmp_path / "images").mkdir()
     with pytest.raises(DataError, match=r"no Train folder in it \(found: images\); expected NYU/Train/<scene>_out"):
-        data_loader.list_train(tmp_path)
+        listing.list_train(tmp_path)
     with pytest.raises(DataError, match="no such folder"):
-        data_loader.list_train(tmp_path / "absent")
+        listing.list_train(tmp_path / "absent")
     (tmp_path / "Train").mkdir()
     with pytest.raises(DataError, match="no image pairs"):
-        data_loader.list_train(tmp_path)
+        listing.list_train(tmp_path)
     with pytest.raises(DataError, match=r"NYU: no Test folder in it \(found: nothing\)"):
         (tmp_path / "NYU").mkdir()
-        data_loader.list_test(tmp_path / "NYU")
+        listing.list_test(tmp_path / "NYU")
     for name in "fdbaec":
         (tmp_path / "NYU" / name).touch()
     with pytest.raises(DataError, match=r"no Test folder in it \(found: a, b, c, d, e\); expected"):
-        data_loader.list_test(tmp_path / "NYU")
+        listing.list_test(tmp_path / "NYU")
 
 
 def test_two_files_of_one_name_are_named(tmp_path):
     for ending in ("jpg", "jpeg", "png"):
         touch(tmp_path / "Train" / "attic_out" / f"1.{ending}")
-    with pytest.raises(data_loader.TwoFiles, match=r"1\.jpg and .*attic_out/1\.jpeg: two files of one name"):
-        data_loader.list_train(tmp_path)
+    with pytest.raises(listing.TwoFiles, match=r"1\.jpg and .*attic_out/1\.jpeg: two files of one name"):
+        listing.list_train(tmp_path)
 
 
 def test_names_are_in_natural_order_numbers_before_words():
     names = ["b", "10", "2", "a/10", "a/2", "a/x", "10/1", "a"]
-    assert sorted(names, key=data_loader._natural_key) == ["2", "10", "10/1", "a", "a/2", "a/10", "a/x", "b"]
+    assert sorted(names, key=listing._natural_key) == ["2", "10", "10/1", "a", "a/2", "a/10", "a/x", "b"]
 
 
 @pytest.mark.parametrize(("missing", "more"), [(1, ""), (2, ""), (3, ""), (4, " (and 1 more)"), (5, " (and 2 more)")])
@@ -93,25 +99,25 @@ def test_three_missing_partners_are_named_and_the_rest_counted(tmp_path, missing
         if number >= missing:
             touch(tmp_path / "Test" / f"{number}_depth.png")
     with pytest.raises(DataError) as caught:
-        data_loader.list_test(tmp_path)
+        listing.list_test(tmp_path)
     assert str(caught.value).count("has no depth map") == min(missing, 3)
     assert str(caught.value).endswith(f"has no depth map{more}")
-    rgb, depth, _ = data_loader.test_files(tmp_path)
-    assert [pair.name for pair in data_loader.matched(rgb, depth)] == [str(number) for number in range(missing, 6)]
+    rgb, depth, _ = listing.test_files(tmp_path)
+    assert [pair.name for pair in listing.matched(rgb, depth)] == [str(number) for number in range(missing, 6)]
 
 
 def test_a_digest_is_of_the_names_in_their_order():
-    assert data_loader.names_digest(["a", "b"]) == hashlib.sha256(b"a\nb").hexdigest()[:16]
-    assert data_loader.names_digest(["b", "a"]) != data_loader.names_digest(["a", "b"])
-    assert data_loader.names_digest([os.fsdecode(b"\xff")]) == hashlib.sha256(b"\xff").hexdigest()[:16]
+    assert listing.names_digest(["a", "b"]) == hashlib.sha256(b"a\nb").hexdigest()[:16]
+    assert listing.names_digest(["b", "a"]) != listing.names_digest(["a", "b"])
+    assert listing.names_digest([os.fsdecode(b"\xff")]) == hashlib.sha256(b"\xff").hexdigest()[:16]
 
 
 def test_what_is_taken_evenly():
-    assert list(data_loader.evenly(range(10), 3)) == [0, 3, 6]
-    assert list(data_loader.evenly(range(10), 5)) == [0, 2, 4, 6, 8]
-    assert len(set(data_loader.evenly(range(4001), 4000))) == 4000 and len(data_loader.evenly(range(17), 16)) == 16
-    assert set(np.diff(data_loader.evenly(range(4001), 3000))) == {1, 2}
-    assert list(data_loader.evenly([3, 4], 9)) == [3, 4] and list(data_loader.evenly([], 2)) == []
+    assert list(listing.evenly(range(10), 3)) == [0, 3, 6]
+    assert list(listing.evenly(range(10), 5)) == [0, 2, 4, 6, 8]
+    assert len(set(listing.evenly(range(4001), 4000))) == 4000 and len(listing.evenly(range(17), 16)) == 16
+    assert set(np.diff(listing.evenly(range(4001), 3000))) == {1, 2}
+    assert list(listing.evenly([3, 4], 9)) == [3, 4] and list(listing.evenly([], 2)) == []
 
 
 def test_the_digest_of_the_data_changes_with_any_file(nyu, tmp_path):
@@ -129,7 +135,7 @@ def test_the_digest_of_the_data_changes_with_any_file(nyu, tmp_path):
 
 def test_test_pairs_come_in_batches_as_they_are_alone(nyu):
     pairs = data_loader.readable_test_pairs(nyu, 2)
-    assert pairs == data_loader.list_test(nyu)
+    assert pairs == listing.list_test(nyu)
     batches = list(data_loader.test_batches(pairs, 3, 2))
     assert [[pair.name for pair in chunk] for chunk, _, _ in batches] == [["00000", "00001", "00002"], ["00003"]]
     for chunk, rgb, depths_m in batches:
@@ -189,14 +195,14 @@ def test_samples_are_those_that_are_asked_for(nyu, tmp_path):
         np.testing.assert_array_equal(rgb, image.network_pixels(image.load_rgb(pair.rgb)))
         metres = image.network_depth(image.load_train_depth(pair.depth))[0]
         np.testing.assert_allclose(depth_m, metres, rtol=1e-6)
-        for ours, theirs in zip(data_loader.load_train_pair(pair), (rgb, depth_m), strict=True):
+        for ours, theirs in zip(plain.load_train_pair(pair), (rgb, depth_m), strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_regression_s_targets_have_the_mean_where_nothing_was_measured():
     depth_m = np.random.default_rng(0).uniform(0.05, 11, (3, 55, 74)).astype(np.float32)
     depth_m[0, :9] = 0
-    filled, mean = data_loader.filled_log_depth(depth_m)
+    filled, mean = baselines.filled_log_depth(depth_m)
     log_depth = np.log(depth_m.clip(0.1, 10))
     np.testing.assert_allclose(mean[:9], log_depth[1:, :9].mean(0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(mean[9:], log_depth[:, 9:].mean(0), rtol=1e-5, atol=1e-6)
@@ -229,11 +235,11 @@ def test_two_ranks_together_see_the_batch_of_one_with_twice_the_size():
 
 def test_the_order_of_an_epoch_is_drawn_once():
     """Also while the end of one is loaded beside the beginning of the next."""
-    data_loader._permutation.cache_clear()
+    sampling._permutation.cache_clear()
     schedule = Schedule(50, 5, seed=1)
     for step in (7, 8, 9, 10, 9, 11):
         schedule.batch(step)
-    assert data_loader._permutation.cache_info().misses == 2
+    assert sampling._permutation.cache_info().misses == 2
 
 
 def test_a_dataset_smaller_than_a_batch_says_so():
@@ -297,7 +303,7 @@ def test_augmentation_is_that_of_pillow(flip, brightness, sharpness):
     rgb = cv2.GaussianBlur(rng.integers(0, 256, (228, 304, 3), np.uint8), (5, 5), 0)
     depth_m = rng.uniform(1, 9, (55, 74)).astype(np.float32)
     ours, ours_m = np.empty((3, 228, 304), np.uint8), np.empty((1, 55, 74), np.float32)
-    data_loader.augment(rgb, depth_m, Choices(flip, brightness, sharpness), ours, ours_m)
+    augmentation.augment(rgb, depth_m, Choices(flip, brightness, sharpness), ours, ours_m)
     pillow = ImageEnhance.Brightness(Image.fromarray(rgb)).enhance(brightness)
     pillow = np.asarray(ImageEnhance.Sharpness(pillow).enhance(sharpness)).astype(int)
     smooth = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
@@ -332,7 +338,7 @@ def test_the_paper_s_augmentation_is_an_affine_map(flip, scale, degrees, place):
     rgb = cv2.normalize(cv2.GaussianBlur(rng.random((240, 320, 3)), (15, 15), 0), None, 0, 255, cv2.NORM_MINMAX)
     rgb, pixels = rgb.astype(np.uint8), cv2.GaussianBlur(rng.integers(1, 256, (240, 320), np.uint8), (31, 31), 0)
     ours, ours_m = np.empty((3, 228, 304), np.uint8), np.empty((1, 55, 74), np.float32)
-    data_loader.augment_as_paper(rgb, pixels, PaperChoices(flip, scale, degrees, place), ours, ours_m)
+    augmentation.augment_as_paper(rgb, pixels, PaperChoices(flip, scale, degrees, place), ours, ours_m)
     angle = np.deg2rad(degrees)
     extent = [(304 * abs(np.cos(angle)) + 228 * abs(np.sin(angle))) / scale,
               (304 * abs(np.sin(angle)) + 228 * abs(np.cos(angle))) / scale]
@@ -355,7 +361,7 @@ def test_the_paper_s_augmentation_is_an_affine_map(flip, scale, degrees, place):
     depth_m = at(pixels, 55, 74, "nearest") / 25.5 / scale
     assert np.abs(ours_m[0] - depth_m)[inside].max() < 0.02
     pixels[::7], pixels[60:150, 100:180] = 1, 0  # the least depth; and a hole
-    data_loader.augment_as_paper(rgb, pixels, PaperChoices(flip, scale, degrees, place), ours, ours_m)
+    augmentation.augment_as_paper(rgb, pixels, PaperChoices(flip, scale, degrees, place), ours, ours_m)
     weight = at(pixels > 0, 55, 74, "grid-constant")
     depth_m = at(pixels, 55, 74, "grid-constant") / weight.clip(0.5) / 25.5 / scale
     known, seen = abs(weight - 0.5) > 0.03, weight > 0.5
@@ -373,7 +379,7 @@ def test_the_paper_s_random_choices_have_its_ranges_and_shares():
     found, colours = [], []
     ours, ours_m = np.empty((3, 228, 304), np.uint8), np.empty((1, 55, 74), np.float32)
     for sample in range(1000):
-        data_loader.augment_as_paper(rgb, pixels, data_loader.counter_rng(3, 0, sample), ours, ours_m)
+        augmentation.augment_as_paper(rgb, pixels, sampling.counter_rng(3, 0, sample), ours, ours_m)
         colours.append(ours[:, 0, 0] / 100)
         seen = ours_m[0] > 0
         across, down, middle = np.linalg.lstsq(np.column_stack([u[seen], v[seen], np.ones(seen.sum())]),
@@ -395,19 +401,19 @@ def test_the_paper_s_random_choices_have_its_ranges_and_shares():
 def test_random_choices_have_their_ranges_and_shares():
     flips, brightness, sharpness = [], [], []
     for sample in range(2000):
-        rng = data_loader.counter_rng(0, 1, sample)
+        rng = sampling.counter_rng(0, 1, sample)
         flips.append(rng.random() < 0.5)
-        brightness.append(rng.uniform(*data_loader.BRIGHTNESS))
-        sharpness.append(rng.uniform(*data_loader.SHARPNESS))
+        brightness.append(rng.uniform(*augmentation.BRIGHTNESS))
+        sharpness.append(rng.uniform(*augmentation.SHARPNESS))
     assert abs(np.mean(flips) - 0.5) < 0.04
     assert 0.8 <= min(brightness) < 0.81 and 0.99 < max(brightness) <= 1.0
     assert 0.8 <= min(sharpness) < 0.81 and 1.19 < max(sharpness) <= 1.2
     for seed, epoch, sample in ((0, 0, None), (7, 3, 5), (2**63, 1, 0)):  # what a run drew is the same in every version
         bits = np.random.Philox(key=seed + (0 if sample is None else sample + 1 << 64), counter=epoch << 192)
-        assert data_loader.counter_rng(seed, epoch, sample).random() == np.random.Generator(bits).random()
-    assert data_loader.counter_rng(0, 1, 2).random() != data_loader.counter_rng(0, 2, 2).random()
-    assert len({data_loader.counter_rng(0, 1, sample).random() for sample in (None, 0, 1, 2)}) == 4
-    assert data_loader.counter_rng(0, 1, 2).random() != data_loader.counter_rng(1, 1, 2).random()
+        assert sampling.counter_rng(seed, epoch, sample).random() == np.random.Generator(bits).random()
+    assert sampling.counter_rng(0, 1, 2).random() != sampling.counter_rng(0, 2, 2).random()
+    assert len({sampling.counter_rng(0, 1, sample).random() for sample in (None, 0, 1, 2)}) == 4
+    assert sampling.counter_rng(0, 1, 2).random() != sampling.counter_rng(1, 1, 2).random()
 
 
 def test_a_broken_training_image_is_named_while_feeding(nyu, tmp_path):
@@ -421,11 +427,11 @@ def test_a_broken_training_image_is_named_while_feeding(nyu, tmp_path):
 def test_mean_log_depth_is_the_mean_over_measured_pixels(nyu):
     source = PlainPairs(nyu)
     targets = np.stack([image.network_depth(image.load_train_depth(pair.depth))[0] for pair in source.pairs])
-    mean = data_loader.mean_log_depth(source.depth_maps(range(8), 2, False))
+    mean = baselines.mean_log_depth(source.depth_maps(range(8), 2, False))
     np.testing.assert_allclose(mean[0], np.log(targets.astype(np.float64)).mean(0), rtol=1e-5)
     holes = targets.copy()
     holes[0, :9], holes[1:, 9], holes[:, 10] = 0, 0, 0
-    mean = data_loader.mean_log_depth(holes)
+    mean = baselines.mean_log_depth(holes)
     np.testing.assert_allclose(mean[0, :9], np.log(targets[1:, :9].astype(np.float64)).mean(0), rtol=1e-5)
     np.testing.assert_allclose(mean[0, 9], np.log(targets[0, 9]), rtol=1e-5)  # of the one that has it
     assert (mean[0, 10] == 0).all()
@@ -549,13 +555,13 @@ def test_an_epoch_ends_with_the_number_of_its_bad_samples(hundred, tmp_path, cap
     folder = shutil.copytree(hundred, tmp_path / "NYU")
     break_pictures(folder, 1)
     data = TrainingData(PlainPairs(folder), Schedule(120, 60, seed=0), skip_bad=True)
-    stage, run = training.Stage("fine", 1, None, 3, None, {}), training.Folder(tmp_path / "Model")
+    stage, run = options.Stage("fine", 1, None, 3, None, {}), run_folder.Folder(tmp_path / "Model")
     for path in (run.checkpoints, run.log):
         path.mkdir(parents=True)
     nobody_stops = SimpleNamespace(deferred=contextlib.nullcontext, signal_number=0)
     caplog.set_level("INFO")
-    training.train_stage(stage, training.Trainer(TinyCoarse(), "composite", 1e-4), data, run,
-                         training.StageLog(run.log_file("fine.csv")), nobody_stops)
+    stage.train_stage(stage, trainer.Trainer(TinyCoarse(), "composite", 1e-4), data, run,
+                         log.StageLog(run.log_file("fine.csv")), nobody_stops)
     assert re.search(r"epoch: 1 mean loss: .*, bad samples: 1$", caplog.text, re.MULTILINE)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.errors import UserError
+from src.base.errors import UserError
 from tests.conftest import ROOT
 from tests.test_commands import one_line
 from tools import rank_table

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from matplotlib import font_manager
 
-from src import visual
+from src.scoring import visual
 from tests.conftest import NEEDS_CPP, ROOT, SOURCE
 from tests.test_commands import one_line
 from tests.test_distributed import fake
@@ -164,7 +164,7 @@ def test_the_scripts_run_under_sh(nyu, tmp_path):
 
 def test_a_clone_with_autocrlf_runs(nyu, tmp_path):
     copied = [".gitattributes", *(f"scripts/{path.name}" for path in (ROOT / "scripts").glob("*.sh")),
-              *(f"{name}/{path.name}" for name in ("src", "tools") for path in (ROOT / name).glob("*.py")),
+              *(str(path.relative_to(ROOT)) for name in ("src", "tools") for path in (ROOT / name).rglob("*.py")),
               "weights/FineNet.ckpt", "docs/curves.png", "eval.py"]
     for name in filter(lambda name: (ROOT / name).is_file(), copied):
         (tmp_path / "repo" / name).parent.mkdir(parents=True, exist_ok=True)

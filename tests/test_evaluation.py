@@ -10,9 +10,11 @@ import pytest
 import scipy.stats
 import torch
 
-from src import data_loader, evaluation, image, metrics
-from src.baselines import Baselines
-from src.errors import CheckFailed, NotFinite, UserError
+from src import metrics
+from src.base.errors import CheckFailed, NotFinite, UserError
+from src.data import image, listing, plain
+from src.scoring import evaluation
+from src.scoring.baselines import Baselines
 
 
 def maps(count=3, size=(55, 74), holes=0.2, seed=0):
@@ -107,7 +109,7 @@ def test_the_median_prediction_of_few_cells():
 
 @pytest.fixture(scope="module")
 def pairs(nyu):
-    return data_loader.list_test(nyu)
+    return listing.list_test(nyu)
 
 
 def by_redness(rgb):
@@ -128,7 +130,7 @@ def test_the_score_of_a_folder_is_that_of_its_pictures(pairs, protocol, batch_si
         alone = evaluation.Scores(protocol)
         seen = evaluation.Details()
         for pair in pairs:
-            rgb, depth_m = data_loader.load_test_pair(pair)
+            rgb, depth_m = plain.load_test_pair(pair)
             log_depth, grid_m = by_redness(rgb[None])[net], image.network_depth(depth_m)[None]
             alone.add([pair.name], log_depth, depth_m[None, None] if protocol == "eigen" else grid_m)
             seen.add(log_depth, grid_m)
@@ -184,7 +186,7 @@ def made_scores(abs_rels):
     ([0.3, 0.1], 5, ["best: 1", "best: 0"]),
 ])
 def test_panels_show_the_best_the_median_and_the_worst(pairs, abs_rels, each, expected):
-    pairs = [data_loader.Pair(f"{number}", pairs[number % 4].rgb, pairs[number % 4].depth)
+    pairs = [listing.Pair(f"{number}", pairs[number % 4].rgb, pairs[number % 4].depth)
              for number in range(len(abs_rels))]
     rows = evaluation.panel_rows(pairs, made_scores(abs_rels), by_redness, each)
     assert [row[0].splitlines()[0] for row in rows] == expected
@@ -193,13 +195,13 @@ def test_panels_show_the_best_the_median_and_the_worst(pairs, abs_rels, each, ex
         assert title.endswith(f"\nabs_rel {abs_rels[number]:.3f}")
         pair = pairs[number]
         np.testing.assert_array_equal(rgb, cv2.imread(str(pair.rgb))[..., ::-1])
-        given, depth_m = data_loader.load_test_pair(pair)
+        given, depth_m = plain.load_test_pair(pair)
         np.testing.assert_array_equal(true_m, image.network_depth(depth_m)[0])
         np.testing.assert_allclose(predictions_m["FineNet"], np.exp(by_redness(given[None])["FineNet"][0, 0]))
 
 
 def test_two_of_each_are_shown_unless_asked_otherwise(pairs):
-    pairs = [data_loader.Pair(f"{number}", pairs[0].rgb, pairs[0].depth) for number in range(8)]
+    pairs = [listing.Pair(f"{number}", pairs[0].rgb, pairs[0].depth) for number in range(8)]
     assert len(evaluation.panel_rows(pairs, made_scores(np.arange(8) / 10), by_redness)) == 6
 
 
@@ -208,7 +210,7 @@ def test_a_set_is_told_by_the_names_and_sizes_of_its_files(pairs, tmp_path):
     assert facts["pairs"] == 4 and facts == evaluation.data_facts(list(pairs))
     copy = tmp_path / pairs[3].rgb.name
     copy.write_bytes(pairs[3].rgb.read_bytes())
-    elsewhere = [*pairs[:3], data_loader.Pair(pairs[3].name, copy, pairs[3].depth)]
+    elsewhere = [*pairs[:3], listing.Pair(pairs[3].name, copy, pairs[3].depth)]
     assert evaluation.data_facts(elsewhere) == facts
     copy.write_bytes(copy.read_bytes() + b"1")
     assert evaluation.data_facts(elsewhere)["fingerprint"] != facts["fingerprint"]

@@ -8,9 +8,9 @@ import pytest
 from mindspore import nn
 from mindspore.train import mind_ir_pb2
 
-from src import checkpoint, exporting
-from src.errors import CheckFailed, UserError
+from src.base.errors import CheckFailed, UserError
 from src.net import FineNet, PaperCoarseNet
+from src.nets import checkpoint, exporting
 from tests.test_commands import one_line
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src import folders
-from src.folders import search
+from src.base import folders
+from src.base.folders import search
 from tests.conftest import ROOT
 from tests.test_commands import one_line
 
@@ -185,14 +185,14 @@ def test_what_is_left_out_of_a_nyu_folder_is_named(data, forked, tmp_path, name,
 
 
 def test_other_names_of_jpeg_train_as_well(nyu, data, tmp_path):
-    from src import data_loader
+    from src.data import listing
 
     scene = data / "Train" / "sample_0001_out"
     (scene / "1.jpg").rename(scene / "1.jfif")
     (scene / "2.jpg").rename(scene / "2.JPE")
     (data / "Test" / "00000_colors.png").rename(data / "Test" / "00000_colors.PNG")
-    assert [pair.name for pair in data_loader.list_train(data)] == [pair.name for pair in data_loader.list_train(nyu)]
-    assert [pair.name for pair in data_loader.list_test(data)] == [pair.name for pair in data_loader.list_test(nyu)]
+    assert [pair.name for pair in listing.list_train(data)] == [pair.name for pair in listing.list_train(nyu)]
+    assert [pair.name for pair in listing.list_test(data)] == [pair.name for pair in listing.list_test(nyu)]
 
 
 def test_a_scene_that_may_not_be_read_stops_training_and_scoring(data, denied, fine_stage, tmp_path):

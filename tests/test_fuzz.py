@@ -17,8 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from src import checkpoint, folders, packed
+from src.base import folders
+from src.data import packed
 from src.net import FineNet
+from src.nets import checkpoint
 from tests.conftest import NEEDS_CPP
 from tests.test_distributed import table
 

@@ -20,12 +20,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from src import gate
 from tests.conftest import serving
 from tests.test_commands import one_line
 from tests.test_fuzz import bounded
 from tests.test_hostile import video
 from tests.test_interruption import wait_for
+from web import gate
 
 pytestmark = pytest.mark.long
 EVENTS = "/gradio_api/queue/join"
@@ -264,7 +264,7 @@ def test_a_full_disk_is_said_and_what_was_broken_off_goes(tmp_path, monkeypatch)
 
 
 def test_the_page_knows_so_many_visitors_at_most(tmp_path, monkeypatch):
-    page = pytest.importorskip("src.page")
+    page = pytest.importorskip("web.page")
     monkeypatch.setattr(page, "VISITORS", 3)
     visits = page.Visits(tmp_path)
     requests = [SimpleNamespace(session_hash=name) for name in ("a", "b", "../c", "d")]

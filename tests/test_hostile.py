@@ -15,10 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src import baselines, checkpoint, data_loader, depth_files, image, metrics, visual
-from src.errors import CheckFailed, NotFinite, UserError
+from src import metrics
+from src.base.errors import CheckFailed, NotFinite, UserError
+from src.data import image, listing, plain, sampling
 from src.net import FineNet, PaperCoarseNet
-from src.predict import DepthPredictor
+from src.nets import checkpoint
+from src.prediction import depth_files
+from src.prediction.job import Job
+from src.prediction.predict import DepthPredictor
+from src.scoring import baselines, visual
 from tests.conftest import ROOT
 from tests.test_commands import one_line
 from tests.test_image import exif_of
@@ -203,7 +208,7 @@ def test_one_picture_that_is_not_finite_does_not_take_the_others_with_it(tmp_pat
     with pytest.raises(NotFinite, match=r"bright\.png"):
         DepthPredictor(coarse, as_it_is).predict(paths)
     writer = depth_files.Writer(("npy",), "viridis", 10.0, None)
-    jobs = [depth_files.Job(path, tmp_path / path.stem) for path in paths]
+    jobs = [Job(path, tmp_path / path.stem) for path in paths]
     bar = type("Bar", (), {"update": lambda self, count=1: None})()
     assert depth_files.predict_all(jobs, DepthPredictor(coarse, as_it_is), writer, 8, bar) == 1
     assert {path.name for path in tmp_path.glob("*.npy")} == {"dark_depth.npy", "grey_depth.npy"}
@@ -241,7 +246,7 @@ def test_baselines_that_cannot_be_fitted_are_a_mistake(nyu, tmp_path, damage, na
     if damage == "broken picture":
         next((data / "Train").glob("*/*.png")).write_bytes(b"no picture")
     with pytest.raises(UserError, match=named):
-        baselines.Baselines(data, data_loader.list_test(data), 1)
+        baselines.Baselines(data, listing.list_test(data), 1)
 
 
 def test_eval_does_not_read_the_train_folder_unless_asked(nyu, weights, forked, tmp_path):
@@ -405,8 +410,8 @@ def test_every_command_sees_a_larger_picture_in_the_same_way(nyu, tmp_path):
     cv2.imwrite(str(folder / "1.png"), np.full((960, 1280), 99, np.uint8))
     Image.fromarray(decoded).save(tmp_path / "NYU" / "Test" / "1_colors.png")
     cv2.imwrite(str(tmp_path / "NYU" / "Test" / "1_depth.png"), np.full((960, 1280), 999, np.uint16))
-    trained = data_loader.load_train_pair(data_loader.list_train(tmp_path / "NYU")[0])[0].transpose(2, 0, 1)
-    evaluated = data_loader.load_test_pair(data_loader.list_test(tmp_path / "NYU")[0])[0]
+    trained = plain.load_train_pair(listing.list_train(tmp_path / "NYU")[0])[0].transpose(2, 0, 1)
+    evaluated = plain.load_test_pair(listing.list_test(tmp_path / "NYU")[0])[0]
     seen = []
     DepthPredictor(lambda one: seen.append(one) or red_is_depth(one), as_it_is)(decoded)
     np.testing.assert_array_equal(evaluated, seen[0][0])
@@ -693,17 +698,17 @@ def test_two_files_of_one_name_are_no_training_set(nyu, forked, tmp_path):
 
 def test_bad_samples_are_counted_over_all_ranks(nyu):
     """Each rank is under the limit, both together are not."""
-    from src import training
-    from src.stopping import SIGNALS
+    from src.base.stopping import SIGNALS
+    from src.training import run_folder, stage, trainer
 
-    pace = training._Pace(None, None, type("Data", (), {"schedule": data_loader.Schedule(8, 2, 0)})(), None, None)
+    pace = stage._Pace(None, None, type("Data", (), {"schedule": sampling.Schedule(8, 2, 0)})(), None, None)
     pace.log = type("Log", (), {"add_step": lambda *_: None})()
     pace.bar = type("Bar", (), {"update": lambda self: None})()
     pace.stage = type("Stage", (), {"name": "coarse"})()
     votes = [0] * len(SIGNALS)
     pace.began = 0.0
-    pace.waiting = lambda: training.StepResult(2, 1.0, 1.0, True, [*votes, 2.0])
-    with pytest.raises(training.TrainingError, match="2 of 8 samples are bad on all ranks together"):
+    pace.waiting = lambda: trainer.StepResult(2, 1.0, 1.0, True, [*votes, 2.0])
+    with pytest.raises(run_folder.TrainingError, match="2 of 8 samples are bad on all ranks together"):
         pace.settle()
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
-from src import image
+from src.data import image
 
 
 @pytest.fixture

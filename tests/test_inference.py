@@ -13,8 +13,9 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from src import checkpoint, exporting, stages
 from src.net import PaperCoarseNet
+from src.nets import checkpoint, exporting
+from src.training import stages
 from tests.conftest import NEEDS_CPP, SOURCE, TinyCoarse, write_mindir
 from tests.test_commands import FINAL_LINE, one_line
 

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
-from src import files
+from src.base import files
 from tests.conftest import ROOT
 from tests.test_distributed import ENVIRONMENT, SCRIPT, start, table, workers_of, write
 from tests.test_environment import path_without

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src import rooms
-from src.errors import UserError
+from src.base.errors import UserError
 from tools import make_sample_nyu as sample
+from tools import rooms
 
 
 def test_a_wall_straight_ahead_has_one_depth():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from src import metrics
-from src.errors import NotFinite
+from src.base.errors import NotFinite
 
 
 def test_a_constant_factor_has_closed_forms():

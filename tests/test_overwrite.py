@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from src import checkpoint
+from src.nets import checkpoint
 from tests.test_commands import one_line
 from tests.test_start import tree
 

@@ -6,9 +6,13 @@ import shutil
 import numpy as np
 import pytest
 
-from src import checkpoint, packed
-from src.data_loader import DataError, PlainPairs, Schedule, TrainingData
-from src.image import ImageError
+from src.data import packed
+from src.data.image import ImageError
+from src.data.listing import DataError
+from src.data.plain import PlainPairs
+from src.data.sampling import Schedule
+from src.data_loader import TrainingData
+from src.nets import checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 from PIL import Image
 
-from src import data_loader
+from src.data import listing
 from tests.conftest import ROOT
 
 # What is not there, or refuses, on one of them; then the command as it is typed.
@@ -67,7 +67,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_a_310_host_has_the_libraries_of_its_distribution(nyu, tmp_path):
     """PNG and, under the name of one, JPEG."""
     (tmp_path / "Test").mkdir()
-    for pair in data_loader.list_test(nyu):
+    for pair in listing.list_test(nyu):
         shutil.copy(pair.depth, tmp_path / "Test")
         Image.open(pair.rgb).save(tmp_path / "Test" / pair.rgb.name, "JPEG" if pair.name == "00000" else "PNG")
     for name, prefix in (("plain", []), ("old", ["-c", DEBIAN_12])):

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from src import data_loader, image, metrics
+from src import metrics
+from src.data import image, listing
 from tests.test_commands import FINAL_LINE, one_line
 
 NO_MINDSPORE = """raise ImportError("a 310 host has no MindSpore")"""
@@ -29,7 +30,7 @@ def preprocessed(nyu, run, bare, tmp_path_factory):
 
 
 def test_the_bin_files_are_the_nets_inputs_and_targets(preprocessed, nyu):
-    for pair in data_loader.list_test(nyu):
+    for pair in listing.list_test(nyu):
         rgb = np.fromfile(preprocessed / "img_data" / f"{pair.name}.bin", np.float32)
         depth_m = np.fromfile(preprocessed / "label" / f"{pair.name}.bin", np.float32)
         np.testing.assert_array_equal(rgb, image.network_rgb(image.load_rgb(pair.rgb)).ravel())

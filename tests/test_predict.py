@@ -9,12 +9,17 @@ import pytest
 from PIL import Image
 from plyfile import PlyData
 
-from src import cli, depth_files, image, metrics, predict, rooms, video
-from src.checkpoint import CheckpointError
-from src.errors import UserError
+from src import metrics
+from src.base import cli
+from src.base.errors import UserError
+from src.data import image
 from src.net import FineNet, PaperCoarseNet
-from src.pointcloud import Intrinsics, points
-from src.predict import DepthPredictor
+from src.nets.checkpoint import CheckpointError
+from src.prediction import depth_files, predict, video
+from src.prediction.job import Job, check_outputs, find_jobs
+from src.prediction.pointcloud import Intrinsics, points
+from src.prediction.predict import DepthPredictor
+from tools import rooms
 
 
 def red_is_depth(rgb):
@@ -381,18 +386,18 @@ def test_outputs_that_would_meet_are_refused(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         Image.new("RGB", (64, 48)).save(tmp_path / name / "p.png")
     one, other = (tmp_path / name / "p.png" for name in ("a", "b"))
-    assert [job.source for job in depth_files.find([one, one], tmp_path / "out")[0]] == [one]
+    assert [job.source for job in find_jobs([one, one], tmp_path / "out")[0]] == [one]
     with pytest.raises(UserError, match=r"b/p\.png and .*a/p\.png would both become .*out/p_png: predict"):
-        depth_files.find([one, other], tmp_path / "out")
+        find_jobs([one, other], tmp_path / "out")
     clip = tmp_path / "clip.avi"
     writer = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"MJPG"), 12, (64, 48))
     writer.write(np.zeros((48, 64, 3), np.uint8))
     writer.release()
-    jobs, _ = depth_files.find([clip], tmp_path / "out")
+    jobs, _ = find_jobs([clip], tmp_path / "out")
     (tmp_path / "out" / "clip_frames").mkdir(parents=True)
     with pytest.raises(UserError, match="clip_frames is there already: --overwrite replaces it"):
-        depth_files.check_outputs(jobs, ["npy"], overwrite=False)
-    depth_files.check_outputs(jobs, ["npy"], overwrite=True)
+        check_outputs(jobs, ["npy"], overwrite=False)
+    check_outputs(jobs, ["npy"], overwrite=True)
     assert video.Video(clip).count == 1
     monkeypatch.setattr(image, "MAX_PIXELS", 64 * 48 - 1)
     with pytest.raises(video.VideoError, match=r"clip\.avi: frames of .* more than 3,071 pixels: refused"):
@@ -400,9 +405,8 @@ def test_outputs_that_would_meet_are_refused(tmp_path, monkeypatch):
 
 
 def test_depth_maps_of_a_nyu_folder_are_no_pictures(nyu, tmp_path):
-    from src import depth_files
 
-    jobs, _ = depth_files.find([nyu], tmp_path)
+    jobs, _ = find_jobs([nyu], tmp_path)
     assert len(jobs) == 12 and {job.source.suffix for job in jobs} == {".jpg", ".png"}
     assert not [job for job in jobs if "_depth" in job.source.name]
     assert {job.target.relative_to(tmp_path).as_posix() for job in jobs} >= {"Train/sample_0001_out/1",
@@ -479,7 +483,7 @@ def test_one_range_of_colours_covers_all_that_is_there(tmp_path):
     for number in range(40):
         path = tmp_path / f"{number}.png"
         Image.fromarray(np.full((48, 64, 3), number, np.uint8)).save(path)
-        jobs.append(depth_files.Job(path, tmp_path / str(number)))
+        jobs.append(Job(path, tmp_path / str(number)))
     seen = []
     deepest, known = depth_files.depth_range(jobs, by_brightness(seen), writer)
     assert deepest == 5.0  # the deepest that was looked at: 4.9 m
@@ -496,6 +500,6 @@ def test_one_range_of_colours_covers_all_that_is_there(tmp_path):
         video.write(np.full((48, 64, 3), number, np.uint8))
     video.release()
     seen.clear()
-    deepest, _ = depth_files.depth_range([depth_files.Job(tmp_path / "v.mp4", tmp_path / "v")],
+    deepest, _ = depth_files.depth_range([Job(tmp_path / "v.mp4", tmp_path / "v")],
                                          by_brightness(seen, 1 / 4), writer)
     assert 6.0 <= deepest <= 7.0 and 10 < len(seen) <= depth_files.SAMPLED  # 1/4 of 1 m + 23 m

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from src import data_loader, image
-from src.data_loader import DataError
+from src.data import image, listing
+from src.data.listing import DataError
 from tests.conftest import ROOT
 from tools import prepare_nyu
 
@@ -189,7 +189,7 @@ def test_the_labelled_set(labeled, run, tmp_path):
     result = run("tools/prepare_nyu.py", "NYU", *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     made = tmp_path / "NYU"
-    train, test = data_loader.list_train(made), data_loader.list_test(made)
+    train, test = listing.list_train(made), listing.list_test(made)
     assert [pair.name for pair in train] == ["bedroom_0001a_out/3", "kitchen_0004_out/5", "office_0003_out/4"]
     assert [pair.name for pair in test] == ["00000", "00001"]
     for index, pair in zip((2, 4, 3), train, strict=True):
@@ -233,14 +233,14 @@ def test_wrong_mat_files_are_named(labeled, run, tmp_path):
 def rooms(nyu):
     """What the other layouts are made of: (scene, number, RGB, metres) of the sample set, of Train and of Test."""
     train = [(*pair.name.split("_out/"), image.load_rgb(pair.rgb), image.load_train_depth(pair.depth))
-             for pair in data_loader.list_train(nyu)]
+             for pair in listing.list_train(nyu)]
     test = [("official", pair.name, image.load_rgb(pair.rgb), image.load_test_depth(pair.depth))
-            for pair in data_loader.list_test(nyu)]
+            for pair in listing.list_test(nyu)]
     return train, test
 
 
 def assert_same_rooms(made, rooms, name_of_test="{number}"):
-    train, test = data_loader.list_train(made), data_loader.list_test(made)
+    train, test = listing.list_train(made), listing.list_test(made)
     assert [pair.name for pair in train] == [f"{scene}_out/{number}" for scene, number, *_ in rooms[0]]
     assert [pair.name for pair in test] == [name_of_test.format(number=number) for _, number, *_ in rooms[1]]
     for pair, (*_, rgb, depth_m) in zip(train, rooms[0], strict=True):
@@ -299,7 +299,7 @@ def test_bts_s_set_in_each_layout(rooms, forked, tmp_path, layout):
     if layout == "sync itself":
         assert result.returncode == 1 and "no Test folder" in result.stdout  # the check says what is not there
         (tmp_path / "NYU" / "Test").mkdir()
-        assert [pair.name for pair in data_loader.list_train(tmp_path / "NYU")] \
+        assert [pair.name for pair in listing.list_train(tmp_path / "NYU")] \
             == [f"{scene}_out/{number}" for scene, number, *_ in rooms[0]]
     else:
         assert result.returncode == 0 and "nothing is wrong" in result.stdout, result.stdout + result.stderr

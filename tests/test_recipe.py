@@ -16,11 +16,15 @@ import torch
 from mindspore import nn
 from torch.nn import functional as F
 
-from src import closed_form, data_loader, stages
-from src.data_loader import PlainPairs, Schedule, TrainingData
+from src import closed_form
+from src.data import augmentation, sampling
+from src.data.plain import PlainPairs
+from src.data.sampling import Schedule
+from src.data_loader import TrainingData
 from src.net import CoarseNet, FineNet, PaperCoarseNet
-from src.recipe import AVERAGE_INTERVAL, Recipe
-from src.training import Trainer
+from src.training import stages
+from src.training.recipe import AVERAGE_INTERVAL, Recipe
+from src.training.trainer import Trainer
 from tests.conftest import ROOT
 from tests.test_commands import one_line
 
@@ -136,7 +140,7 @@ def test_the_paper_s_augmentation_moves_picture_and_depth_together():
     flips, scales, angles = 0, [], []
     for sample in range(40):
         rgb_out, depth_out = np.empty((3, 228, 304), np.uint8), np.empty((1, 55, 74), np.float32)
-        data_loader.augment_as_paper(rgb, pixels, data_loader.counter_rng(0, 0, sample), rgb_out, depth_out)
+        augmentation.augment_as_paper(rgb, pixels, sampling.counter_rng(0, 0, sample), rgb_out, depth_out)
         inner = (slice(4, 51), slice(6, 68))  # corners may have turned in from outside
         seen = cv2.resize(rgb_out[1].astype(np.float64), (74, 55), interpolation=cv2.INTER_AREA)[inner]
         depth = depth_out[0].astype(np.float64)[inner] * 255 / 10
@@ -160,8 +164,8 @@ def test_the_paper_s_augmentation_keeps_holes():
     pixels[:, 150:170] = 0
     rgb_out, depth_out = np.empty((3, 228, 304), np.uint8), np.empty((1, 55, 74), np.float32)
     for sample in range(20):
-        data_loader.augment_as_paper(np.full((240, 320, 3), 90, np.uint8), pixels,
-                                     data_loader.counter_rng(1, 0, sample), rgb_out, depth_out)
+        augmentation.augment_as_paper(np.full((240, 320, 3), 90, np.uint8), pixels,
+                                     sampling.counter_rng(1, 0, sample), rgb_out, depth_out)
         measured = depth_out[depth_out > 0]
         assert np.ptp(measured) < 1e-5  # no hole has run into its neighbours
         assert 0.02 < (depth_out == 0).mean() < 0.25

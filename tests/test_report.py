@@ -13,9 +13,11 @@ import pytest
 import scipy.stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from src import comparison, evaluation, image, report, stages
-from src.checkpoint import load_coarse, load_fine
-from src.errors import UserError
+from src.base.errors import UserError
+from src.data import image
+from src.nets.checkpoint import load_coarse, load_fine
+from src.scoring import comparison, evaluation, report
+from src.training import stages
 from tests.test_commands import is_picture, one_line
 
 

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from src import checkpoint
+from src.nets import checkpoint
 from tests.conftest import ROOT
 from tests.test_commands import one_line
 

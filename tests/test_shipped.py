@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src import checkpoint, cli, data_loader, evaluation, image, metrics
-from src.predict import DepthPredictor
+from src import metrics
+from src.base import cli
+from src.data import image, listing
+from src.nets import checkpoint
+from src.prediction.predict import DepthPredictor
+from src.scoring import evaluation
 from tests.conftest import NEEDS_CPP, ROOT
 from tests.test_commands import one_line
 
@@ -54,7 +58,7 @@ def data(request, nyu):
 def test_onnx_gives_the_same_figures(models, evaluated, data):
     expected = evaluated(data, "depthnet")["FineNet"]
     nets = DepthPredictor(*(models / "ONNX" / f"Final{net}Net.onnx" for net in ("Coarse", "Fine")))
-    scores = evaluation.score(data_loader.list_test(data), lambda rgb: {"net": nets.fine(rgb, nets.coarse(rgb))},
+    scores = evaluation.score(listing.list_test(data), lambda rgb: {"net": nets.fine(rgb, nets.coarse(rgb))},
                               "depthnet", 4, 2)["net"].means()
     for name in metrics.METRICS:
         assert scores[name] == pytest.approx(expected[name], abs=TOLERANCE), name

@@ -15,8 +15,11 @@ import cv2
 import numpy as np
 import pytest
 
-from src import checkpoint, data_loader, packed, training
+from src.data import listing, packed, plain
 from src.net import FineNet
+from src.nets import checkpoint
+from src.training import run_folder
+from src.training.trainer import Trainer
 from tests.conftest import ROOT
 from tests.test_commands import one_line
 
@@ -183,13 +186,13 @@ def test_a_file_system_without_locks_costs_a_warning(tmp_path, monkeypatch, capl
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with training.Folder(tmp_path / "Model", "").locked():
+    with run_folder.Folder(tmp_path / "Model", "").locked():
         assert (tmp_path / "Model" / ".lock").read_text() == f"{os.getpid()}\n"
     assert "cannot be locked" in caplog.text and "No locks available" in caplog.text
 
 
 def test_a_state_of_another_net_is_not_resumed_from():
-    trainer = training.Trainer(FineNet(), "composite", 1e-3, inputs=lambda rgb: (rgb, rgb))
+    trainer = Trainer(FineNet(), "composite", 1e-3, inputs=lambda rgb: (rgb, rgb))
     state = {name: parameter.asnumpy() for name, parameter in trainer.state().items()}
     trainer.restore(checkpoint.Checkpoint("FineNet_7.ckpt", state, {"step": 7}))
     assert trainer.step == 7
@@ -277,7 +280,7 @@ def test_data_that_changed_under_the_same_names_is_not_resumed_on_in_silence(aga
 
 def test_a_packed_set_stands_for_the_files_it_was_made_of(again, nyu, forked, fine):
     packed.pack(nyu, again / "set", 2)
-    assert packed.open_training(again / "set").data_digest() == data_loader.PlainPairs(nyu).data_digest()
+    assert packed.open_training(again / "set").data_digest() == plain.PlainPairs(nyu).data_digest()
     result = forked("train.py", "--data_url", "set", *fine, "--epochs_fine", 3, "--resume", cwd=again)
     assert result.returncode == 0, result.stderr
 
@@ -286,7 +289,7 @@ def test_flipped_bytes_in_a_packed_set_are_noticed_while_training(nyu, forked, f
     packed.pack(nyu, tmp_path / "set", 2)
     shard = tmp_path / "set" / "train_000.mindrecord"
     content = bytearray(shard.read_bytes())
-    rgb = data_loader.load_train_pair(data_loader.list_train(nyu)[3])[0].tobytes()
+    rgb = plain.load_train_pair(listing.list_train(nyu)[3])[0].tobytes()
     place = content.find(rgb[5000:5400])
     assert place > 0
     content[place] ^= 255
@@ -298,14 +301,14 @@ def test_flipped_bytes_in_a_packed_set_are_noticed_while_training(nyu, forked, f
 @pytest.mark.long
 def test_rank_0_alone_reads_pre_trained(nyu, tmp_path):
     """The other servers need not have the file: only what the first rank loads is handed out."""
-    from src import stages
-    from src.device import Device
+    from src.nets.device import Device
+    from src.training import stages
     from train import parse_args
 
     options = parse_args(
         ["--data_url", str(nyu), "--coarse_net", "paper", "--pre_trained", str(tmp_path / "absent.ckpt")]
     )
-    source = data_loader.PlainPairs(nyu)
+    source = plain.PlainPairs(nyu)
     stage = stages._stage("coarse", options, Device("CPU"), {"data": source.data_digest()})
     with pytest.raises(checkpoint.CheckpointError, match=r"absent\.ckpt: no such checkpoint"):
         stages._trainer(stage, options, None, Device("CPU", 0, 2), 1)

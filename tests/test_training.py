@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from src import data_loader, image, metrics
+from src import metrics
+from src.data import image, listing, plain
 from src.loss import CompositeLoss
 from src.net import CoarseNet, FineNet, PaperCoarseNet
-from src.recipe import Recipe
-from src.training import StageLog, Trainer
+from src.training.log import StageLog
+from src.training.recipe import Recipe
+from src.training.trainer import Trainer
 
 pytestmark = pytest.mark.long
 
@@ -19,8 +21,8 @@ pytestmark = pytest.mark.long
 @pytest.fixture(scope="module")
 def batch(nyu):
     """Two training pairs as they are, not augmented."""
-    pairs = data_loader.list_train(nyu)[:2]
-    rgb = np.stack([data_loader.load_train_pair(pair)[0].transpose(2, 0, 1) for pair in pairs])
+    pairs = listing.list_train(nyu)[:2]
+    rgb = np.stack([plain.load_train_pair(pair)[0].transpose(2, 0, 1) for pair in pairs])
     return rgb, np.stack([image.network_depth(image.load_train_depth(pair.depth)) for pair in pairs])
 
 

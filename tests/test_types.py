@@ -1,4 +1,4 @@
-"""The types of src/, tools/ and the commands, as pyproject.toml asks for them."""
+"""The types of src/, tools/, web/ and the commands, as pyproject.toml asks for them."""
 
 import shutil
 import subprocess
@@ -9,7 +9,7 @@ from tests.conftest import ROOT
 
 def test_the_types_hold(tmp_path):
     """In a copy without what Gradio lays beside the page: mypy would read that instead."""
-    for name in ("src", "tools"):
+    for name in ("src", "tools", "web"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.pyi", "__pycache__"))
     for path in [*ROOT.glob("*.py"), ROOT / "pyproject.toml"]:
         shutil.copy(path, tmp_path)

@@ -8,7 +8,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from src import checkpoint, data_loader, packed, stages, validation
+from src.data import listing, packed, plain
+from src.nets import checkpoint
+from src.training import stages, validation
 from tests.test_commands import one_line
 from tests.test_data_loader import break_picture
 from tests.test_distributed import start, table, write
@@ -33,7 +35,7 @@ def scenes(nyu, tmp_path_factory):
     """The same pictures as three scenes: one in two parts of two pairs, two of two pairs."""
     folder = tmp_path_factory.mktemp("scenes") / "NYU"
     names = iter(("den_0001a_out", "den_0001b_out", "den_0002_out", "hall_0001_out"))
-    pairs = data_loader.list_train(nyu)
+    pairs = listing.list_train(nyu)
     for first in range(0, 8, 2):
         scene = folder / "Train" / next(names)
         scene.mkdir(parents=True)
@@ -71,10 +73,10 @@ def test_whole_scenes_are_held_out_by_the_seed(caplog):
 @pytest.mark.long
 def test_what_is_held_out_is_scored_and_not_trained_on(scenes, trained, forked, tmp_path):
     """The score against NumPy and PyTorch; the weights against a training on a folder without that scene."""
-    train, held = validation.split_scenes([pair.name for pair in data_loader.list_train(scenes)], 0.3, 0)
-    pairs = data_loader.list_train(scenes)
+    train, held = validation.split_scenes([pair.name for pair in listing.list_train(scenes)], 0.3, 0)
+    pairs = listing.list_train(scenes)
     weights = checkpoint.load(trained / "Model/Ckpt/FinalCoarseNet.ckpt").arrays
-    loaded = [data_loader.load_train_pair(pairs[index]) for index in held]
+    loaded = [plain.load_train_pair(pairs[index]) for index in held]
     rgb = torch.from_numpy(np.stack([rgb for rgb, _ in loaded]).transpose(0, 3, 1, 2).astype(np.float32) / 255)
     log_depth = torch.nn.functional.conv2d(rgb, *map(torch.from_numpy, (weights["conv.weight"], weights["conv.bias"])),
                                            stride=4)
@@ -123,7 +125,7 @@ def test_a_packed_set_holds_the_same_scenes_out_and_a_resume_is_exact(scenes, tr
 @pytest.mark.long
 def test_a_broken_picture_among_those_held_out_is_named_at_the_start(scenes, forked, tmp_path):
     folder = shutil.copytree(scenes, tmp_path / "NYU")
-    pairs = data_loader.list_train(folder)
+    pairs = listing.list_train(folder)
     _, held = validation.split_scenes([pair.name for pair in pairs], 0.3, 0)
     break_picture(pairs[held[1]].rgb)
     command = ["train_tiny", "--data_url", "NYU", *TINY, "--val_scenes", 0.3, "--epochs_coarse", 1]
@@ -152,11 +154,11 @@ def test_two_workers_score_the_scenes_that_are_held_out(nyu, fine_stage, tmp_pat
     assert contents(moved) == {name: before[name] for name in replaced}
     now = contents(tmp_path / "Model")
     assert all(now[name] == before[name] for name in alone)
-    pairs = data_loader.list_train(nyu)
+    pairs = listing.list_train(nyu)
     _, held = validation.split_scenes([pair.name for pair in pairs], 0.5, 0)
     predict = stages.predictors(checkpoint.load_coarse(fine_stage[-1]),
                                 checkpoint.load_fine(tmp_path / "Model/Ckpt/FinalFineNet_rank0.ckpt"))
-    loaded = [data_loader.load_train_pair(pairs[index]) for index in held]
+    loaded = [plain.load_train_pair(pairs[index]) for index in held]
     rgb = np.stack([rgb for rgb, _ in loaded]).transpose(0, 3, 1, 2).astype(np.float32) / 255
     expected = np.mean([abs_rel(np.exp(one[0]), depth_m)
                         for one, (_, depth_m) in zip(predict(rgb)["FineNet"], loaded, strict=True)])

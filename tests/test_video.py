@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from src import video
+from src.prediction import video
 from tests.test_commands import one_line
 from tests.test_hostile import onnx_nets
 from tests.test_hostile import video as avi

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from mindspore.train import checkpoint_pb2
 
-from src import checkpoint, stages
-from src.data_loader import PlainPairs, Schedule, TrainingData
+from src.data.plain import PlainPairs
+from src.data.sampling import Schedule
+from src.data_loader import TrainingData
 from src.net import CoarseNet, FineNet, PaperCoarseNet
+from src.nets import checkpoint
+from src.training import stages
 from tests.test_commands import one_line
 from tools import get_weights
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from src import device
-from src.device import DeviceError, check_device_id, choose
+from src.nets import device
+from src.nets.device import DeviceError, check_device_id, choose
 from tests.conftest import ROOT
 from tests.test_commands import FINAL_LINE, LOG_LINE, one_line
 from tests.test_distributed import table
@@ -40,7 +40,7 @@ def clone(nyu, tmp_path_factory):
     """The files of the repo as they are, somewhere else, with NYU and a home that has the rank table."""
     home = tmp_path_factory.mktemp("home")
     folder = home / "depthnet"
-    for name in ("src", "scripts", "tools", "weights", "ascend310_infer"):
+    for name in ("src", "web", "scripts", "tools", "weights", "ascend310_infer"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "build", "*.log"))
     for path in ROOT.glob("*.py"):
         shutil.copy(path, folder)

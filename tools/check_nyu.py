@@ -15,13 +15,15 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src import cli, data_loader, image
-from src.arrays import Array, Floats, Pixels
-from src.data_loader import Pair
-from src.files import StrPath, writable_folder, write_text
+from src import data_loader
+from src.base import cli
+from src.base.arrays import Array, Floats, Pixels
+from src.base.files import StrPath, writable_folder, write_text
+from src.data import image, listing, plain
+from src.data.listing import Pair
 
-LOADERS = {"Train": (data_loader.train_files, image.load_train_depth),
-           "Test": (data_loader.test_files, image.load_test_depth)}
+LOADERS = {"Train": (listing.train_files, image.load_train_depth),
+           "Test": (listing.test_files, image.load_test_depth)}
 HISTOGRAM_EDGES_M = np.linspace(0, 10, 51)
 PRINTED_PROBLEMS = 20
 # Two files hold one picture when their thumbnails differ by so many of 255 levels in the mean: JPEG moves them by 1.
@@ -107,18 +109,18 @@ def check_split(folder: StrPath, name: str, workers: int) -> Split:
     split = Split(name)
     try:
         files = find(folder)
-    except data_loader.DataError as error:
-        kind = "two files" if isinstance(error, data_loader.TwoFiles) else "missing folder"
+    except listing.DataError as error:
+        kind = "two files" if isinstance(error, listing.TwoFiles) else "missing folder"
         split.problems.append((kind, str(error)))
         return split
     split.problems += [("not readable", text) for text in files.found.unread]
     split.problems += [("left out", f"{path}: left out, {why}") for why, paths in files.found.left_out.items()
                        for path in paths]
-    split.problems += [("missing partner", text) for text in data_loader.missing_partners(files.rgb, files.depth)]
-    split.pairs = data_loader.matched(files.rgb, files.depth)
+    split.problems += [("missing partner", text) for text in listing.missing_partners(files.rgb, files.depth)]
+    split.pairs = listing.matched(files.rgb, files.depth)
     if not split.pairs:
-        split.problems.append(("missing folder", f"{folder}: no pairs in {name}; {data_loader.LAYOUT}"))
-    with data_loader.decoding_pool(workers) as pool, cli.progress(len(split.pairs), f"checking {name}", "pair") as bar:
+        split.problems.append(("missing folder", f"{folder}: no pairs in {name}; {listing.LAYOUT}"))
+    with plain.decoding_pool(workers) as pool, cli.progress(len(split.pairs), f"checking {name}", "pair") as bar:
         for pair, seen in zip(split.pairs, pool.map(lambda pair: inspect(pair, load_depth), split.pairs), strict=True):
             split.add(pair, seen)
             bar.update()
@@ -128,7 +130,7 @@ def check_split(folder: StrPath, name: str, workers: int) -> Split:
 def check(folder: StrPath, workers: int) -> dict[str, Split]:
     """Inspect a NYU folder: a dict of split name to Split. Raises DataError when there is no such folder."""
     if not Path(folder).is_dir():
-        raise data_loader.DataError(f"{folder}: no such folder; {data_loader.LAYOUT}")
+        raise listing.DataError(f"{folder}: no such folder; {listing.LAYOUT}")
     data_loader.keep_freed_memory()
     splits = {name: check_split(folder, name, workers) for name in LOADERS}
     train, test = splits["Train"], splits["Test"]
@@ -178,14 +180,14 @@ def table(splits: Mapping[str, Split]) -> str:
 
 def draw(splits: Mapping[str, Split], path: Path) -> None:
     """A picture: some pairs of each split, and the histogram of their depth."""
-    from src import visual
+    from src.scoring import visual
 
     figure = visual.new_figure(3 * SHOWN_PAIRS, 11)
     *split_figures, bottom = figure.subfigures(3, 1, squeeze=False, height_ratios=[4, 4, 3])[:, 0]
     axis = bottom.subplots()
     for split, part in zip(splits.values(), split_figures, strict=True):
         part.suptitle(f"{split.name}: {len(split.pairs)} pairs")
-        shown = data_loader.evenly(split.good, SHOWN_PAIRS)
+        shown = listing.evenly(split.good, SHOWN_PAIRS)
         axes = part.subplots(2, SHOWN_PAIRS)
         for place in axes.flat:
             place.axis("off")

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src import cli
-from src.errors import UserError
-from src.files import StrPath
+from src.base import cli
+from src.base.errors import UserError
+from src.base.files import StrPath
 
 EPOCHS = 3  # of augmented pictures that the directions are taken of
 MOST_PAIRS = 1000
 if TYPE_CHECKING:
-    from src.arrays import Array, Floats
+    from src.base.arrays import Array, Floats
     from src.net import PaperCoarseNet
 
 
@@ -42,8 +42,9 @@ def layer_outputs(net: PaperCoarseNet, folder: StrPath) -> tuple[Floats, Floats]
     import mindspore as ms
     import numpy as np
 
-    from src.data_loader import Schedule, TrainingData
-    from src.packed import open_training
+    from src.data.packed import open_training
+    from src.data.sampling import Schedule
+    from src.data_loader import TrainingData
 
     source = open_training(folder)
     data = TrainingData(source, Schedule(len(source.names), min(16, len(source.names)), seed=0), cli.default_workers(),
@@ -74,8 +75,8 @@ def main() -> int:
         raise UserError(f"{options.output}: already there")
     import numpy as np
 
-    from src import checkpoint, device
     from src.net import PaperCoarseNet
+    from src.nets import checkpoint, device
 
     device.select("CPU", 0)
     saved = checkpoint.load(options.checkpoint)

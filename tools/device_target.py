@@ -6,11 +6,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src import cli
+from src.base import cli
 
 
 def main() -> int:
-    from src import device
+    from src.nets import device
 
     (screen,) = logging.getLogger().handlers
     assert isinstance(screen, logging.StreamHandler)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src import cli
-from src.errors import UserError
-from src.files import replacing, writable_folder
+from src.base import cli
+from src.base.errors import UserError
+from src.base.files import replacing, writable_folder
 
 # mindspore-ai/hub, mshub_res/assets/mindspore/1.10.
 BASE_URL = "https://download.mindspore.cn/models/r1.10"

@@ -15,14 +15,16 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src import cli, image, visual
-from src.data_loader import Pair, list_test
-from src.files import writable_folder
+from src.base import cli
+from src.base.files import writable_folder
+from src.data import image
+from src.data.listing import Pair, list_test
+from src.scoring import visual
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from src.predict import DepthPredictor
+    from src.prediction.predict import DepthPredictor
 
 COLUMNS = 6
 
@@ -59,7 +61,7 @@ def strip(ranked: Sequence[tuple[Pair, float]], predictor: DepthPredictor) -> Fi
 
 def clouds(pair: Pair, predictor: DepthPredictor) -> Figure:
     """A figure of one pair's point cloud, true and predicted, seen in perspective and from above."""
-    from src.pointcloud import Intrinsics, points
+    from src.prediction.pointcloud import Intrinsics, points
 
     rgb, true_m = image.load_rgb(pair.rgb), image.load_test_depth(pair.depth)
     figure = visual.new_figure(8, 6)
@@ -88,8 +90,8 @@ def main() -> int:
     parser.add_argument("--output_dir", type=Path, default=Path("docs"))
     options = parser.parse_args()
     pairs = list_test(options.data)
-    from src import device
-    from src.predict import DepthPredictor
+    from src.nets import device
+    from src.prediction.predict import DepthPredictor
 
     device.select("CPU")
     predictor = DepthPredictor(options.coarse_ckpt_model, options.fine_ckpt_model)

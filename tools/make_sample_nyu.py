@@ -16,12 +16,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src import cli, image
-from src.arrays import Array
-from src.errors import UserError
-from src.files import StrPath, temporary_folder, writable_folder
-from src.rooms import render
-from src.stopping import in_processes
+from src.base import cli
+from src.base.arrays import Array
+from src.base.errors import UserError
+from src.base.files import StrPath, temporary_folder, writable_folder
+from src.base.stopping import in_processes
+from src.data import image
+from tools.rooms import render
 
 
 def write(path: StrPath, pixels: Array) -> None:

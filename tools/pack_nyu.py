@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src import cli
+from src.base import cli
 
 
 def main() -> int:
@@ -19,7 +19,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.verify != (options.out is None):
         parser.error("expected DATA OUT, or PACKED --verify")
-    from src import packed
+    from src.data import packed
 
     if options.verify:
         pairs = packed.PackedPairs(options.data)

@@ -34,10 +34,11 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src import cli, folders, image
-from src.arrays import Array, Pixels
-from src.data_loader import DataError
-from src.files import StrPath, remove_partial, replacing, writable_folder
+from src.base import cli, folders
+from src.base.arrays import Array, Pixels
+from src.base.files import StrPath, remove_partial, replacing, writable_folder
+from src.data import image
+from src.data.listing import DataError
 from tools import check_nyu
 
 HU_LAYOUT = ("expected data/nyu2_train/<scene>_out/<n>.jpg + .png and data/nyu2_test/<id>_colors.png + <id>_depth.png, "

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src import cli
-from src.errors import UserError
-from src.files import StrPath
+from src.base import cli
+from src.base.errors import UserError
+from src.base.files import StrPath
 
 PORT = 8118  # at which the servers find the first one, unless MASTER_PORT says otherwise
 

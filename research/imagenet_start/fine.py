@@ -55,7 +55,7 @@ class Coarse:
     """A solved PaperCoarseNet checkpoint as a function of RGB (N, 3, 228, 304) to log depth (N, 1, 55, 74)."""
 
     def __init__(self, path: Path) -> None:
-        from src import checkpoint
+        from src.nets import checkpoint
 
         self.arrays = {name: array.astype(np.float32) for name, array in checkpoint.load(path).arrays.items()}
         used = np.flatnonzero(np.abs(self.arrays["fc6.weight"]).any(1) & np.abs(self.arrays["fc7.weight"]).any(0))
@@ -126,7 +126,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    from src import checkpoint
+    from src.nets import checkpoint
 
     coarse, fine = Coarse(options.coarse), Fine()
     if options.start:
@@ -189,7 +189,7 @@ def main() -> None:
 
 def digest(path: Path) -> str:
     """What FineNet's checkpoint remembers of the CoarseNet that it was trained on."""
-    from src import checkpoint
+    from src.nets import checkpoint
 
     return checkpoint.digest(checkpoint.load_coarse(path))
 

@@ -16,8 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from teacher import Teacher, student_targets
 
-from src import image
-from src.data_loader import list_test, list_train, load_test_pair
+from src.data import image
+from src.data.listing import list_test, list_train
+from src.data.plain import load_test_pair
 from src.metrics import METRICS, evaluate, means
 
 CELLS = (8, 10)

@@ -173,7 +173,7 @@ def main() -> None:
     _, ridge, (weight, bias) = min(solved, key=lambda entry: entry[:2])
 
     os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"  # for MindSpore's own oneDNN, see src/__init__.py
-    from src import checkpoint
+    from src.nets import checkpoint
 
     halved = {
         name: array.astype(np.float16)

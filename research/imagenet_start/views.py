@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from regression import DepthRegression
 from teacher import Teacher, student_targets
 
-from src import image
-from src.data_loader import list_train
+from src.data import image
+from src.data.listing import list_train
 
 SHARD = 500
 JPEG_QUALITY = 95

@@ -1,0 +1,149 @@
+"""The pairs of a NYU folder by name, and what is no pair."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from src.base import folders
+from src.base.errors import UserError
+from src.base.files import StrPath
+from src.data import image
+
+logger = logging.getLogger(__name__)
+
+
+LAYOUT = "expected NYU/Train/<scene>_out/<n>.jpg + <n>.png and NYU/Test/<id>_colors.png + <id>_depth.png"
+
+
+T = TypeVar("T")
+
+
+class DataError(UserError):
+    """A data folder that cannot be used. The message names the folder or the files."""
+
+
+class TwoFiles(DataError):
+    """Two files that would be one sample. The message names them."""
+
+
+class Pair(NamedTuple):
+    """One picture and its depth map; `name` is the id of a test pair, `<scene>/<n>` of a training pair."""
+
+    name: str
+    rgb: Path
+    depth: Path
+
+
+def _natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Numbers in numeric order: 2 before 10."""
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in name.split("/")]
+
+
+def _split_folder(folder: StrPath, split: str) -> Path:
+    """`folder`/`split`, or `folder` itself when it is that split's folder. Raises DataError saying what was found."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; {LAYOUT}")
+    if (folder / split).is_dir():
+        return folder / split
+    if folder.resolve().name == split:
+        return folder
+    found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
+    raise DataError(f"{folder}: no {split} folder in it (found: {found}); {LAYOUT}")
+
+
+def missing_partners(rgb_by_name: Mapping[str, Path], depth_by_name: Mapping[str, Path]) -> list[str]:
+    """A sentence for each file whose partner is missing."""
+    def missing(name: str) -> str:
+        return f"{rgb_by_name[name]} has no depth map" if name in rgb_by_name \
+            else f"{depth_by_name[name]} has no RGB image"
+
+    return [missing(name) for name in sorted(set(rgb_by_name) ^ set(depth_by_name), key=_natural_key)]
+
+
+def matched(rgb_by_name: Mapping[str, Path], depth_by_name: Mapping[str, Path]) -> list[Pair]:
+    """The Pairs of the names that have both, in natural order."""
+    return [Pair(name, rgb_by_name[name], depth_by_name[name])
+            for name in sorted(set(rgb_by_name) & set(depth_by_name), key=_natural_key)]
+
+
+class Files(NamedTuple):
+    """The files of Train or Test, paired or not, by the names of their samples; and what the search did not take."""
+
+    rgb: dict[str, Path]
+    depth: dict[str, Path]
+    found: folders.Found
+
+
+def train_files(folder: StrPath) -> Files:
+    """The Files of `folder`/Train. Raises DataError when there is no such folder."""
+    root = _split_folder(folder, "Train")
+    found = folders.search(root, ("*", "*"), (*image.JPEG_ENDINGS, ".png"))
+    if outside := folders.search(root, ("*",)).files:
+        found.left_out["in no scene's folder"] = outside
+
+    def name_of(path: Path) -> str:
+        return f"{path.parent.name}/{path.stem}"
+
+    return Files(_by_name(found, image.JPEG_ENDINGS, name_of), _by_name(found, (".png",), name_of), found)
+
+
+def test_files(folder: StrPath) -> Files:
+    """The Files of `folder`/Test. Raises DataError when there is no such folder."""
+    found = folders.search(_split_folder(folder, "Test"), ("*",), ("_colors.png", "_depth.png"))
+
+    def name_of(path: Path) -> str:
+        return path.name[:path.name.rindex("_")]
+
+    return Files(_by_name(found, ("_colors.png",), name_of), _by_name(found, ("_depth.png",), name_of), found)
+
+
+def _by_name(found: folders.Found, endings: tuple[str, ...], name_of: Callable[[Path], str]) -> dict[str, Path]:
+    by_name: dict[str, Path] = {}
+    for path in (path for path in found.files if path.name.lower().endswith(endings)):
+        earlier = by_name.setdefault(name_of(path), path)
+        if earlier != path:
+            raise TwoFiles(f"{path} and {earlier}: two files of one name: expected one of them")
+    return by_name
+
+
+def list_train(folder: StrPath) -> list[Pair]:
+    """The pairs of `folder`/Train by scene and number, in the same order on every machine. Raises DataError."""
+    return _all_pairs(folder, train_files(folder))
+
+
+def list_test(folder: StrPath) -> list[Pair]:
+    """The pairs of `folder`/Test by id. Raises DataError."""
+    return _all_pairs(folder, test_files(folder))
+
+
+def _all_pairs(folder: StrPath, files: Files) -> list[Pair]:
+    """The Pairs, all of them: a folder that cannot be read, and a file without its partner, are DataErrors. What else
+    is not taken is logged."""
+    if files.found.unread:
+        raise DataError("; ".join(files.found.unread[:3]) + _more(files.found.unread))
+    for why, paths in files.found.left_out.items():
+        logger.warning("left out, %s: %s", why, folders.named(paths))
+    unpaired = missing_partners(files.rgb, files.depth)
+    if unpaired:
+        raise DataError("; ".join(unpaired[:3]) + _more(unpaired))
+    if not files.rgb:
+        raise DataError(f"{folder}: no image pairs; {LAYOUT}")
+    return matched(files.rgb, files.depth)
+
+
+def _more(sentences: Sequence[str]) -> str:
+    return f" (and {len(sentences) - 3} more)" if len(sentences) > 3 else ""
+
+
+def names_digest(names: Iterable[str]) -> str:
+    """Hexadecimal text that stands for these samples in this order."""
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def evenly(sequence: Sequence[T], most: int) -> list[T]:
+    """`most` items of a list or range, evenly spaced, or all where there are fewer."""
+    count = min(most, len(sequence))
+    return [sequence[place * len(sequence) // count] for place in range(count)]

@@ -1,0 +1,1 @@
+"""Networks outside training: checkpoints, devices and exports."""

@@ -1,0 +1,1 @@
+"""From any picture or video to its depth, and the files that hold it."""

@@ -1,0 +1,279 @@
+"""Reading and writing videos with PyAV (FFmpeg's libraries): the frames as a player shows them, and their times.
+
+What a file says of itself is believed only as far as it can be true. Frames are counted. A frame lasts from SHORTEST to
+LONGEST seconds, or else as long as the frame before it. Frames are turned by right angles only. A length of over
+LONGEST_VIDEO seconds counts as not given.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from src.base.arrays import Pixels
+from src.base.errors import UserError
+from src.base.files import StrPath, temporary_folder
+from src.data import image
+from src.data.listing import evenly
+
+try:
+    import av
+    from av.stream import Disposition
+except ImportError as error:
+    raise UserError(f"videos need PyAV ({error}): pip install -r requirements-predict.txt") from error
+
+# Seconds that a frame lasts: at least, at most, and where nothing tells it.
+SHORTEST, LONGEST, USUAL = Fraction(1, 1000), Fraction(60), Fraction(1, 25)
+LONGEST_VIDEO = 24 * 3600
+WIDEST_PIXEL = 4  # times as wide as it is high, or as high as it is wide
+# How many of a video's frames may be missing at its end: containers estimate the number.
+MISSING_FRAMES = 0.02
+# Containers that name no other file. By itself FFmpeg tries all that it knows, whatever a file is called: playlists of
+# addresses, too.
+FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg"
+# The first that PyAV has here is taken. PyAV's wheels have them all; a distribution's may lack those of H.264.
+# "bf": frames are stored in the order in which they are seen, so that the last one's duration is the video's end.
+ENCODERS = {"libx264": {"crf": "18", "preset": "fast", "bf": "0"}, "libopenh264": {"b": "8000000"},
+            "libvpx-vp9": {"crf": "24", "b": "0", "deadline": "realtime", "cpu-used": "6"}}
+_BT709, _TV_RANGE = 1, 1  # FFmpeg's numbers
+
+logger = logging.getLogger(__name__)
+
+
+class VideoError(UserError):
+    """A video that cannot be read or written. The message names the file."""
+
+
+class Video:
+    """A video that is read.
+
+    Args:
+        path: the file.
+        max_pixels: of a frame (default: image.MAX_PIXELS).
+
+    Attributes:
+        count: frames in the file; of some it may turn out that they cannot be decoded.
+        seconds: how long they last together.
+        tick: the container's unit of time, in seconds.
+
+    Raises VideoError when the file cannot be read, or its frames have more than `max_pixels`.
+    """
+
+    def __init__(self, path: StrPath, max_pixels: int | None = None) -> None:
+        self.path, self.max_pixels, self.undecoded = path, max_pixels or image.MAX_PIXELS, 0
+        with self._opened() as (container, stream):
+            self._check_size(stream.codec_context.height, stream.codec_context.width)
+            self.tick: Fraction = stream.time_base
+            packets = [packet.dts if packet.pts is None else packet.pts for packet in _packets(container, stream)]
+            self.count, self._times = len(packets), sorted(time for time in packets if time is not None)
+            claimed_s = container.duration / av.time_base if container.duration else 0.0
+            believed = 0 < claimed_s <= LONGEST_VIDEO and stream.frames * SHORTEST <= claimed_s
+            self.claimed: int = stream.frames if believed else 0
+        if not self.count:
+            raise VideoError(f"{path}: not a readable video: it has no frames")
+        clock = _Clock()
+        for time in self._times:
+            clock.at(time * self.tick)
+        self.seconds = float(clock.since_first + clock.lasted)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[tuple[Any, Any]]:
+        """The container and its stream of frames."""
+        options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "max_pixels": str(self.max_pixels)}
+        try:
+            container = av.open(_address(self.path), options=options, metadata_errors="replace")
+        except av.FFmpegError as error:
+            raise VideoError(f"{self.path}: not a readable video: {error.strerror}") from error
+        with container:
+            streams = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
+            if not streams or streams[0].time_base is None:
+                raise VideoError(f"{self.path}: not a readable video: it has no frames")
+            if streams[0].codec_context is None:
+                raise VideoError(f"{self.path}: not a readable video: PyAV has no decoder for its codec")
+            yield container, streams[0]
+
+    def frames(self) -> Iterator[tuple[Pixels, Fraction]]:
+        """Decode the video.
+
+        Returns: for each frame its RGB, uint8 (H, W, 3), and the seconds since the first frame.
+
+        Raises VideoError when no frame can be decoded, or when a frame is too large.
+        """
+        clock, decoded = _Clock(), False
+        with self._opened() as (container, stream):
+            for packet in _packets(container, stream, and_end=True):
+                try:
+                    frames = packet.decode()
+                except av.FFmpegError:
+                    self.undecoded += 1
+                    continue
+                for frame in frames:
+                    decoded = True
+                    yield self._upright(frame, stream), clock.at(None if frame.pts is None else frame.pts * self.tick)
+        if not decoded:
+            raise VideoError(f"{self.path}: not a readable video: none of its frames can be decoded")
+
+    def sampled(self, most: int) -> Iterator[Pixels]:
+        """At most `most` of the frames, evenly over the video, as `frames` gives them; those that cannot be decoded are
+        left out."""
+        with self._opened() as (container, stream):
+            for time in evenly(self._times, most):
+                with contextlib.suppress(av.FFmpegError):
+                    container.seek(time, stream=stream)
+                    frames = (one for one in container.decode(stream) if one.pts is None or one.pts >= time)
+                    if frame := next(frames, None):
+                        yield self._upright(frame, stream)
+
+    def check_whole(self) -> None:
+        """After `frames`: raise VideoError when the file has fewer frames than it claims."""
+        whole = max(self.claimed, self.count)
+        missing = whole - self.count + self.undecoded
+        if missing > max(1, MISSING_FRAMES * whole):
+            raise VideoError(f"{self.path}: cut off: {whole - missing} of its {whole} frames could be read, and were "
+                             "predicted")
+
+    def _check_size(self, height: int, width: int) -> None:
+        if not 0 < height * width <= self.max_pixels:  # 0 for what `max_pixels` has kept FFmpeg from decoding
+            raise VideoError(f"{self.path}: frames of no size, or of more than {self.max_pixels:,} pixels: refused")
+
+    def _upright(self, frame: Any, stream: Any) -> Pixels:
+        """The RGB of a frame as it is to be shown: square pixels, turned and mirrored by its display matrix."""
+        shape = stream.sample_aspect_ratio or 1
+        width = round(frame.width * shape) if 1 / WIDEST_PIXEL <= shape <= WIDEST_PIXEL else frame.width
+        self._check_size(frame.height, width)
+        rgb = frame.reformat(width=width, format="rgb24").to_ndarray()
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        return rgb if matrix is None else _turned(rgb, np.frombuffer(matrix, np.int32))
+
+
+def _packets(container: Any, stream: Any, and_end: bool = False) -> Iterator[Any]:
+    """The encoded frames, as far as the file can be read; `and_end`: with the empty packet that ends the decoding."""
+    with contextlib.suppress(av.FFmpegError):
+        for packet in container.demux(stream):
+            if packet.size or and_end:
+                yield packet
+
+
+def _turned(rgb: Pixels, matrix: npt.NDArray[np.int32]) -> Pixels:
+    """`rgb` after a display matrix (ISO 14496-12): x' = a x + c y, y' = b x + d y; by other than right angles, as it
+    is."""
+    a, b, _, c, d = matrix[:5].tolist()
+    if a and d and not b and not c:
+        across, down = a, d
+    elif b and c and not a and not d:
+        rgb, across, down = rgb.transpose(1, 0, 2), c, b
+    else:
+        return rgb
+    return np.ascontiguousarray(rgb[::-1 if down < 0 else 1, ::-1 if across < 0 else 1])
+
+
+class _Clock:
+    """Turns the times that a container gives to its frames, in order, into seconds since the first frame."""
+
+    def __init__(self) -> None:
+        self.since_first, self.lasted = Fraction(0), USUAL
+        self.before: Fraction | None = None
+        self.begun = False
+
+    def at(self, time: Fraction | None) -> Fraction:
+        """Seconds since the first frame, for the time of the next frame; None is not known."""
+        if self.begun:
+            if time is not None and self.before is not None and SHORTEST <= time - self.before <= LONGEST:
+                self.lasted = time - self.before
+            self.since_first += self.lasted
+        self.begun, self.before = True, time
+        return self.since_first
+
+
+class Writer(contextlib.ExitStack):
+    """An MP4 that takes its name when it is complete, and has been read back: H.264, or else VP9, which is said.
+
+    Args:
+        path: the file.
+        tick: seconds; the times of the frames are multiples of it (`Video.tick`).
+
+    Raises VideoError, naming `path`, when it cannot be written.
+    """
+
+    def __init__(self, path: Path, tick: Fraction) -> None:
+        super().__init__()
+        self.path, self.count, self.clock = path, 0, _Clock()
+        precise = tick.denominator <= 1_000_000
+        self.time_base = Fraction(1, tick.denominator * -(-10_000 // tick.denominator) if precise else 90_000)
+        self.partial = self.enter_context(temporary_folder(path.parent)) / f"video{path.suffix}"
+        self.stream: Any = None
+        with self._naming():
+            # The index before the frames, so that a browser can begin before it has all of the file.
+            self.container = av.open(_address(self.partial), "w", format="mp4", options={"movflags": "+faststart"})
+        self.callback(self._abandon)
+
+    def add(self, rgb: Pixels, at: Fraction) -> None:
+        """Append a frame.
+
+        Args:
+            rgb: uint8 (H, W, 3). The first frame decides the size. H.264 wants it even: an odd last row or column is
+                doubled.
+            at: seconds since the first frame.
+        """
+        height, width = rgb.shape[:2]
+        rgb = cv2.copyMakeBorder(rgb, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+        with self._naming():
+            self.stream = self.stream or self._new_stream(*rgb.shape[:2])
+            frame = av.VideoFrame.from_ndarray(rgb).reformat(
+                self.stream.width, self.stream.height, "yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+            self.clock.at(at)
+            frame.pts, frame.time_base = round(at / self.time_base), self.time_base
+            self._mux(self.stream.encode(frame))
+        self.count += 1
+
+    def finish(self) -> None:
+        """Complete the file, count its frames, and give it its name."""
+        with self._naming():
+            self._mux(self.stream.encode(None))
+            self.container.close()
+        written = Video(self.partial).count
+        if written != self.count:
+            raise VideoError(f"{self.path}: {written} of {self.count} frames could be written: is the disk full?")
+        os.replace(self.partial, self.path)
+
+    def _new_stream(self, height: int, width: int) -> Any:
+        encoder = next((one for one in ENCODERS if one in av.codecs_available), None)
+        if encoder is None:
+            raise VideoError(f"{self.path}: PyAV has none of the encoders {' '.join(ENCODERS)}")
+        if "264" not in encoder:
+            logger.info("%s: VP9, for PyAV has no encoder for H.264 here", self.path)
+        # The rate is a hint for the encoder: the frames have times.
+        stream = self.container.add_stream(encoder, 30, options=ENCODERS[encoder], width=width, height=height,
+                                           pix_fmt="yuv420p", time_base=self.time_base)
+        context = stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        context.color_range = _TV_RANGE
+        return stream
+
+    def _mux(self, packets: list[Any]) -> None:
+        for packet in packets:
+            packet.duration = round(self.clock.lasted / self.time_base)  # a player asks only the last for it
+            self.container.mux(packet)
+
+    def _abandon(self) -> None:
+        with contextlib.suppress(av.FFmpegError):
+            self.container.close()
+
+    @contextlib.contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
+        except av.FFmpegError as error:
+            raise VideoError(f"{self.path}: cannot be written: {error.strerror}") from error
+
+
+def _address(path: StrPath) -> str:
+    """`path` for FFmpeg, which takes what stands before a colon for a protocol."""
+    return f"file:{os.fspath(path)}"

@@ -1,0 +1,116 @@
+"""What a net has to beat: a constant depth, the mean map of the training pairs, and that map at a better scale.
+
+`SEEN` names those that are fitted to the targets they are scored against.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from src.base.arrays import Array, Floats
+from src.base.errors import CheckFailed
+from src.base.files import StrPath
+from src.data import image
+from src.data.listing import Pair, evenly
+from src.data.plain import PlainPairs, Source, decoding_pool
+from src.metrics import DEPTH_RANGE_M
+
+MOST_PAIRS = 2000  # of the training pairs, evenly spaced
+CONSTANT, MEAN_MAP = "constant depth", "mean training map"
+BEST_SCALE, OWN_SCALES = "mean map x best scale", "mean map x own scales"
+SEEN = (CONSTANT, BEST_SCALE, OWN_SCALES)
+
+
+class Baselines:
+    """The baselines of a set of test pairs. Those of the mean map need a Train folder beside them.
+
+    Args:
+        folder: the NYU folder, or its Test folder.
+        pairs: the test pairs of that folder.
+        workers: decoding threads.
+
+    Raises:
+        CheckFailed: no target has a measured pixel.
+        UserError: a training pair cannot be read.
+    """
+
+    def __init__(self, folder: StrPath, pairs: Sequence[Pair], workers: int) -> None:
+        root = _with_training_pairs(folder)
+        self.mean_map = mean_map(PlainPairs(root), workers) if root else None
+        self.constant, self.shift = _fit_to_targets(pairs, self.mean_map, workers)
+
+    def before(self, rgb: Floats) -> dict[str, Floats]:
+        """The baselines that are shown before the nets: RGB (N, 3, 228, 304) in [0, 1] -> dict of name to log depth
+        (N, 1, 55, 74)."""
+        ones = np.ones((len(rgb), 1, *image.DEPTH_SIZE), np.float32)
+        if self.mean_map is None:
+            return {CONSTANT: ones * self.constant}
+        return {CONSTANT: ones * self.constant, MEAN_MAP: ones * self.mean_map,
+                BEST_SCALE: ones * (self.mean_map + self.shift)}
+
+    def after(self, depth_m: Floats) -> dict[str, Floats]:
+        """Those that are shown after the nets: target metres (N, 1, 55, 74) -> dict of name to log depth."""
+        if self.mean_map is None:
+            return {}
+        shifts = [_mean_difference(one, self.mean_map) for one in depth_m]
+        return {OWN_SCALES: np.stack([self.mean_map + np.float32(shift) for shift in shifts])}
+
+
+def mean_map(source: Source, workers: int, skip_bad: bool = False) -> Floats:
+    """The mean log-depth map (1, 55, 74) of at most MOST_PAIRS training pairs."""
+    return mean_log_depth(source.depth_maps(_spread(source), workers, skip_bad))
+
+
+def _spread(source: Source) -> Sequence[int]:
+    return evenly(range(len(source.names)), MOST_PAIRS)
+
+
+def _with_training_pairs(folder: StrPath) -> Path | None:
+    """The NYU folder of these test pairs where it has training pairs, else None."""
+    folder = Path(folder)
+    root = folder.parent if folder.resolve().name == "Test" and not (folder / "Test").is_dir() else folder
+    return root if (root / "Train").is_dir() else None
+
+
+def _mean_difference(depth_m: Floats, log_depth: Floats | float) -> float:
+    """The mean of log target - prediction over the measured pixels; 0 when there are none."""
+    measured = depth_m > 0
+    return float((clipped_log(depth_m) - log_depth)[measured].mean()) if measured.any() else 0.0
+
+
+def _fit_to_targets(pairs: Sequence[Pair], mean_map: Floats | None, workers: int) -> tuple[np.float32, np.float32]:
+    """The log depth that is the best constant, and the best shift of the mean map, for the targets of `pairs`."""
+    logs, shifts = [], []
+    with decoding_pool(workers) as pool:
+        for depth_m in pool.map(lambda pair: image.network_depth(image.load_test_depth(pair.depth)), pairs):
+            if (depth_m > 0).any():
+                logs.append(_mean_difference(depth_m, 0.0))
+                shifts.append(0.0 if mean_map is None else _mean_difference(depth_m, mean_map))
+    if not logs:
+        raise CheckFailed("no measured pixel in any target: nothing to score")
+    return np.float32(np.mean(logs)), np.float32(np.mean(shifts))
+
+
+def clipped_log(depth_m: Array) -> Array:
+    """The natural logarithm of metres, which are clipped as the metrics clip them."""
+    return np.log(np.clip(depth_m, *DEPTH_RANGE_M))
+
+
+def mean_log_depth(depth_maps: Iterable[Floats]) -> Floats:
+    """The mean log depth of each cell over an iterable of depth maps (55, 74) in metres: (1, 55, 74).
+
+    It is the constant prediction to beat. Unmeasured pixels do not count.
+    """
+    total = np.zeros((2, *image.DEPTH_SIZE))
+    for depth_m in depth_maps:
+        measured = depth_m > 0
+        total += clipped_log(depth_m) * measured, measured
+    return (total[0] / np.maximum(total[1], 1))[None].astype(np.float32)
+
+
+def filled_log_depth(depth_maps: Sequence[Floats]) -> tuple[Floats, Floats]:
+    """The log depth (N, 55, 74) of a list of depth maps in metres, for a regression: where nothing was measured stands
+    the mean (55, 74) of the others, which is returned beside it."""
+    mean = mean_log_depth(depth_maps)[0]
+    return np.array([np.where(depth_m > 0, clipped_log(depth_m), mean) for depth_m in depth_maps]), mean

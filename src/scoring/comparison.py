@@ -1,0 +1,75 @@
+"""Two evaluations side by side: the same pictures through other nets, and how much of the difference may be chance."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.base.arrays import Doubles
+from src.base.errors import UserError
+from src.base.files import StrPath
+from src.metrics import METRICS
+
+RESAMPLES = 10_000
+
+
+def read(path: StrPath) -> tuple[dict[str, Any], dict[str, dict[str, list[float]]]]:
+    """(metrics.json as a dict, {net: {image: (8,) metrics}}) of an evaluation's folder or its metrics.json. Raises
+    UserError."""
+    path = Path(path)
+    folder = path.parent if path.name == "metrics.json" else path
+    try:
+        facts = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        with open(folder / "per_image.csv", encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        nets: dict[str, dict[str, list[float]]] = {net: {} for net in facts["metrics"]}
+        for row in rows:
+            nets[row["net"]][row["image"]] = [float(row[name] or "nan") for name in METRICS]
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: no such file: expected what eval.py --output_dir writes") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: not an evaluation that eval.py --output_dir has written") from error
+    return facts, nets
+
+
+def compare(first: StrPath, second: StrPath) -> str:
+    """The text that sets two evaluations side by side: for each net that differs the means, their difference, and the
+    95 % interval of the difference by a bootstrap over the pictures (Efron, 1979).
+
+    Raises UserError when they are not of the same pictures under one protocol.
+    """
+    from tabulate import tabulate
+
+    (facts, ours), (other_facts, theirs) = read(first), read(second)
+    for name in ("protocol", "data"):
+        if facts.get(name) != other_facts.get(name):
+            raise UserError(f"{first} and {second} differ in {name}: {facts.get(name)} and {other_facts.get(name)}")
+    parts = []
+    for net in (net for net in ours if net in theirs):
+        if ours[net].keys() != theirs[net].keys():
+            raise UserError(f"{first} and {second}: {net} was scored on other pictures")
+        a, b = (np.array([one[net][image] for image in ours[net]]) for one in (ours, theirs))
+        if np.array_equal(a, b, equal_nan=True):
+            parts.append(f"{net}: the same")
+            continue
+        rows = {f"{first} ": np.nanmean(a, 0), f"{second}": np.nanmean(b, 0), "difference": np.nanmean(b - a, 0),
+                **dict(zip(("95 % from", "to"), interval(b - a), strict=True))}
+        shown = [[label, *(format(value, ".4f" if number < 2 else "+.4f") for value in row)]
+                 for number, (label, row) in enumerate(rows.items())]
+        parts.append("\n" + tabulate(shown, [net, *METRICS], disable_numparse=True, colalign=["left"] + ["right"] * 8))
+    if not parts:
+        raise UserError(f"{first} and {second} have no net in common")
+    return "\n".join(parts)
+
+
+def interval(differences: Doubles, share: float = 0.95) -> Doubles:
+    """The percentile bootstrap interval of the mean over the first axis, NaN left out: (low, high), each of the other
+    axes' shape."""
+    from scipy.stats import bootstrap
+
+    # In batches: all resamples of 654 pictures at once would take 400 MB.
+    result = bootstrap((differences,), np.nanmean, axis=0, n_resamples=RESAMPLES, batch=500, method="percentile",
+                       confidence_level=share, random_state=np.random.default_rng(0))
+    return np.array([result.confidence_interval.low, result.confidence_interval.high])

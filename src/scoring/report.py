@@ -1,0 +1,99 @@
+"""The report of an evaluation as one HTML file that needs no network: tables and pictures."""
+
+import base64
+import html
+from collections.abc import Mapping
+from typing import Any
+
+from src import metrics
+from src.base.files import StrPath, write_text
+from src.scoring import baselines, evaluation, visual
+from src.scoring.evaluation import Details, Scores
+
+# delta1 delta2 delta3 abs_rel sq_rel rmse rmse_log si
+PUBLISHED = {
+    "mean of the training set": (0.418, 0.711, 0.874, 0.408, 0.581, 1.244, 0.430, 0.304),
+    "paper, coarse": (0.618, 0.891, 0.969, 0.228, 0.223, 0.871, 0.283, 0.221),
+    "paper, coarse + fine": (0.611, 0.887, 0.971, 0.215, 0.212, 0.907, 0.285, 0.219),
+    "model zoo, Ascend 910": (0.618, 0.880, 0.965, 0.228, 0.224, 0.764, 0.272, None),
+}
+PUBLISHED_PAIRS = 654  # beside a set of another size these figures would only mislead
+PUBLISHED_NOTE = (
+    "Not measured here. The first three rows: Eigen, Puhrsch and Fergus (NIPS 2014), table 1: NYU's 654 test images, "
+    "trained on its full raw set, over the valid pixels of the full picture. The last: the model zoo's DepthNet on the "
+    "same 654 images with protocol depthnet. Compare only what was measured on the same images with the same protocol.")
+
+_PROTOCOLS = {
+    "depthnet": "on the 55x74 grid, prediction and target clipped to [0.1, 10] m, all measured pixels",
+    "eigen": "at 480x640, rows 45..471 and columns 41..601 as far as the nets see them, target within (1e-3, 10) m",
+}
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; margin: 1em 0 } th, td { padding: .3em .8em; text-align: right }
+th:first-child, td:first-child { text-align: left } tr { border-bottom: 1px solid #ddd }
+img { width: 100%; display: block } figure { margin: 1.5em 0 } figcaption, .note { color: #666 }
+"""
+
+
+def write(path: StrPath, scores: Mapping[str, Scores], details: Mapping[str, Details], panels_png: bytes,
+          checkpoints: Mapping[str, str], versions: Mapping[str, str], data: Mapping[str, Any]) -> None:
+    """Write the report.
+
+    Args:
+        scores, details: dicts of net name to evaluation.Scores and evaluation.Details, baselines included.
+        panels_png: the bytes of panels.png.
+        checkpoints, versions: dicts of text to show.
+        data: evaluation.data_facts.
+    """
+    first = next(iter(scores.values()))
+    nets = {net: details[net] for net in (baselines.MEAN_MAP, "CoarseNet", "FineNet") if net in details}
+    published = [
+        "<h2>Published</h2>",
+        _table({name: dict(zip(metrics.METRICS, row, strict=True)) for name, row in PUBLISHED.items()}),
+        f"<p class=note>{html.escape(PUBLISHED_NOTE)}</p>",
+    ]
+    parts = [
+        "<h1>Depth evaluation</h1>",
+        f"<p>{data['pairs']} pairs, fingerprint {data['fingerprint']}, {first.pixels:,} pixels; protocol "
+        f"<b>{first.protocol}</b>: {html.escape(_PROTOCOLS[first.protocol])}. Means over the images.</p>",
+        _table({net: {**one.means(), evaluation.SCALE_COLUMN: one.scale_correlation()} for net, one in scores.items()}),
+        f"<p class=note>{_seen(scores)}{evaluation.SCALE_COLUMN}: how far the predicted median depth follows the true "
+        "one over the images (Pearson).</p>",
+        "<p class=note>" + html.escape("; ".join(f"{name} {value}" for name, value in
+                                                 {**checkpoints, **versions}.items())) + "</p>",
+        *(published if data["pairs"] == PUBLISHED_PAIRS else []),
+        "<h2>Best, median and worst images</h2>",
+        _figure(panels_png, "by abs_rel of FineNet; the error is cut at 0.5"),
+        "<h2>Where the error is</h2>",
+        _figure(visual.figure_png(visual.error_by_depth(nets)),
+                "how far away the pixels are, and how many of them there are"),
+        _figure(visual.figure_png(visual.error_by_position(nets)), "where in the picture"),
+        "<h2>Predicted over true depth</h2>",
+        _figure(visual.figure_png(visual.predicted_over_true(nets)), "cells of the 55x74 grid, of all images together"),
+        "<h2>How far away each picture is</h2>",
+        _figure(visual.figure_png(visual.medians(nets)),
+                "one point an image: on the line, the scale of the scene is right; a slope (least squares, of the "
+                "logarithms) below 1 draws all scenes to one scale"),
+    ]
+    write_text(path, "<!doctype html>\n<html lang=en><meta charset=utf-8><title>Depth evaluation</title>"
+                     f"<style>{_STYLE}</style>\n" + "\n".join(parts) + "\n</html>\n")
+
+
+def _seen(scores: Mapping[str, Scores]) -> str:
+    names = [name for name in baselines.SEEN if name in scores]
+    return f"{', '.join(names)}: fitted to the targets that they are scored against. " if names else ""
+
+
+def _table(rows: Mapping[str, Mapping[str, float | None]]) -> str:
+    columns = list(next(iter(rows.values())))
+    head = "".join(f"<th>{name}</th>" for name in ("", *columns))
+    body = "".join(f"<tr><td>{html.escape(label)}</td>" + "".join(
+        f"<td>{'' if values[name] is None else format(values[name], '.3f')}</td>" for name in columns) + "</tr>"
+        for label, values in rows.items())
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _figure(png: bytes, caption: str) -> str:
+    picture = base64.b64encode(png).decode()
+    return (f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{picture}">'
+            f"<figcaption>{html.escape(caption)}</figcaption></figure>")

@@ -1,0 +1,82 @@
+"""Checkpoints of a stage: resumable states, the best and the final weights."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from src.nets import checkpoint
+from src.training.log import StageLog
+from src.training.options import Stage
+from src.training.run_folder import Folder, TrainingError
+from src.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+# Of a stage's options: the digest of the training files' sizes and times, and of the CoarseNet that FineNet refines.
+DATA, COARSE = "data", checkpoint.COARSE_SHA256
+
+
+class _Saver:
+    """Writes the three kinds of checkpoint of a stage: resumable states, the best and the final weights."""
+
+    def __init__(self, stage: Stage, trainer: Trainer, folder: Folder, log: StageLog) -> None:
+        self.stage, self.trainer, self.folder, self.log = stage, trainer, folder, log
+
+    def info(self) -> dict[str, Any]:
+        coarse_net = {"coarse_net": self.stage.options["coarse_net"]} if self.stage.name == "coarse" else {}
+        return {"stage": self.stage.name, "step": self.trainer.step, "options": self.stage.options, **coarse_net}
+
+    def state(self) -> None:
+        if not self.trainer.device.is_first:
+            return
+        checkpoint.save(self.folder.state(self.stage.name, self.trainer.step), self.trainer.state(),
+                        {**self.info(), "epoch_sums": self.log.sums})
+        for _, old in self.folder.states(self.stage.name)[:-self.stage.keep_checkpoint_max]:
+            old.unlink()
+
+    def best(self, abs_rel: float) -> None:
+        earlier = [float(row["abs_rel"]) for row in self.log.rows[:-1] if row["abs_rel"]]
+        if all(abs_rel < value for value in earlier):
+            self._weights(self.folder.best(self.stage.name), {"abs_rel": abs_rel})
+
+    def final(self, last_step: int) -> None:
+        states = self.folder.states(self.stage.name)
+        if not states or states[-1][0] != last_step:
+            self.state()
+        self._weights(self.folder.final(self.stage.name), {})
+
+    def _weights(self, path: Path, extra: Mapping[str, Any]) -> None:
+        if not self.trainer.device.is_first:
+            return
+        checkpoint.save(path, self.trainer.weights(), {**self.info(), **extra})
+        logger.info("saved %s", path)
+
+
+def newest_state(stage_name: str, folder: Folder) -> checkpoint.Checkpoint | None:
+    """The newest undamaged state of a stage, or None; a damaged one is named and passed over."""
+    for _, path in reversed(folder.states(stage_name)):
+        try:
+            return checkpoint.load(path)
+        except checkpoint.CheckpointError as error:
+            logger.warning("warning: %s: falling back to the state before it", error)
+    return None
+
+
+def check_same_options(stage: Stage, saved: checkpoint.Checkpoint, allow_changed_data: bool = False) -> None:
+    """Raise TrainingError naming the options that differ from those of the saved state."""
+    before = saved.info.get("options", {})
+    if DATA in before and before[DATA] != stage.options[DATA]:
+        if not allow_changed_data:
+            raise TrainingError(f"{saved.path}: files of the training data have another size or time than when this "
+                                "run began: --allow_changed_data if they were only copied, else begin anew")
+        stage.options[DATA] = before[DATA]
+    if COARSE in stage.options and before.get(COARSE) != stage.options[COARSE]:
+        raise TrainingError(f"{saved.path}: FineNet was trained on another CoarseNet: --stage fine --overwrite begins "
+                            "FineNet anew on this one")
+    changed = [f"{name} was {before.get(name)!r}, now {stage.options.get(name)!r}"
+               for name in {**stage.options, **before}
+               if name not in {*stage.idle, COARSE} and before.get(name) != stage.options.get(name)]
+    if changed:
+        raise TrainingError(f"{saved.path}: --resume with other options would change the result: " + "; ".join(changed))

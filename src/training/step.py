@@ -1,0 +1,106 @@
+"""One training step as MindSpore compiles it, and the precision that it computes in."""
+
+import atexit
+import contextlib
+import functools
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+from mindspore import amp, nn, ops
+
+from src.base.files import discarded_at_exit
+from src.training.recipe import Decay
+
+
+class TrainStep(nn.Cell):
+    """One forward, one backward, one update.
+
+    With a loss scaler, gradients that are not finite on any rank leave the weights alone on every rank and lower the
+    scale. Returns float32 (4 + len(votes)): this rank's loss; how many updates came before; and summed over the ranks,
+    in one reduction: the loss, the overflows, and the `votes`.
+    """
+
+    def __init__(self, net: nn.Cell, loss: nn.Cell, optimizer: nn.Optimizer,
+                 scaler: amp.DynamicLossScaler | None = None, ranks: int = 1, decay: Decay | None = None,
+                 clip_norm: float = 0.0) -> None:
+        super().__init__(auto_prefix=False)
+        self.net, self.loss, self.optimizer, self.scaler, self.ranks = net, loss, optimizer, scaler, ranks
+        self.decay, self.clip_norm = decay, clip_norm
+        self.average: Any = None
+        self.sum: Any = None
+        if ranks > 1:
+            self.average = nn.DistributedGradReducer(optimizer.parameters, mean=True, degree=ranks)
+            self.sum = ops.AllReduce()
+        self.concat = ops.Concat()
+        self.gradient = ms.value_and_grad(self.scaled_loss, None, optimizer.parameters, has_aux=True)
+
+    def scaled_loss(self, depth_m: ms.Tensor, *inputs: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+        loss = self.loss(self.net(*inputs).astype(ms.float32), depth_m)
+        if self.scaler is None:
+            return loss, loss
+        return self.scaler.scale(loss), loss
+
+    @ms.jit
+    def construct(self, votes: ms.Tensor, depth_m: ms.Tensor, *inputs: ms.Tensor) -> ms.Tensor:
+        updates = self.optimizer.global_step.astype(ms.float32)
+        (_, loss), gradients = self.gradient(depth_m, *inputs)
+        if self.ranks > 1:
+            gradients = self.average(gradients)
+        overflow = ms.Tensor([0.0], ms.float32)
+        if self.scaler is not None:
+            gradients = self.scaler.unscale(gradients)
+            # On Ascend 910A this asks the chip's own register: the ranks have to agree (MindSpore 2.10, amp.py).
+            overflow = 1 - amp.all_finite(gradients).astype(ms.float32).reshape((1,))
+        loss = loss.reshape((1,))
+        shared = self.concat((loss, overflow, votes))
+        if self.ranks > 1:
+            shared = self.sum(shared)
+        if self.scaler is None:
+            self.update(gradients)
+        else:
+            finite = shared[1] < 0.5
+            if finite:
+                self.update(gradients)
+            self.scaler.adjust(finite)
+        return self.concat((loss, updates, shared))
+
+    def update(self, gradients: tuple[ms.Tensor, ...]) -> None:
+        if self.clip_norm:
+            gradients = ops.clip_by_global_norm(gradients, self.clip_norm)
+        if self.decay is not None:
+            self.decay(self.optimizer.global_step)
+        self.optimizer(gradients)
+
+
+def in_precision(net: nn.Cell, amp_level: str) -> nn.Cell:
+    """The net as it computes at this level: "O0" is itself.
+
+    At O1 MindSpore writes the net's code anew, into the current folder, which is another one meanwhile.
+    """
+    if amp_level == "O0":
+        return net
+    before, paths = os.getcwd(), list(sys.path)
+    os.chdir(_code_folder())
+    try:
+        return amp.auto_mixed_precision(net, amp_level)
+    finally:
+        os.chdir(before)
+        sys.path[:] = paths
+
+
+@functools.cache
+def _code_folder() -> Path:
+    """A folder until the process ends: MindSpore's compiler reads the code of a net there."""
+    until_exit = contextlib.ExitStack()
+    atexit.register(until_exit.close)
+    return until_exit.enter_context(discarded_at_exit(Path(tempfile.mkdtemp(prefix="depthnet-"))))
+
+
+@ms.jit
+def _unit_range(rgb: ms.Tensor) -> ms.Tensor:
+    """uint8 to float32 in [0, 1], on the device."""
+    return rgb.astype(ms.float32) / 255

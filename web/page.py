@@ -1,0 +1,399 @@
+"""The page in the browser: a picture or a video goes in, and its depth can be looked at, measured, turned and saved.
+
+Gradio serves it (https://www.gradio.app). Nothing is loaded from elsewhere and nothing is sent elsewhere.
+"""
+
+import base64
+import contextlib
+import errno
+import hashlib
+import html
+import json
+import logging
+import re
+import socket
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import gradio as gr
+import numpy as np
+from gradio.utils import get_upload_folder
+from starlette.middleware import Middleware
+
+from src.base.arrays import Floats, Pixels
+from src.base.errors import NotFinite, UserError
+from src.base.files import StrPath
+from src.data import image
+from src.data.listing import Pair
+from src.prediction import depth_files
+from src.prediction.job import VIDEOS, Job
+from src.prediction.pointcloud import Intrinsics, write_glb
+from src.prediction.predict import DepthPredictor
+from src.scoring import visual
+from web.gate import MAX_UPLOAD, Gate
+from web.visits import CACHE_S, VISITORS, Shown, Visit, Visits
+
+if TYPE_CHECKING:
+    from src.prediction.video import Video
+
+
+# Pictures with a longer side are reduced to it: the nets see 228x304, and a browser has to hold the rest.
+LONGEST_SIDE = 1280
+
+
+# Of the map under the pointer.
+POINTER_SIDE = 480
+
+
+LONGEST_VIDEO_S, MOST_FRAMES, LARGEST_FRAME = 60, 3600, 4096 * 2304
+
+
+MESH_TAB = "3D"
+
+
+COLORMAPS = ("turbo", "viridis", "magma", "gray")
+
+
+FORMS = {
+    "color": "Coloured PNG: for people; its colours are no measure",
+    "side": "Picture beside depth, PNG",
+    "png16": "16-bit PNG: millimetres; looks black in a viewer",
+    "npy": "NumPy .npy: float32 metres",
+    "ply": "PLY point cloud: metres; x right, y down, z forward",
+}
+
+
+TITLE = """# Depth from one picture
+DepthNet on MindSpore predicts how far away every pixel is, in metres. It has learnt from rooms: NYU Depth V2."""
+
+
+CSS = """
+.pointer .map { width: 100%; cursor: crosshair; touch-action: pan-y; border-radius: 4px; display: block }
+.pointer .bar { height: 14px; border-radius: 4px; margin-top: 8px }
+.pointer .ticks { position: relative; height: 20px; font-size: 12px; margin: 0 14px 0 0 }
+.pointer .ticks span { position: absolute; white-space: nowrap }
+.pointer .read { display: flex; flex-wrap: wrap; gap: 4px 24px; font-variant-numeric: tabular-nums; margin: 4px 0 }
+#nets .thumbnail-lg { aspect-ratio: 4 / 3 }
+.pointer .here { font-weight: 600; min-width: 8em }
+"""
+
+
+_POINTER = """<div class="pointer">
+<div class="read"><span class="here" aria-live="polite"></span><span class="distance" aria-live="polite"></span></div>
+<canvas class="map" aria-label="depth map"></canvas>
+<div class="bar"></div><div class="ticks"></div>
+</div>"""
+
+
+class Picture(gr.Image):
+    """An image as the file that was sent, untouched: its size is looked at before it is decoded, and its EXIF kept."""
+
+    is_template = True
+
+    def preprocess(self, payload: Any) -> str | None:
+        return payload and payload.path
+
+
+class Clip(gr.Video):
+    """A video as the file that was sent: no ffmpeg is asked for."""
+
+    is_template = True
+
+    def preprocess(self, payload: Any) -> str | None:
+        return payload and payload.path
+
+
+class Page:
+    """The page over one DepthPredictor.
+
+    Args:
+        predictor: a DepthPredictor.
+        about: a line of Markdown on the nets.
+        pairs: test pairs (`data_loader.list_test`) that are offered as examples, their true depth beside.
+        folder: where what visitors get is written.
+        queue: visitors that may wait; the next one is told to come again.
+    """
+
+    def __init__(self, predictor: DepthPredictor, about: str, pairs: Sequence[Pair], folder: Path,
+                 queue: int = 16) -> None:
+        self.predictor, self.about, self.folder, self.queue = predictor, about, folder, queue
+        self.coarse = DepthPredictor(predictor.coarse, lambda rgb, coarse: coarse, predictor.batch_size,
+                                     predictor.flip_average)
+        self.examples = [pair.rgb for pair in pairs]
+        self.truths = {_digest(pair.rgb): pair.depth for pair in pairs}
+        self.visits = Visits(folder)
+
+    def predict(self, path: str | None, before: Shown | None, degrees: float,
+                request: gr.Request | None = None) -> Shown | None:
+        """The Shown of a picture's file."""
+        if before:
+            before.discard()
+        if not path:
+            return None
+        name = Path(path).name
+        with _plainly(path, name):
+            rgb = _reduced(image.load_rgb(path))
+            size = rgb.shape[:2]
+            writer, lens = self._writer(degrees).of_photograph(path, size)
+            begun = time.perf_counter()
+            depth_m = self.predictor.predict([rgb], [name])[0] * lens
+            seconds = time.perf_counter() - begun
+            truth = self.truths.get(_digest(path))
+            return Shown(name, rgb, depth_m, self.coarse.predict([rgb], [name])[0] * lens,
+                         image.resize_depth(image.load_test_depth(truth), size) if truth else None,
+                         writer.camera(*size), float(lens), seconds,
+                         Path(tempfile.mkdtemp(dir=self.visits.of(request).folder)))
+
+    def _writer(self, degrees: float) -> depth_files.Writer:
+        """As predict.py has it: a field of view that is given counts more than EXIF."""
+        camera = Intrinsics.kinect
+        if degrees:
+            camera = lambda height, width: Intrinsics.from_fov(height, width, degrees)  # noqa: E731
+        return depth_files.Writer(tuple(FORMS), COLORMAPS[0], 10.0, camera, follow_exif=not degrees)
+
+    def show(self, shown: Shown | None, colormap: str, max_depth: float) -> tuple[Any, Any, Any, str]:
+        """What is seen at once: (map under the pointer, picture and depth to compare, the nets side by side, facts)."""
+        if not shown:
+            return None, None, None, self.about
+        end = max_depth or shown.colour_end
+        pictures = [(visual.colour(shown.coarse_m, end, colormap), "CoarseNet"),
+                    (visual.colour(shown.depth_m, end, colormap), "FineNet")]
+        facts = f"**{shown.seconds:.2f} s** for {shown.rgb.shape[1]} x {shown.rgb.shape[0]} pixels. {self.about}"
+        if shown.lens != 1:
+            facts += f" The photograph's EXIF tells another lens than the Kinect's: depth times {shown.lens:.2f}."
+        if shown.truth_m is not None:
+            measured = shown.truth_m > 0
+            error = np.where(measured, np.abs(shown.depth_m - shown.truth_m) / np.where(measured, shown.truth_m, 1), 0)
+            mean = error[measured].mean() if measured.any() else np.nan
+            pictures += [(visual.colour(shown.truth_m, end, colormap), "true depth (black: not measured)"),
+                         (visual.colour(error + 1e-6 * measured, 0.5, "magma"),
+                          f"relative error, from 0 to 50 % and more (mean {mean:.0%})")]
+        return (pointer_value(shown, end, colormap), (shown.rgb, pictures[1][0]), pictures, facts)
+
+    def save(self, shown: Shown | None, colormap: str, max_depth: float) -> tuple[str | None, ...]:
+        """The file of each form."""
+        if not shown:
+            return (None,) * len(FORMS)
+        end = max_depth or shown.colour_end
+        writer = replace(self._writer(0), colormap=colormap, max_depth=end, camera=lambda *_: shown.camera)
+        stem = re.sub(r"[^\w.-]+", "_", Path(shown.name).stem)[:60].strip(".") or "picture"
+        paths = Job(Path("picture.png"), shown.folder / stem).outputs(FORMS)
+        with contextlib.suppress(FileNotFoundError):  # another picture has come meanwhile
+            writer.save(paths, shown.rgb, shown.depth_m)
+            return tuple(map(str, paths.values()))
+        return (None,) * len(FORMS)
+
+    def mesh(self, shown: Shown | None, tab: str) -> str | None:
+        """The file of the coloured mesh, where the visitor looks at it: Gradio (6.25 to 6.31) never shows a mesh that
+        came while its tab was hidden."""
+        if not shown or tab != MESH_TAB:
+            return None
+        path = shown.folder / "mesh.glb"
+        with contextlib.suppress(FileNotFoundError):
+            write_glb(path, shown.depth_m, shown.rgb, shown.camera)
+            return str(path)
+        return None
+
+    def video(self, path: str | None, colormap: str, max_depth: float, request: gr.Request,
+              progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008
+        """The picture beside its depth, as a video that browsers play."""
+        if not path:
+            raise gr.Error("choose a video first", print_exception=False)
+        visit, name = self.visits.of(request), Path(path).name
+        visit.stopped = False
+        with _plainly(path, name):
+            job = Job(Path(path), Path(tempfile.mkdtemp(dir=visit.folder)) / "depth")
+            clip = _checked_clip(job, name)
+            writer = replace(self._writer(0), kinds=("side",), colormap=colormap, max_depth=max_depth or 10.0)
+            if not max_depth:
+                writer = replace(writer, max_depth=depth_files.depth_range([job], self.predictor, writer)[0])
+            bar = _Bar(clip.count, progress, visit)
+            depth_files.predict_video(job, clip, self.predictor, writer, self.predictor.batch_size, bar)
+            return str(*job.outputs(("side",)).values())
+
+    def launch(self, host: str, port: int) -> gr.Blocks:
+        """Serve it until the process ends: to this machine alone unless `host` says more; never through a relay."""
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is there
+        _check_address(host, port)
+        blocks = self._blocks()
+        gate = Middleware(Gate, cache=Path(get_upload_folder()), folder=self.folder, events=set(blocks.fns),
+                          keep_s=CACHE_S)
+        fonts = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
+        blocks.launch(
+            server_name=f"[{host}]" if ":" in host else host, server_port=port, share=False, prevent_thread_lock=True,
+            quiet=True, show_error=False, max_file_size=MAX_UPLOAD, state_session_capacity=VISITORS,
+            app_kwargs={"middleware": [gate]}, allowed_paths=[], ssr_mode=False, mcp_server=False, pwa=False,
+            run_history=False, footer_links=[], css=CSS, theme=gr.themes.Default(font=fonts[0], font_mono=fonts[1]))
+        return blocks
+
+    def _blocks(self) -> gr.Blocks:
+        page = gr.Blocks(title="DepthNet", analytics_enabled=False, delete_cache=(CACHE_S // 6, CACHE_S))
+        page.queue(max_size=self.queue, default_concurrency_limit=4, api_open=False)
+        with page:
+            gr.Markdown(TITLE)
+            with gr.Accordion("Options", open=False), gr.Row():
+                colormap = gr.Dropdown(COLORMAPS, value=COLORMAPS[0], label="colours", min_width=140)
+                max_depth = gr.Slider(0, 20, 0, step=0.5, label="metres at the end of the colours (0: automatic)",
+                                      min_width=260)
+                degrees = gr.Slider(0, 150, 0, step=1, min_width=260,
+                                    label="degrees that the picture is wide (0: by EXIF, or NYU's Kinect)")
+            with gr.Tab("Picture"):
+                self._picture_tab(colormap, max_depth, degrees)
+            with gr.Tab("Video"):
+                self._video_tab(colormap, max_depth)
+            page.unload(self.visits.leave)
+        return page
+
+    def _picture_tab(self, colormap: gr.Dropdown, max_depth: gr.Slider, degrees: gr.Slider) -> None:
+        shown = gr.State(None, time_to_live=CACHE_S, delete_callback=lambda one: one and one.discard())
+        tab = gr.State("Depth")
+        with gr.Row():
+            with gr.Column(scale=2, min_width=300):
+                picture = Picture(label="drop, paste or photograph a picture", elem_id="picture",
+                                  sources=["upload", "clipboard", "webcam"])
+                facts = gr.Markdown(self.about, elem_id="facts")
+                sent = [picture.input]
+                if self.examples:
+                    examples = gr.Examples([str(path) for path in self.examples], picture, examples_per_page=12,
+                                           label="examples, with their true depth")
+                    sent.append(examples.load_input_event.success)
+            with gr.Column(scale=3, min_width=300), gr.Tabs() as tabs:
+                with gr.Tab("Depth"):
+                    pointer = gr.HTML(None, html_template=_POINTER, elem_id="pointer", apply_default_css=False,
+                                      js_on_load=Path(__file__).with_suffix(".js").read_text(encoding="utf-8"))
+                with gr.Tab("Compare"):
+                    compare = gr.ImageSlider(show_label=False, elem_id="compare", format="jpeg", buttons=["fullscreen"])
+                with gr.Tab(MESH_TAB):
+                    mesh = gr.Model3D(label="drag to turn it", elem_id="mesh", height=480,
+                                      camera_position=(90, 80, None), clear_color=(0.94, 0.94, 0.94, 1))
+                with gr.Tab("Nets"):
+                    nets = gr.Gallery(columns=2, show_label=False, elem_id="nets", format="png", object_fit="contain",
+                                      height=590, preview=False)
+                with gr.Tab("Files"):
+                    files = [gr.DownloadButton(label, interactive=False, elem_id=f"file-{kind}", size="md")
+                             for kind, label in FORMS.items()]
+        colours, seen = [shown, colormap, max_depth], [pointer, compare, nets, facts]
+
+        def save(*chosen: Any) -> list[gr.DownloadButton]:
+            return [gr.DownloadButton(value=path, interactive=path is not None) for path in self.save(*chosen)]
+
+        def turn(shown: Shown | None, event: gr.SelectData) -> tuple[str, str | None]:
+            tab = str(event.value)
+            return tab, self.mesh(shown, tab)
+
+        tabs.select(turn, shown, [tab, mesh], show_progress="hidden")
+        changes = [colormap.input, max_depth.input]
+        for event in (*sent, degrees.input):
+            predicted = event(self.predict, [picture, shown, degrees], shown, concurrency_id="nets",
+                              concurrency_limit=1, show_progress_on=[pointer], trigger_mode="always_last")
+            # What is shown belongs to the picture that is there.
+            forgotten = predicted.failure(lambda: None, None, shown, queue=False)
+            changes += [predicted.success, forgotten.then]
+        for event in changes:
+            seeing = event(self.show, colours, seen, show_progress="hidden", trigger_mode="always_last",
+                           concurrency_id="show", concurrency_limit=1)  # the last to be asked is the last to be seen
+            turning = seeing.then(self.mesh, [shown, tab], mesh, show_progress="hidden")
+            turning.then(save, colours, files, show_progress="hidden")
+
+    def _video_tab(self, colormap: gr.Dropdown, max_depth: gr.Slider) -> None:
+        with gr.Row():
+            video = Clip(label=f"a video of at most {LONGEST_VIDEO_S} s", elem_id="video",
+                         sources=["upload", "webcam"])
+            result = gr.Video(label="picture beside depth", elem_id="video-depth", interactive=False)
+        with gr.Row():
+            gr.Button("Predict", variant="primary", elem_id="predict-video").click(
+                self.video, [video, colormap, max_depth], result, concurrency_id="nets", concurrency_limit=1)
+            gr.Button("Stop", variant="stop", elem_id="stop-video").click(self.visits.stop, queue=False)
+
+
+class _Bar:
+    """Takes what `predict_video` tells of its progress to the page; and ends it when the visitor says so."""
+
+    def __init__(self, total: int, progress: gr.Progress, visit: Visit) -> None:
+        self.total, self.progress, self.visit, self.done = total, progress, visit, 0
+
+    def update(self, count: int = 1) -> None:
+        self.done += count
+        if self.visit.stopped:
+            raise UserError("stopped")
+        self.progress((self.done, max(self.total, self.done)), unit="frames")
+
+
+def _checked_clip(job: Job, name: str) -> "Video":
+    """The Video of a Job, where it is not too much for the page. Raises UserError."""
+    from src.prediction.video import Video
+
+    if not job.is_video:
+        raise UserError(f"{name}: no video; expected one of {' '.join(VIDEOS)}")
+    clip = Video(job.source, LARGEST_FRAME)
+    if clip.seconds > LONGEST_VIDEO_S or clip.count > MOST_FRAMES:
+        raise UserError(f"{name}: {clip.seconds:.0f} s long; expected at most {LONGEST_VIDEO_S} s, and {MOST_FRAMES} "
+                        f"frames; it has {clip.count}")
+    return clip
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raise UserError unless the page can be served there."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM,
+                                                                flags=socket.AI_PASSIVE)[0]
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"--host {host}: {getattr(error, 'strerror', None) or error}: expected an address of this "
+                        "machine") from error
+    with socket.socket(family, kind, protocol) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(address)
+        except OSError as error:
+            option = "--host" if error.errno == errno.EADDRNOTAVAIL else "--port"
+            raise UserError(f"cannot serve at {host}, port {port}: {error.strerror}: {option} takes another") from error
+
+
+@contextlib.contextmanager
+def _plainly(path: object, name: str) -> Iterator[None]:
+    """Say in the browser what a user can mend, in words that name the file as they know it, and nothing of this
+    machine's folders."""
+    try:
+        yield
+    except (UserError, NotFinite, OSError) as error:
+        text = html.escape(str(error).replace(str(path), name))
+        raise gr.Error(text, print_exception=False) from error
+
+
+def pointer_value(shown: Shown, max_depth: float, colormap: str) -> str:
+    """What page.js takes, as JSON: depth as little-endian uint16 in base64, how many metres its unit is (a millimetre,
+    or more where the depth would not fit), and the camera in the pixels of the map."""
+    height, width = shown.depth_m.shape
+    unit_m = max(0.001, float(shown.depth_m.max()) / 65535)
+    scale = min(1, POINTER_SIDE / max(height, width))
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+
+    def packed(depth_m: Floats) -> str:
+        units = cv2.resize(depth_m, size[::-1], interpolation=cv2.INTER_NEAREST) / unit_m
+        return base64.b64encode(np.rint(units).clip(0, 65535).astype("<u2").tobytes()).decode()
+
+    across, down = size[1] / width, size[0] / height
+    return json.dumps({
+        "width": size[1], "height": size[0], "unit": unit_m,
+        "max_depth": max_depth, "colours": visual.colour_table(colormap).ravel().tolist(),
+        "depth": packed(shown.depth_m), "truth": None if shown.truth_m is None else packed(shown.truth_m),
+        "fx": shown.camera.fx * across, "cx": (shown.camera.cx + 0.5) * across - 0.5,
+        "fy": shown.camera.fy * down, "cy": (shown.camera.cy + 0.5) * down - 0.5,
+    })
+
+
+def _reduced(rgb: Pixels) -> Pixels:
+    scale = LONGEST_SIDE / max(rgb.shape[:2])
+    if scale >= 1:
+        return rgb
+    height, width = (max(1, round(length * scale)) for length in rgb.shape[:2])
+    return cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def _digest(path: StrPath) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
