@@ -33,7 +33,7 @@ def missing() -> str | None:
 
 
 def build(folder: Path) -> None:
-    """Build the libraries, in a new folder."""
+    """Build the libraries in a new folder, to be named "cann": in others MindSpore finds no function that waits."""
     libraries = folder / "lib64"
     libraries.mkdir(parents=True)
     _make_hccl(folder / "python" / "hccl")
@@ -111,4 +111,4 @@ def _absent_libraries(paths) -> set[str]:
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1]))
+    build(Path(sys.argv[1]) / "cann")

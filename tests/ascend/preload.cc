@@ -16,8 +16,8 @@
 
 namespace {
 // The operators of CANN's newer interface are some hundred pairs of functions, aclnnAdd and aclnnAddGetWorkspaceSize,
-// which MindSpore looks up by name. Each name gets a function of its own, one of these, so that its calls can be told
-// from others'.
+// which MindSpore looks up by name. Each name gets two functions of its own, so that its calls are told from others'.
+// Both are looked at: MindSpore asks for the workspace once, and then launches as often as the shapes stay the same.
 constexpr size_t kOperators = 512;
 std::array<std::string, kOperators> names;
 
@@ -53,23 +53,34 @@ int GetWorkspaceSize(uintptr_t a, uintptr_t b, uintptr_t c, uintptr_t d, uintptr
   return FillWorkspaceSize(registers, stack);
 }
 
-template <size_t... index>
-constexpr auto Functions(std::index_sequence<index...>) {
-  return std::array{GetWorkspaceSize<index>...};
+template <size_t index>
+int Launch() {
+  trace_operator(names[index].c_str());
+  return 0;
 }
-constexpr auto functions = Functions(std::make_index_sequence<kOperators>());
+
+struct Functions {
+  decltype(&GetWorkspaceSize<0>) get_workspace_size;
+  decltype(&Launch<0>) launch;
+};
+
+template <size_t... index>
+constexpr auto MakeFunctions(std::index_sequence<index...>) {
+  return std::array{Functions{GetWorkspaceSize<index>, Launch<index>}...};
+}
+constexpr auto functions = MakeFunctions(std::make_index_sequence<kOperators>());
 
 long Nothing() { return 0; }
 
-// The function for aclnn...GetWorkspaceSize.
-void *Operator(const std::string &name) {
+// The functions of an operator.
+const Functions &Operator(const std::string &name) {
   static std::mutex mutex;
   static std::map<std::string, size_t> known;
   std::lock_guard<std::mutex> lock(mutex);
   const size_t index = known.emplace(name, known.size()).first->second;
   if (index >= kOperators) abort();
   names[index] = name;
-  return reinterpret_cast<void *>(functions[index]);
+  return functions[index];
 }
 
 bool StartsWith(const std::string &text, const char *start) { return text.rfind(start, 0) == 0; }
@@ -94,7 +105,8 @@ void *dlsym(void *library, const char *symbol) noexcept {
   if (!IsCann(symbol)) return nullptr;
   const std::string name(symbol), end = "GetWorkspaceSize";
   if (name.size() > end.size() && name.compare(name.size() - end.size(), end.size(), end) == 0)
-    return Operator(name.substr(0, name.size() - end.size()));
+    return reinterpret_cast<void *>(Operator(name.substr(0, name.size() - end.size())).get_workspace_size);
+  if (StartsWith(name, "aclnn") && name != "aclnnInit") return reinterpret_cast<void *>(Operator(name).launch);
   return reinterpret_cast<void *>(Nothing);
 }
 
