@@ -217,10 +217,17 @@ def test_what_is_nearest_stays_measured_in_eight_bits():
 def test_wrong_mat_files_are_named(labeled, run, tmp_path):
     folder = labeled[0]
     (tmp_path / "cut.mat").write_bytes((folder / "nyu_depth_v2_labeled.mat").read_bytes()[:100_000])
+    with h5py.File(tmp_path / "groups.mat", "w") as groups, h5py.File(tmp_path / "numbers.mat", "w") as numbers:
+        for name, array in (("images", np.zeros((1, 3, 640, 480), np.uint8)),
+                            ("depths", np.zeros((1, 640, 480), np.float32)), ("scenes", np.zeros((1, 1)))):
+            groups.create_group(name)
+            numbers[name] = array
     savemat(tmp_path / "both.mat", {"trainNdxs": [1, 2], "testNdxs": [2, 3]})
     for mat, splits, text in (
             ("absent.mat", folder / "splits.mat", "absent.mat: no such file"),
             ("cut.mat", folder / "splits.mat", "cut.mat: not a MATLAB 7.3 file, or not all of it"),
+            ("groups.mat", folder / "splits.mat", "groups.mat: no depths, images, scenes in it"),
+            ("numbers.mat", folder / "splits.mat", "images of uint8, depths of float32, scenes of float64; expected"),
             (folder / "nyu_depth_v2_labeled.mat", "both.mat", "both.mat: overlapping splits"),
             (folder / "nyu_depth_v2_labeled.mat", "cut.mat", "no trainNdxs and testNdxs")):
         result = run("tools/prepare_nyu.py", "NYU", "--labeled", mat, "--splits", splits, cwd=tmp_path)
@@ -306,6 +313,57 @@ def test_bts_s_set_in_each_layout(rooms, forked, tmp_path, layout):
         assert_same_rooms(tmp_path / "NYU", rooms, "official_{number}")
 
 
+def leave_ambiguous_sources(folder, rooms):
+    """Archives that end between two members, and sets in which two files would become one."""
+    *_, rgb, depth_m = rooms[0][0]
+    whole = {"rgb": rgb.transpose(2, 0, 1), "depth": depth_m.astype(np.float32)}
+
+    def write(path, content, **how):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(path, "w") as file:
+            for name, array in content.items():
+                file.create_dataset(name, data=array, **how) if array is not None else file.create_group(name)
+
+    write(folder / "groups" / "train" / "a" / "00001.h5", {"rgb": None, "depth": None})
+    damaged = folder / "damaged" / "train" / "a" / "00001.h5"
+    write(damaged, whole, compression="gzip")
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2 - 4000:len(content) // 2 + 4000] = bytes(8000)
+    damaged.write_bytes(content)
+    for name in ("00001.h5", "1.h5"):
+        write(folder / "twice" / "train" / "a" / name, whole)
+    (folder / "two tars").mkdir()
+    for path in (folder / "two tars" / "a.tar", folder / "two tars" / "b.tar", folder / "whole.tar"):
+        with tarfile.open(path, "w") as archive:
+            archive.add(folder / "twice", "")
+    content = (folder / "whole.tar").read_bytes()
+    with tarfile.open(folder / "whole.tar") as archive:
+        end = archive.getmembers()[-1].offset
+    (folder / "border.tar").write_bytes(content[:end])
+    (folder / "header.tar").write_bytes(content[:end + 100])
+    (folder / "two.tar").write_bytes(2 * content)
+    for ending in ("jpg", "png"):
+        path = folder / "mixed" / "a" / f"rgb_00001.{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rgb).save(path)
+
+
+def test_what_is_no_number_is_not_measured():
+    for encode in (image.encode_train_depth, image.encode_test_depth):
+        np.testing.assert_array_equal(encode(np.float32([[np.nan, np.inf, -np.inf, -1, 0]])), [[0] * 5])
+
+
+def test_a_picture_of_bts_set_that_is_no_jpeg_becomes_one(rooms, forked, tmp_path):
+    *_, rgb, depth_m = rooms[0][0]
+    (tmp_path / "bts" / "a").mkdir(parents=True)
+    Image.fromarray(rgb).save(tmp_path / "bts" / "a" / "rgb_00001.png")
+    Image.fromarray(np.rint(depth_m * 1000).astype(np.uint16)).save(tmp_path / "bts" / "a" / "sync_depth_00001.png")
+    forked("tools/prepare_nyu.py", "NYU", "--bts", "bts", cwd=tmp_path)
+    with Image.open(tmp_path / "NYU" / "Train" / "a_out" / "1.jpg") as made:
+        assert made.format == "JPEG"
+        assert np.abs(np.asarray(made).astype(int) - rgb).mean() < 3
+
+
 def test_wrong_sources_of_other_layouts_are_named(rooms, forked, tmp_path):
     (tmp_path / "empty").mkdir()
     write_fastdepth(tmp_path / "cut", rooms)
@@ -317,13 +375,22 @@ def test_wrong_sources_of_other_layouts_are_named(rooms, forked, tmp_path):
     (tmp_path / "other.h5").rename(tmp_path / "other" / "train" / "a" / "00001.h5")
     (tmp_path / "no.tar").write_bytes(b"no archive")
     (tmp_path / "nyudepthv2.tar.gz").write_bytes(b"\x1f\x8b")
+    leave_ambiguous_sources(tmp_path, rooms)
     for number, (arguments, text) in enumerate((
-            (["--fastdepth", "absent"], "absent: no NYU files in it; expected train/<scene>"),
+            (["--fastdepth", "absent"], "absent: no such file or folder; expected train/<scene>"),
             (["--fastdepth", "empty"], "empty: no NYU files in it; expected train/<scene>"),
             (["--fastdepth", "cut"], f"{cut.name}: not a whole HDF5 file"),
             (["--fastdepth", "other"], "00001.h5: expected rgb (3, H, W) uint8"),
             (["--fastdepth", "no.tar"], "no.tar: not a whole .tar"),
             (["--fastdepth", "nyudepthv2.tar.gz"], "unpack it first"),
+            (["--fastdepth", "groups"], "00001.h5: expected rgb (3, H, W) uint8"),
+            (["--fastdepth", "damaged"], "00001.h5: Can't"),
+            (["--fastdepth", "twice"], "Train/a_out/1.jpg: two files of the set would become it"),
+            (["--fastdepth", "two tars"], "two files of the set would become it"),
+            *((["--fastdepth", name], f"{name}: cut off, or followed by something else")
+              for name in ("border.tar", "header.tar", "two.tar")),
+            (["--bts", "mixed"], "Train/a_out/1.jpg: two files of the set would become it"),
+            (["--bts", "absent"], "absent: no such file or folder; expected sync/<scene>"),
             (["--bts", "empty"], "empty: no NYU files in it; expected sync/<scene>"),
             (["--bts", "empty", "--link"], "expected --hu PATH [--link]"))):
         result = forked("tools/prepare_nyu.py", f"out{number}", *arguments, cwd=tmp_path)

@@ -13,6 +13,7 @@ Can be stopped at any time: the same command goes on. Ends with the check of too
 """
 
 import argparse
+import collections
 import contextlib
 import csv
 import errno
@@ -55,6 +56,7 @@ JPEG_QUALITY = 95
 
 
 Save: TypeAlias = Callable[[Path], None]
+Read: TypeAlias = Callable[[], bytes]
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,10 @@ def _folder_files(root: Path, link: bool) -> tuple[dict[str, Any], dict[str, str
     return files, lists
 
 
+def _absence(path: Path) -> str:
+    return "no NYU files in it" if path.exists() else "no such file or folder"
+
+
 def _searched(root: Path, pattern: tuple[str, ...], endings: tuple[str, ...]) -> list[Path]:
     """The files of a search. Raises DataError when a folder cannot be read; what is not taken is logged."""
     found = folders.search(root, pattern, endings)
@@ -184,13 +190,14 @@ def _linker(source: Path) -> Save:
 
 @contextlib.contextmanager
 def _naming(path: object, what: str = "") -> Iterator[None]:
-    """Make what a damaged zip raises a DataError that names it."""
+    """Make what a damaged zip, tar or HDF5 file raises a DataError that names it."""
     try:
         yield
     except DataError:
         raise
     except Exception as error:  # zipfile raises a different type for every kind of damage
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that is a seek to where the zip says
+        # EINVAL is a seek to where the zip says; HDF5 tells no number.
+        if isinstance(error, OSError) and error.errno not in (errno.EINVAL, None):
             raise
         raise DataError(f"{path}: {what}{error or 'damaged'}") from error
 
@@ -247,18 +254,25 @@ def _opened_hdf5(path: object, what: str, content: io.BytesIO | None = None) -> 
         yield file
 
 
+def _lacking(file: Any, *names: str) -> list[str]:
+    """Those of these names that no array has in an HDF5 file."""
+    return [name for name in names if not hasattr(file.get(name), "shape")]
+
+
 @contextlib.contextmanager
 def labeled_items(mat_path: StrPath, splits_path: StrPath) -> Iterator[list[Item]]:
     """The Items of the labelled images, while the file is open: two for each image. Raises DataError."""
     expected = "expected nyu_depth_v2_labeled.mat (2.8 GB)"
     with _opened_hdf5(mat_path, f"not a MATLAB 7.3 file, or not all of it; {expected}") as file:
-        missing = {"images", "depths", "scenes"} - set(file)
-        if missing:
-            raise DataError(f"{mat_path}: no {', '.join(sorted(missing))} in it; expected nyu_depth_v2_labeled.mat")
+        if missing := _lacking(file, "depths", "images", "scenes"):
+            raise DataError(f"{mat_path}: no {', '.join(missing)} in it; expected nyu_depth_v2_labeled.mat")
         images, depths, scenes = file["images"], file["depths"], np.ravel(file["scenes"])
-        if images.shape[1:] != (3, 640, 480) or depths.shape != (len(images), 640, 480):
-            raise DataError(f"{mat_path}: images {images.shape} and depths {depths.shape}; expected (N, 3, 640, 480) "
-                            "and (N, 640, 480), as HDF5 sees MATLAB's arrays")
+        if images.shape[1:] != (3, 640, 480) or depths.shape != (len(images), 640, 480) or len(scenes) != len(images):
+            raise DataError(f"{mat_path}: images {images.shape}, depths {depths.shape} and {len(scenes)} scenes; "
+                            "expected (N, 3, 640, 480), (N, 640, 480) and N, as HDF5 sees MATLAB's arrays")
+        if (images.dtype, depths.dtype.kind, scenes.dtype.kind) != (np.uint8, "f", "O"):
+            raise DataError(f"{mat_path}: images of {images.dtype}, depths of {depths.dtype}, scenes of {scenes.dtype};"
+                            " expected uint8, floats and references to texts")
         is_test = _is_test(splits_path, len(images))
         yield [item for index in sorted(is_test)
                for item in (_test_items(images, depths, index) if is_test[index] else
@@ -323,27 +337,26 @@ FASTDEPTH_LAYOUT = "expected train/<scene>/<n>.h5 and val/official/<n>.h5, unpac
 def fastdepth_items(path: Path) -> Iterator[list[Item]]:
     """The Items of FastDepth's set, while its archives are open: two for each HDF5 file. Raises DataError."""
     with contextlib.ExitStack() as stack:
-        reads: dict[str, Callable[[], bytes]] = {}
-        archives = [path] if path.is_file() else _searched(path, ("**",), (".h5", ".tar")) if path.is_dir() else []
-        for file in archives:
+        reads: list[tuple[str, Path, Read]] = []
+        for file in [path] if path.is_file() else _searched(path, ("**",), (".h5", ".tar")) if path.is_dir() else []:
             if file.suffix == ".h5":
-                reads[file.relative_to(path).as_posix()] = file.read_bytes
+                reads.append((file.relative_to(path).as_posix(), path, file.read_bytes))
             else:
-                reads |= _tar_files(file, stack)
+                reads += [(name, file, read) for name, read in _tar_files(file, stack).items()]
         items, others = [], []
-        for name, read in sorted(reads.items()):
+        for name, file, read in sorted(reads, key=lambda one: one[:2]):
             if match := _FASTDEPTH_FILE.search(name):
-                items += _hdf5_items(f"{path}: {name}", match, read)
+                items += _hdf5_items(f"{file}: {name}", match, read)
             else:
                 others.append(name)
         if others:
             logging.warning("left out, no file of this set by its name: %s", folders.named(others))
         if not items:
-            raise DataError(f"{path}: no NYU files in it; {FASTDEPTH_LAYOUT}")
+            raise DataError(f"{path}: {_absence(path)}; {FASTDEPTH_LAYOUT}")
         yield items
 
 
-def _tar_files(path: Path, stack: contextlib.ExitStack) -> dict[str, Callable[[], bytes]]:
+def _tar_files(path: Path, stack: contextlib.ExitStack) -> dict[str, Read]:
     """Functions that read the .h5 files of an archive by their names. Raises DataError."""
     def read(member: tarfile.TarInfo) -> bytes:
         with _naming(path, f"{member.name}: "):
@@ -356,20 +369,32 @@ def _tar_files(path: Path, stack: contextlib.ExitStack) -> dict[str, Callable[[]
     with _naming(path, f"not a whole .tar; {FASTDEPTH_LAYOUT}: "):
         archive = stack.enter_context(tarfile.open(path, "r:"))  # noqa: SIM115
         members = [member for member in archive.getmembers() if member.isfile() and member.name.endswith(".h5")]
+        _check_end(path, archive)
     for member in members:
         if member.size > image.MAX_BYTES:
             raise DataError(f"{path}: {member.name} is {member.size:,} bytes large: refused")
     return {member.name: partial(read, member) for member in members}
 
 
-def _hdf5_items(name: str, match: re.Match[str], read: Callable[[], bytes]) -> list[Item]:
+def _check_end(path: Path, archive: tarfile.TarFile) -> None:
+    """Raise DataError unless only zeros follow an archive's last member: tarfile takes an archive that was cut off
+    between two members for a whole one, and reads the first only of several in one file."""
+    file = archive.fileobj
+    assert file is not None  # it was opened by its name
+    file.seek(archive.offset)
+    end = file.read(tarfile.BLOCKSIZE)
+    if len(end) < tarfile.BLOCKSIZE or any(end) or any(map(any, iter(partial(file.read, 1 << 16), b""))):
+        raise DataError(f"{path}: cut off, or followed by something else: download it again, or unpack it first")
+
+
+def _hdf5_items(name: str, match: re.Match[str], read: Read) -> list[Item]:
     """The two Items of one of FastDepth's files: rgb (3, 480, 640) uint8 and depth (480, 640) metres."""
     def arrays() -> tuple[Pixels, Array]:
-        with _opened_hdf5(name, "not a whole HDF5 file", io.BytesIO(read())) as file:
-            if not {"rgb", "depth"} <= set(file) or file["rgb"].shape != (3, *file["depth"].shape) \
+        with _opened_hdf5(name, "not a whole HDF5 file", io.BytesIO(read())) as file, _naming(name):
+            if _lacking(file, "rgb", "depth") or file["rgb"].shape != (3, *file["depth"].shape) \
                     or file["rgb"].dtype != np.uint8 or file["depth"].dtype.kind != "f":
                 raise DataError(f"{name}: expected rgb (3, H, W) uint8 and depth (H, W) metres")
-            return np.ascontiguousarray(file["rgb"][()].transpose(1, 2, 0)), np.nan_to_num(file["depth"][()])
+            return np.ascontiguousarray(file["rgb"][()].transpose(1, 2, 0)), file["depth"][()]
 
     folder, number = match[1], match[2]
     if folder == "val/official":
@@ -404,7 +429,7 @@ def bts_items(root: Path) -> list[Item]:
             else:
                 logging.warning("left out, no picture of this set by its name: %s", path)
     if not items:
-        raise DataError(f"{root}: no NYU files in it; {BTS_LAYOUT}")
+        raise DataError(f"{root}: {_absence(root)}; {BTS_LAYOUT}")
     return items
 
 
@@ -419,6 +444,8 @@ def _bts_item(split: str, source: Path, is_rgb: bool, number: str) -> Item:
                     lambda path: _save_png(path, image.encode_train_depth(image.load_test_depth(source))))
     if split == "Test" and is_rgb:
         return Item(target, LABELED_TEST_BYTES, False, lambda path: _save_png(path, image.load_rgb(source)))
+    if is_rgb and source.suffix.lower() != ".jpg":
+        return Item(target, LABELED_TRAIN_BYTES, False, lambda path: _save_jpeg(path, image.load_rgb(source)))
     return Item(target, source.stat().st_size, True, _copier(source))
 
 
@@ -426,6 +453,9 @@ def make(items: Sequence[Item], out: Path) -> None:
     """Put every Item that is not there yet below `out`. Raises DataError when other files or a full disk are in the
     way, before anything is written."""
     wanted = {str(item.target) for item in items}
+    if len(wanted) < len(items):
+        twice = collections.Counter(str(item.target) for item in items).most_common(1)[0][0]
+        raise DataError(f"{twice}: two files of the set would become it: expected one of them")
     present = [path for split in ("Train", "Test") if (out / split).is_dir()
                for path in _searched(out / split, folders.BELOW, ("",))]
     for folder in {(out / target).parent for target in wanted}:

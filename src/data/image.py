@@ -233,13 +233,18 @@ def load_test_depth(path: StrPath) -> Floats:
 
 def encode_train_depth(depth_m: Floats) -> Pixels:
     """Metres -> Train's uint8 pixels, the inverse of `load_train_depth`; what is measured stays above 0."""
-    return np.where(depth_m > 0, np.clip(np.rint(depth_m / 10 * 255), 1, 255), 0).astype(np.uint8)
+    return np.where(_measured(depth_m), np.clip(np.rint(depth_m / 10 * 255), 1, 255), 0).astype(np.uint8)
 
 
 def encode_test_depth(depth_m: Floats) -> npt.NDArray[np.uint16]:
     """Metres -> Test's uint16 millimetres, the inverse of `load_test_depth`; what is deeper than MOST_TEST_DEPTH_M is
     that deep."""
-    return np.where(depth_m > 0, np.rint(depth_m * 1000).clip(0, 65535), 0).astype(np.uint16)
+    return np.where(_measured(depth_m), np.rint(depth_m * 1000).clip(0, 65535), 0).astype(np.uint16)
+
+
+def _measured(depth_m: Floats) -> npt.NDArray[np.bool_]:
+    """Where there is a depth: NaN and infinite ones are none."""
+    return (depth_m > 0) & (depth_m < np.inf)
 
 
 def crop(array: Array) -> Array:
