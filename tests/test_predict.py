@@ -296,6 +296,24 @@ def test_the_class_says_what_a_fork_does():
     assert "fork" in DepthPredictor.__doc__
 
 
+def test_a_picture_that_an_output_would_replace_is_left_alone(forked, tmp_path):
+    """The user's own picture has the name of another's output; a picture in the folder of a video's frames."""
+    folder = tmp_path / "photos"
+    (folder / "clip_frames").mkdir(parents=True)
+    for name in ("a.jpg", "a_depth.png", "clip_frames/mine.png"):
+        Image.new("RGB", (64, 48), "red").save(folder / name)
+    clip = folder / "clip.avi"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"MJPG"), 12, (64, 48))
+    writer.write(np.zeros((48, 64, 3), np.uint8))
+    writer.release()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for inputs, named in (([folder], "a_depth.png"), ([folder / "a.jpg", folder / "a_depth.png"], "a_depth.png"),
+                          ([clip, folder / "clip_frames" / "mine.png", "--save", "npy"], "clip_frames")):
+        result = forked("predict.py", "--input", *inputs, "--output_dir", folder, "--overwrite", cwd=tmp_path)
+        assert result.returncode == 2 and f"{named} would replace an input" in result.stderr, result.stderr
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """A folder of pictures in folders, one of them broken, and a video."""

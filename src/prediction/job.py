@@ -100,8 +100,13 @@ def check_outputs(jobs: Sequence[Job], kinds: Collection[str], overwrite: bool) 
         os.environ["OPENCV_IO_ENABLE_OPENEXR"] = "1"  # OpenCV wants to be asked, for the sake of who reads such files
         if not cv2.haveImageWriter(".exr"):
             raise UserError(f"OpenCV {cv2.__version__} was built without EXR: see requirements-predict.txt")
-    claim([path for job in jobs for path in job.outputs(kinds).values()], overwrite)
+    outputs = [path for job in jobs for path in job.outputs(kinds).values()]
     folders = {folder: job for job in jobs if (folder := job.frames(kinds))}
+    sources = {os.path.realpath(job.source) for job in jobs}
+    for path in (*outputs, *folders):
+        if os.path.realpath(path) in {*sources, *map(os.path.dirname, sources)}:
+            raise UserError(f"{path} would replace an input, or what is beside it: --output_dir names another folder")
+    claim(outputs, overwrite)
     for job in jobs:
         for parent in job.target.parents:
             if parent in folders:
