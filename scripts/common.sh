@@ -5,6 +5,7 @@ set +o posix # where sh is bash
 unset CDPATH # cd would print, and go elsewhere
 # With it MindSpore compiles by GE, which this program is not made for; run_distributed_train_ascend.sh has an argument.
 unset RANK_TABLE_FILE
+unset PYTHONSAFEPATH # the commands are beside what they import
 # Streams that are closed lead nowhere: what is opened next would have their numbers.
 [[ -e /dev/fd/0 ]] || exec </dev/null
 [[ -e /dev/fd/1 ]] || exec >/dev/null

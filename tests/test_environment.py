@@ -76,6 +76,15 @@ def test_neither_a_notebook_nor_a_matplotlibrc_changes_a_picture(nyu, run, tmp_p
     assert check("latex", "text.usetex: True\nfont.size: 30\naxes.facecolor: red\nfigure.dpi: many\n") == plain
 
 
+def test_what_is_exported_for_opencv_or_python_changes_nothing(nyu, red_onnx, tmp_path):
+    nets = " ".join(map(str, onnx_nets(red_onnx)))
+    line = f"python $ROOT/predict.py --input {nyu}/Train/sample_0001_out/1.jpg --save npy --output_dir out {nets}"
+    result = shell(line, tmp_path, OPENCV_IO_MAX_IMAGE_PIXELS="10", OPENCV_IO_MAX_IMAGE_WIDTH="none")
+    assert result.returncode == 0 and "1 predicted" in result.stdout, result.stdout + result.stderr
+    result = shell(f"bash $ROOT/scripts/run_eval.sh {nyu}/absent", tmp_path, PYTHONSAFEPATH="1")
+    assert result.returncode == 2 and "absent: no such folder" in result.stdout + result.stderr
+
+
 def test_ids_of_any_script_are_drawn_or_escaped(nyu, run, tmp_path):
     """No warning, and so no box: matplotlib warns of each letter that it draws as one."""
     data = shutil.copytree(nyu, tmp_path / "NYU")
@@ -229,7 +238,8 @@ HOSTILE = [{"HOME": None}, {"HOME": "/proc"}, {"XDG_CACHE_HOME": "/proc/x", "XDG
            {"COLUMNS": "1"}, {"http_proxy": "http://127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9"},
            {"MPLBACKEND": "nonsense"}, {"MATPLOTLIBRC": "/proc/version", "MPLCONFIGDIR": "/proc/x"},
            {"PYTHONDONTWRITEBYTECODE": "1"}, {"PYTHONWARNINGS": "always"}, {"OMP_NUM_THREADS": "0"}, {"CDPATH": "/"},
-           {"IFS": "/"}, {"PYTHONIOENCODING": "ascii"}]
+           {"IFS": "/"}, {"PYTHONIOENCODING": "ascii"},
+           {"OPENCV_IO_MAX_IMAGE_PIXELS": "10"}, {"OPENCV_IO_MAX_IMAGE_WIDTH": "none"}]
 HELPS = ("train.py", "eval.py", "export.py", "predict.py", "app.py", "postprocess.py", "tools/make_sample_nyu.py")
 COMMANDS = ["predict", "check", *(f"{name} --help" for name in HELPS)]
 
