@@ -186,3 +186,27 @@ def test_a_finetuning_on_another_coarse_net_is_not_gone_on_with(nyu, forked, tmp
     line = one_line(forked(*command, "--max_steps", 3, "--resume", cwd=tmp_path))
     assert "FineNet_2.ckpt: FineNet was trained on another CoarseNet: --stage fine --overwrite begins" in line
     assert forked(*command, "--max_steps", 3, "--stage", "fine", "--overwrite", cwd=tmp_path).returncode == 0
+
+
+def test_the_logs_of_a_run_whose_checkpoints_are_gone_are_kept(nyu, forked, tmp_path):
+    command = ["train_tiny", "--data_url", nyu, "--batch_size", 4, "--stage", "coarse", "--max_steps", 2]
+    leave_run(tmp_path / "Model", ("coarse",))
+    shutil.rmtree(tmp_path / "Model" / "Ckpt")
+    before = contents(tmp_path / "Model")
+    result = forked(*command, cwd=tmp_path)
+    assert result.returncode == 0 and result.stdout.count("moved the earlier run to ") == 1, result.stderr
+    assert_nothing_is_lost(tmp_path / "Model", before)
+
+
+def test_a_damaged_state_does_not_push_out_those_before_it(nyu, forked, tmp_path):
+    """One state is to be kept, and a later one than the run's is there, which it has passed over."""
+    command = ["train_tiny", "--data_url", nyu, "--batch_size", 4, "--stage", "coarse", "--save_checkpoint_steps", 1]
+    assert forked(*command, "--max_steps", 4, cwd=tmp_path).returncode == 0
+    checkpoints = tmp_path / "Model" / "Ckpt"
+    (checkpoints / "CoarseNet_4.ckpt").write_bytes(b"damaged")
+    result = forked(*command, "--max_steps", 3, "--resume", "--keep_checkpoint_max", 1, cwd=tmp_path)
+    assert result.returncode == 0 and "falling back" in result.stdout, result.stderr
+    result = forked(*command, "--max_steps", 4, "--resume", "--keep_checkpoint_max", 1, cwd=tmp_path)
+    assert result.returncode == 0 and "resuming from Model/Ckpt/CoarseNet_3.ckpt" in result.stdout, result.stderr
+    assert {path.name for path in checkpoints.iterdir()} == {"CoarseNet_4.ckpt", "FinalCoarseNet.ckpt"}
+    checkpoint.load(checkpoints / "CoarseNet_4.ckpt")

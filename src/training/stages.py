@@ -129,7 +129,9 @@ class _Start:
         logs, checkpoints = folder.earlier_run(stages[0].name)
         begins_anew = options.resume == "auto" and not checkpoints
         self.saved = self._saved_states() if options.resume and not begins_anew else {}
-        self.replaced = logs + checkpoints if options.overwrite else []
+        # Logs without checkpoints may be all that is left of a run.
+        moves = options.overwrite or (not self.saved and any(path.suffix == ".csv" for path in logs))
+        self.replaced = logs + checkpoints if moves else []
         if checkpoints and not options.resume and not options.overwrite:
             raise TrainingError(f"{checkpoints[0]}: {folder.root} already holds a run of the {stages[0].name} net: "
                                 "--resume continues it, --overwrite moves it aside, --train_url names another folder")

@@ -33,7 +33,9 @@ class _Saver:
             return
         checkpoint.save(self.folder.state(self.stage.name, self.trainer.step), self.trainer.state(),
                         {**self.info(), "epoch_sums": self.log.sums})
-        for _, old in self.folder.states(self.stage.name)[:-self.stage.keep_checkpoint_max]:
+        # A state of a later step is a damaged one that this run has passed over: it counts for none.
+        earlier = [path for step, path in self.folder.states(self.stage.name) if step < self.trainer.step]
+        for old in earlier[::-1][self.stage.keep_checkpoint_max - 1:]:
             old.unlink()
 
     def best(self, abs_rel: float) -> None:
