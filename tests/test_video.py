@@ -17,13 +17,13 @@ from tests.test_hostile import video as avi
 ONE = 1 << 16
 
 
-def clip(path, times, codec="libx264", options=None, tick=Fraction(1, 1000), size=(48, 64)):
+def clip(path, times, codec="libx264", options=None, tick=Fraction(1, 1000), size=(48, 64), rate=25):
     """A video whose frames have these times, in ticks; each is red below and blue on its right."""
     rgb = np.zeros((*size, 3), np.uint8)
     rgb[size[0] // 2:, :, 0] = 255
     rgb[:, size[1] // 2:, 2] = 255
     with av.open(str(path), "w", options=options or {}) as container:
-        stream = container.add_stream(codec, 25, width=size[1], height=size[0], pix_fmt="yuv420p", time_base=tick)
+        stream = container.add_stream(codec, rate, width=size[1], height=size[0], pix_fmt="yuv420p", time_base=tick)
         for time in times:
             frame = av.VideoFrame.from_ndarray(rgb)
             frame.pts, frame.time_base = time, tick
@@ -164,6 +164,27 @@ def test_rates_and_counts_that_cannot_be_are_not_believed(forked, red_onnx, tmp_
     if result.returncode == 0 or "cut off" in result.stdout:
         times = seen(tmp_path / "predictions" / "a_depth.mp4")
         assert len(times) == 6 and 0.1 < times[-1] < 1
+
+
+def test_a_video_that_was_trimmed_is_whole(forked, red_onnx, tmp_path):
+    """By an edit list, as telephones do it: the frames outside are in the file, and are not to be seen. Cut off, it is
+    still named."""
+    path = clip(tmp_path / "trimmed.mp4", range(0, 2000, 40), options={"movflags": "faststart"})
+    content = bytearray(path.read_bytes())
+    at = content.index(b"elst") + 12
+    content[at:at + 4] = struct.pack(">i", struct.unpack(">i", content[at:at + 4])[0] // 4)
+    path.write_bytes(content)
+    result = predicted(forked, red_onnx, tmp_path, path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    shown = len(seen(tmp_path / "predictions" / "trimmed_depth.mp4"))
+    assert shown == len(seen(path)) == video.Video(path).count < 20
+    path.write_bytes(content[:content.index(b"mdat") + 900])
+    assert "trimmed.mp4: cut off" in predicted(forked, red_onnx, tmp_path, path, "--overwrite").stdout
+
+
+def test_avi_tells_no_times_but_those_of_decoding(tmp_path):
+    path = clip(tmp_path / "clip.avi", range(30), options={}, tick=Fraction(1, 10), rate=10)
+    np.testing.assert_allclose([float(at) for _, at in video.Video(path).frames()], np.arange(30) / 10)
 
 
 def test_times_that_cannot_be_are_not_believed(tmp_path):

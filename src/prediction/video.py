@@ -59,7 +59,8 @@ class Video:
         max_pixels: of a frame (default: image.MAX_PIXELS).
 
     Attributes:
-        count: frames in the file; of some it may turn out that they cannot be decoded.
+        count: frames in the file that are to be seen; of some it may turn out that they cannot be decoded.
+        missing: frames that the file claims to have, and has not.
         seconds: how long they last together.
         tick: the container's unit of time, in seconds.
 
@@ -71,22 +72,28 @@ class Video:
         with self._opened() as (container, stream):
             self._check_size(stream.codec_context.height, stream.codec_context.width)
             self.tick: Fraction = stream.time_base
-            packets = [packet.dts if packet.pts is None else packet.pts for packet in _packets(container, stream)]
+            self._time = "dts" if "avi" in container.format.name else "pts"  # AVI tells no other: FFmpeg invents them
+            packets = [packet.dts if packet.pts is None else packet.pts for packet in _packets(container, stream)
+                       if not packet.is_discard]  # by the edit list of a video that was trimmed
             self.count, self._times = len(packets), sorted(time for time in packets if time is not None)
             claimed_s = container.duration / av.time_base if container.duration else 0.0
             believed = 0 < claimed_s <= LONGEST_VIDEO and stream.frames * SHORTEST <= claimed_s
-            self.claimed: int = stream.frames if believed else 0
+            claimed = stream.frames if believed else 0
         if not self.count:
             raise VideoError(f"{path}: not a readable video: it has no frames")
+        self.missing = 0
+        if claimed > self.count:
+            with self._opened(ignore_editlist="1") as (container, stream):
+                self.missing = max(0, claimed - sum(1 for _ in _packets(container, stream)))
         clock = _Clock()
         for time in self._times:
             clock.at(time * self.tick)
         self.seconds = float(clock.since_first + clock.lasted)
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[tuple[Any, Any]]:
-        """The container and its stream of frames."""
-        options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "max_pixels": str(self.max_pixels)}
+    def _opened(self, **more: str) -> Iterator[tuple[Any, Any]]:
+        """The container and its stream of frames; `more` options of FFmpeg's."""
+        options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "max_pixels": str(self.max_pixels), **more}
         try:
             container = av.open(_address(self.path), options=options, metadata_errors="replace")
         except av.FFmpegError as error:
@@ -115,8 +122,8 @@ class Video:
                     self.undecoded += 1
                     continue
                 for frame in frames:
-                    decoded = True
-                    yield self._upright(frame, stream), clock.at(None if frame.pts is None else frame.pts * self.tick)
+                    decoded, time = True, getattr(frame, self._time)
+                    yield self._upright(frame, stream), clock.at(None if time is None else time * self.tick)
         if not decoded:
             raise VideoError(f"{self.path}: not a readable video: none of its frames can be decoded")
 
@@ -133,8 +140,7 @@ class Video:
 
     def check_whole(self) -> None:
         """After `frames`: raise VideoError when the file has fewer frames than it claims."""
-        whole = max(self.claimed, self.count)
-        missing = whole - self.count + self.undecoded
+        whole, missing = self.count + self.missing, self.missing + self.undecoded
         if missing > max(1, MISSING_FRAMES * whole):
             raise VideoError(f"{self.path}: cut off: {whole - missing} of its {whole} frames could be read, and were "
                              "predicted")
