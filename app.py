@@ -36,7 +36,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--host", default="127.0.0.1", help="0.0.0.0 serves it to your network")
     add("--port", type=cli.positive_int, default=7860)
     add("--queue", type=cli.positive_int, default=16, help="visitors that may wait for their turn")
-    options = parser.parse_args(arguments)
+    options = cli.parse(parser, arguments, cli.NETS_NEED)
     cli.check_nets(parser, options)
     return options
 

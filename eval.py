@@ -27,7 +27,10 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--baselines", action="store_true",
         help="score also the best constant depth and, where Train is beside Test, the mean log-depth map of its pairs")
     add("--output_dir", type=Path, help="write metrics.json, per_image.csv, panels.png and report.html there")
-    options = parser.parse_args(arguments)
+    evaluates = "--test_data", lambda options: options.test_data is not None
+    options = cli.parse(parser, arguments, dict.fromkeys(
+        ("coarse_ckpt_model", "fine_ckpt_model", "device_target", "device_id", "batch_size", "protocol", "flip_average",
+         "baselines", "output_dir"), evaluates))
     if (options.test_data is None) == (options.compare is None):
         parser.error("expected --test_data to evaluate, or --compare")
     return options

@@ -21,7 +21,9 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--device_target", choices=("auto", "Ascend", "GPU", "CPU"), default="auto",
         help="for AIR; the other formats are made on the CPU")
     add("--device_id", type=cli.non_negative_int, default=0)
-    return parser.parse_args(arguments)
+    return cli.parse(parser, arguments, {
+        "batch_size": ("--file_format MINDIR or AIR", lambda options: options.file_format != ["ONNX"]),
+        "mindir_version": ("--file_format MINDIR", lambda options: "MINDIR" in options.file_format)})
 
 
 def main() -> int:

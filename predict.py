@@ -44,7 +44,10 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         add(name, type=cli.positive_float if name[2] == "f" else cli.finite_float,
             help="of the point cloud: intrinsics in pixels, all four instead of --fov")
     add("--overwrite", action="store_true", help="replace outputs that are there already")
-    options = parser.parse_args(arguments)
+    coloured = "--save color or side", lambda options: bool({"color", "side"} & set(options.save))
+    options = cli.parse(parser, arguments, {
+        **cli.NETS_NEED, "colormap": coloured, "max_depth": coloured,
+        "camera": ("neither --fov nor --fx", lambda options: not (options.fov or options.fx))})
     cli.check_nets(parser, options)
     given = [options.fx, options.fy, options.cx, options.cy]
     if given.count(None) not in (0, 4) or (options.fov and options.fx is not None):

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from src.base import cli, stopping
-from src.base.errors import UserError
-from src.training.options import NEEDS, Options, idle
+from src.training.options import NEEDS, Options
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> Options:
@@ -74,13 +73,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> Options:
                        help="move the run that --train_url holds to a folder replaced-... in it, and begin anew")
     add("--allow_changed_data", action="store_true",
         help="resume although sizes or times of the training files have changed: they were only copied")
-    # What is not given stays None: an option that was given and has no effect is a mistake, a default is none.
-    given = vars(parser.parse_args(arguments, argparse.Namespace(**dict.fromkeys(Options.__dataclass_fields__))))
-    options = Options(**{name: parser.get_default(name) if value is None else value for name, value in given.items()})
-    for name in NEEDS:
-        if given[name] is not None and name in idle(options):
-            raise UserError(f"--{name} has no effect here: it needs {NEEDS[name][0]}")
-    return options
+    return Options(**vars(cli.parse(parser, arguments, NEEDS)))
 
 
 def resume_command() -> str:

@@ -38,6 +38,24 @@ def test_an_option_that_has_no_effect_is_a_mistake(nyu, forked, tmp_path, argume
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("command", "line"), [
+    ("predict.py --input . --save npy --colormap turbo", "--colormap has no effect here: it needs --save color or side"),
+    ("predict.py --input . --save png16 ply --max_depth 5", "--max_depth has no effect here"),
+    ("predict.py --input . --fov 60 --camera nyu", "--camera has no effect here: it needs neither --fov nor --fx"),
+    ("predict.py --input . --coarse_onnx a.onnx --fine_onnx b.onnx --device_target Ascend",
+     "--device_target has no effect here: it needs checkpoints, not --coarse_onnx"),
+    ("app.py --coarse_onnx a.onnx --fine_onnx b.onnx --fine_ckpt_model x", "--fine_ckpt_model has no effect here"),
+    ("eval.py --compare a b --output_dir c", "--output_dir has no effect here: it needs --test_data"),
+    ("eval.py --compare a b --flip_average", "--flip_average has no effect here"),
+    ("export.py --coarse_or_fine fine --file_format ONNX --batch_size 1", "--batch_size has no effect here"),
+    ("export.py --coarse_or_fine fine --file_format ONNX AIR --mindir_version native",
+     "--mindir_version has no effect here: it needs --file_format MINDIR"),
+])
+def test_an_option_of_another_command_that_has_no_effect_is_a_mistake(forked, tmp_path, command, line):
+    assert line in one_line(forked(*command.split(), cwd=tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("arguments", ["--overw", "--res", "--resume yes", "--val_scenes 0.5 --val_data x",
                                        "--val_scenes 1", "--resume --overwrite"])
 def test_what_is_no_option_or_no_value_of_one_is_named(nyu, forked, tmp_path, arguments):

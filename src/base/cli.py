@@ -9,15 +9,17 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeAlias
 
 from src.base.errors import CheckFailed, UserError
 from src.base.files import printable
 from src.base.stopping import StopRequest
 
 CHECK_FAILED, USER_MISTAKE = 1, 2
+
+Needs: TypeAlias = Mapping[str, tuple[str, Callable[[Any], bool]]]
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -85,6 +87,34 @@ def share(text: str) -> float:
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to below 1")
     return value
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None, needs: Needs) -> argparse.Namespace:
+    """The options of a command. One that is given and has no effect beside the others is a mistake.
+
+    Args:
+        needs: by an option's name what it needs to have an effect, in words and as a function of all options.
+
+    Raises UserError.
+    """
+    # What is not given stays None: a default that has no effect is no mistake.
+    names = [action.dest for action in parser._actions if action.default != argparse.SUPPRESS]
+    given = vars(parser.parse_args(arguments, argparse.Namespace(**dict.fromkeys(names))))
+    options = argparse.Namespace(**{name: parser.get_default(name) if value is None else value
+                                    for name, value in given.items()})
+    for name, (what, acts) in needs.items():
+        if given[name] is not None and not acts(options):
+            raise UserError(f"--{name} has no effect here: it needs {what}")
+    return options
+
+
+def _runs_mindspore(options: argparse.Namespace) -> bool:
+    return options.coarse_onnx is None
+
+
+# Of `add_nets`, for `parse`.
+NETS_NEED: Needs = dict.fromkeys(("coarse_ckpt_model", "fine_ckpt_model", "device_target", "device_id"),
+                                 ("checkpoints, not --coarse_onnx", _runs_mindspore))
 
 
 def add_nets(parser: argparse.ArgumentParser) -> None:

@@ -93,9 +93,9 @@ class Video:
     @contextlib.contextmanager
     def _opened(self, **more: str) -> Iterator[tuple[Any, Any]]:
         """The container and its stream of frames; `more` options of FFmpeg's."""
-        options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "max_pixels": str(self.max_pixels), **more}
+        options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "max_pixels": str(self.max_pixels)}
         try:
-            container = av.open(_address(self.path), options=options, metadata_errors="replace")
+            container = av.open(_address(self.path), options=options | more, metadata_errors="replace")
         except av.FFmpegError as error:
             raise VideoError(f"{self.path}: not a readable video: {error.strerror}") from error
         with container:
