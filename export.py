@@ -1,6 +1,7 @@
 """Export a trained CoarseNet or FineNet to MindIR, AIR or ONNX, each verified against the checkpoint."""
 
 import argparse
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,7 +38,10 @@ def main() -> int:
     net = checkpoint.load_coarse(path) if options.coarse_or_fine == "coarse" else checkpoint.load_fine(path)
     beside = path.with_name(path.name.replace("Fine", "Coarse"))
     if options.coarse_or_fine == "fine" and beside != path and beside.exists():
-        checkpoint.warn_of_another_coarse(checkpoint.load_coarse(beside), net)
+        try:
+            checkpoint.warn_of_another_coarse(checkpoint.load_coarse(beside), net)
+        except checkpoint.CheckpointError as error:  # FineNet is exported without it
+            logging.warning("warning: not known whether FineNet was trained on the CoarseNet beside it: %s", error)
     for file_format in dict.fromkeys(options.file_format):
         exporting.export(net, file_format, options.output_dir, options.batch_size, options.mindir_version)
     return 0

@@ -1,5 +1,7 @@
 """Exported files against the checkpoint's net, in the runtimes that will read them."""
 
+import shutil
+
 import mindspore as ms
 import numpy as np
 import onnx
@@ -11,6 +13,7 @@ from mindspore.train import mind_ir_pb2
 from src.base.errors import CheckFailed, UserError
 from src.net import FineNet, PaperCoarseNet
 from src.nets import checkpoint, exporting
+from tests.conftest import ROOT
 from tests.test_commands import one_line
 
 
@@ -124,3 +127,12 @@ def test_mistakes_get_one_line(exported, forked, tmp_path):
     ]:
         assert message in one_line(forked("export.py", *arguments, cwd=where)), arguments
     assert not (tmp_path / "air").exists()
+
+
+def test_a_damaged_coarse_net_beside_a_fine_one_does_not_keep_it_from_export(run, tmp_path):
+    shutil.copy(ROOT / "weights" / "FineNet.ckpt", tmp_path)
+    (tmp_path / "CoarseNet.ckpt").write_bytes(b"damaged")
+    result = run("export.py", "--coarse_or_fine", "fine", "--ckpt_file", "FineNet.ckpt", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "CoarseNet beside it: CoarseNet.ckpt: not a readable checkpoint" in result.stdout
+    assert (tmp_path / "Model" / "MindIR" / "FinalFineNet.mindir").is_file()
