@@ -39,7 +39,7 @@ def test_an_option_that_has_no_effect_is_a_mistake(nyu, forked, tmp_path, argume
 
 
 @pytest.mark.parametrize(("command", "line"), [
-    ("predict.py --input . --save npy --colormap turbo", "--colormap has no effect here: it needs --save color or side"),
+    ("predict.py --input . --save npy --colormap turbo", "--colormap has no effect here: it needs --save color"),
     ("predict.py --input . --save png16 ply --max_depth 5", "--max_depth has no effect here"),
     ("predict.py --input . --fov 60 --camera nyu", "--camera has no effect here: it needs neither --fov nor --fx"),
     ("predict.py --input . --coarse_onnx a.onnx --fine_onnx b.onnx --device_target Ascend",
