@@ -204,7 +204,7 @@ def test_the_default_nets_are_those_of_the_folder_or_else_the_shipped_ones(monke
     monkeypatch.setattr(predict, "_net", is_taken)
     monkeypatch.setattr(cli, "MODEL", tmp_path / "Model")
     shipped = DepthPredictor()
-    assert (shipped.coarse, shipped.fine) == ("coarse: weights/CoarseNet.ckpt", "fine: weights/FineNet.ckpt")
+    assert (shipped.coarse, shipped.fine) == ("coarse: weights/PaperCoarseNet.ckpt", "fine: weights/FineNet.ckpt")
     (tmp_path / "Model" / "Ckpt").mkdir(parents=True)
     (tmp_path / "Model" / "Ckpt" / "FinalCoarseNet.ckpt").touch()
     own = DepthPredictor()
