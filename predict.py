@@ -14,7 +14,7 @@ from src.base.errors import CheckFailed
 from src.base.files import writable_folder
 
 if TYPE_CHECKING:
-    from src.prediction.job import Job, check_outputs, find_jobs
+    from src.prediction.job import Job
     from src.prediction.pointcloud import Intrinsics
     from src.prediction.predict import Maps
 
@@ -68,6 +68,7 @@ def camera(options: argparse.Namespace) -> Callable[[int, int], Intrinsics]:
 def main() -> int:
     options = parse_args()
     from src.prediction import depth_files
+    from src.prediction.job import check_outputs, find_jobs
     from src.prediction.predict import from_options
     from src.scoring import visual
 
