@@ -43,7 +43,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def about(predictor: DepthPredictor) -> str:
     """A line on the nets, and how accurate they are where that is known."""
-    if predictor.sources != tuple(cli.SHIPPED.values()):
+    if predictor.nets.sources != tuple(cli.SHIPPED.values()):
         return "Your own nets: `eval.py` tells how accurate they are."
     return ("The nets of `weights/`: on 60 pictures of NYU that they have not seen, the depth is wrong by 27 % on the "
             "average (abs_rel 0.270, delta1 0.510).")

@@ -33,7 +33,7 @@ from src.data.listing import Pair
 from src.prediction import depth_files
 from src.prediction.job import VIDEOS, Job
 from src.prediction.pointcloud import Intrinsics, write_glb
-from src.prediction.predict import DepthPredictor
+from src.prediction.predict import DepthPredictor, blended
 from src.scoring import visual
 from web.gate import MAX_UPLOAD, Gate
 from web.visits import CACHE_S, VISITORS, Shown, Visit, Visits
@@ -122,8 +122,6 @@ class Page:
     def __init__(self, predictor: DepthPredictor, about: str, pairs: Sequence[Pair], folder: Path,
                  queue: int = 16) -> None:
         self.predictor, self.about, self.folder, self.queue = predictor, about, folder, queue
-        self.coarse = DepthPredictor(predictor.coarse, lambda rgb, coarse: coarse, predictor.batch_size,
-                                     predictor.flip_average)
         self.examples = [pair.rgb for pair in pairs]
         self.truths = {_digest(pair.rgb): pair.depth for pair in pairs}
         self.visits = Visits(folder)
@@ -141,10 +139,11 @@ class Page:
             size = rgb.shape[:2]
             writer, lens = self._writer(degrees).of_photograph(path, size)
             begun = time.perf_counter()
-            depth_m = self.predictor.predict([rgb], [name])[0] * lens
+            (maps,) = self.predictor.maps([rgb], [name])
+            depth_m = blended(size, maps) * lens
             seconds = time.perf_counter() - begun
             truth = self.truths.get(_digest(path))
-            return Shown(name, rgb, depth_m, self.coarse.predict([rgb], [name])[0] * lens,
+            return Shown(name, rgb, depth_m, blended(size, maps, "CoarseNet") * lens,
                          image.resize_depth(image.load_test_depth(truth), size) if truth else None,
                          writer.camera(*size), float(lens), seconds,
                          Path(tempfile.mkdtemp(dir=self.visits.of(request).folder)))

@@ -88,21 +88,21 @@ def share(text: str) -> float:
 
 
 def add_nets(parser: argparse.ArgumentParser) -> None:
-    """The options of a command that predicts: which nets, where they run, and how. For `predict.from_options`."""
+    """Add the options that choose the nets, their runtime and their device, for `nets.files_from_options`."""
     add = parser.add_argument
     add("--coarse_ckpt_model", type=Path, help="default: Model/Ckpt/FinalCoarseNet.ckpt, or else weights/ of this repo")
     add("--fine_ckpt_model", type=Path, help="default: Model/Ckpt/FinalFineNet.ckpt, or else weights/ of this repo")
-    add("--coarse_onnx", type=Path, help="with --fine_onnx: run export.py's ONNX files instead, without MindSpore")
+    add("--coarse_onnx", type=Path, help="with --fine_onnx: ONNX files written by export.py, run without MindSpore")
     add("--fine_onnx", type=Path)
     add("--flip_average", action="store_true",
-        help="average with the prediction for the mirror image: a little better, half as fast")
+        help="average log depth with that of the mirror image: slightly more accurate, half as fast")
     add("--batch_size", type=positive_int, default=8)
     add("--device_target", choices=("auto", "Ascend", "GPU", "CPU"), default="auto")
     add("--device_id", type=non_negative_int, default=0)
 
 
 def check_nets(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Refuse options of `add_nets` that do not belong together."""
+    """Exit with an error if the options of `add_nets` do not belong together."""
     if (options.coarse_onnx is None) != (options.fine_onnx is None):
         parser.error("--coarse_onnx and --fine_onnx belong together")
 

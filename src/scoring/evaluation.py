@@ -131,11 +131,15 @@ def score(pairs: Sequence[Pair], predict: Predict, protocol: str, batch_size: in
     """Score the test pairs: a dict of net name to Scores.
 
     Args:
-        predict: function of RGB (N, 3, 228, 304) -> dict of net name to (N, 1, 55, 74) log depth.
-        details: a dict to fill, net name to Details.
-        baselines: the baselines.Baselines to score beside the nets, or None.
+        pairs: the test pairs.
+        predict: the nets.Nets, or a function like it.
+        protocol: of metrics.PROTOCOLS.
+        batch_size: pictures predicted at once.
+        workers: decoding threads.
+        details: dict to fill with Details by net name, or None.
+        baselines: the baselines.Baselines to score too, or None.
 
-    Raises errors.NotFinite naming the pictures whose prediction is not, and image.ImageError.
+    Raises errors.NotFinite naming a picture whose prediction is NaN or infinite, image.ImageError naming a bad file.
     """
     scores: dict[str, Scores] = {}
     keep_freed_memory()
@@ -143,11 +147,10 @@ def score(pairs: Sequence[Pair], predict: Predict, protocol: str, batch_size: in
         for chunk, rgb, full_depth_m in test_batches(pairs, batch_size, workers):
             depth_m = targets(full_depth_m, protocol, chunk)
             grid_m = depth_m if protocol == "depthnet" else targets(full_depth_m, "depthnet", chunk)
-            log_depths = predict(rgb)
+            log_depths = predict(rgb, [pair.rgb for pair in chunk])
             if baselines:
                 log_depths = {**baselines.before(rgb), **log_depths, **baselines.after(grid_m)}
             for net, log_depth in log_depths.items():
-                metrics.finite(log_depth, [f"{pair.rgb} ({net})" for pair in chunk])
                 scores.setdefault(net, Scores(protocol)).add([pair.name for pair in chunk], log_depth, depth_m)
                 if details is not None:
                     details.setdefault(net, Details()).add(log_depth, grid_m)
@@ -186,7 +189,7 @@ def panel_rows(pairs: Sequence[Pair], scores: Scores, predict: Predict, each: in
 def panel_row(title: str, pair: Pair, predict: Predict) -> PanelRow:
     """One row of `visual.panels`; `predict` as in `score`."""
     rgb, full_depth_m = load_test_pair(pair)
-    predictions_m = {net: np.exp(log_depth[0, 0]) for net, log_depth in predict(rgb[None]).items()}
+    predictions_m = {net: np.exp(log_depth[0, 0]) for net, log_depth in predict(rgb[None], [pair.rgb]).items()}
     return title, image.load_rgb(pair.rgb), image.network_depth(full_depth_m)[0], predictions_m
 
 
