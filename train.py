@@ -45,14 +45,11 @@ def parse_args(arguments: Sequence[str] | None = None) -> Options:
     add("--clip_norm", type=cli.non_negative_float, default=0.0, help="the largest norm of all gradients; 0 is any")
     add("--ema", type=cli.share, default=0.0,
         help="validate and keep averaged weights, of which this share stays at each step (0.999, say)")
-    add("--start", choices=("random", "lsuv", "closed_form"), default="random",
-        help="CoarseNet's first weights: random, scaled to unit variance layer by layer, or designed and solved "
-        "(with --pre_trained its last layer alone is solved)")
-    add("--ridge", type=cli.positive_float, help="of --start closed_form (default: chosen on every fifth scene)")
+    add("--start", choices=("random", "imagenet"), default="random",
+        help="first weights of PaperCoarseNet: random, or convolutions that have learnt from ImageNet and the mean "
+        "log-depth map of the training pairs")
     add("--fine_start", choices=("random", "coarse"), default="random",
         help="FineNet's first weights: random, or such that it predicts what CoarseNet does")
-    add("--mean_depth_start", action="store_true",
-        help="start CoarseNet at the mean log-depth map of the training pairs instead of at 1 m")
     add("--bad_samples", choices=("stop", "skip"), default="stop",
         help="at a picture that cannot be read: stop, or take another of the same shard, for one picture or up to 1%%")
     add("--pre_trained", type=Path, metavar="CKPT",

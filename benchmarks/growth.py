@@ -1,5 +1,6 @@
 """How costs grow with the work, and how far the nets are from what the machine can do at most."""
 
+import contextlib
 import multiprocessing
 import re
 import sys
@@ -116,11 +117,27 @@ def measure(folder):
     return [{"name": name, "points": points, "exponent": exponent(points)} for name, points in every.items()]
 
 
+@contextlib.contextmanager
+def watched(net, look):
+    """While entered, `look(name, layer, output)` is called whenever a layer with weights has run."""
+    import mindspore as ms
+
+    layers = {name: cell for name, cell in net.cells_and_names() if hasattr(cell, "weight")}
+    hooks = [layer.register_forward_hook(lambda cell, _inputs, output, name=name: look(name, cell, output))
+             for name, layer in layers.items()]
+    mode = ms.get_context("mode")
+    ms.set_context(mode=ms.PYNATIVE_MODE)  # a graph calls no hooks
+    try:
+        yield
+    finally:
+        ms.set_context(mode=mode)
+        for hook in hooks:
+            hook.remove()
+
+
 def layer_operations(net, *inputs):
     """{layer: multiplications and additions for these inputs}; a layer that is used thrice counts thrice."""
     import mindspore as ms
-
-    from src.net import watched
 
     operations = {}
 

@@ -26,8 +26,8 @@ fi
 
 checkpoints=$demo/Model/Ckpt models=$demo/Model/MindIR
 "$VENV_PYTHON" "$ROOT/train.py" --data_url "$data" --val_data "$data" --train_url "$demo/Model" --overwrite \
-    --batch_size 4 --max_steps 60 --mean_depth_start --fine_start coarse --learning_rate_coarse 3e-5 \
-    --learning_rate_fine 1e-4
+    --batch_size 4 --max_steps 60 --coarse_net paper --start imagenet --fine_start coarse --learning_rate_coarse 3e-5 \
+    --dense_lr_scale 0.1 --learning_rate_fine 1e-4
 "$VENV_PYTHON" "$ROOT/eval.py" --test_data "$data" --output_dir "$demo/report" \
     --coarse_ckpt_model "$checkpoints/FinalCoarseNet.ckpt" --fine_ckpt_model "$checkpoints/FinalFineNet.ckpt"
 "$VENV_PYTHON" "$ROOT/predict.py" --input "$data/Test" --output_dir "$demo/predictions" --save side --overwrite \

@@ -5,10 +5,7 @@ RGB is float32 (N, 3, 228, 304) in [0, 1]; every depth map is (N, 1, 55, 74) **l
 logarithm of metres.
 """
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
-from functools import partial
 
 import mindspore as ms
 import numpy as np
@@ -89,10 +86,6 @@ class CoarseNet(nn.Cell):
         x = self.relu(self.conv9(x))
         return self.conv12(self.conv11(self.conv10(x))).flatten(start_dim=1)
 
-    def start_at(self, log_depth: Floats) -> None:
-        """Have training start near this map, (1, 55, 74): the last bias."""
-        self.fc13.bias.set_data(ms.Tensor(log_depth.reshape(-1)))
-
 
 class PaperCoarseNet(nn.Cell):
     """The paper's own coarse net (section 3.1, figure 1), with its two dense layers.
@@ -166,25 +159,6 @@ class FineNet(nn.Cell):
         x = self.pool(self.relu(self.conv1(rgb)))
         x = self.concat((x, coarse_log_depth))
         return self.conv3(self.relu(self.conv2(x)))
-
-
-@contextlib.contextmanager
-def watched(net: nn.Cell, look: Callable[[str, nn.Cell, ms.Tensor], None]) -> Iterator[dict[str, nn.Cell]]:
-    """While entered, `look(name, layer, output)` is called whenever a layer with weights has run. Gives the layers by
-    name."""
-    def hook(name: str, layer: nn.Cell, _inputs: object, output: ms.Tensor) -> None:
-        look(name, layer, output)
-
-    layers = {name: cell for name, cell in net.cells_and_names() if hasattr(cell, "weight")}
-    hooks = [layer.register_forward_hook(partial(hook, name)) for name, layer in layers.items()]
-    mode = ms.get_context("mode")
-    ms.set_context(mode=ms.PYNATIVE_MODE)  # a graph calls no hooks
-    try:
-        yield layers
-    finally:
-        ms.set_context(mode=mode)
-        for one in hooks:
-            one.remove()
 
 
 COARSE_NETS: dict[str, type[CoarseNet] | type[PaperCoarseNet]] = {"default": CoarseNet, "paper": PaperCoarseNet}

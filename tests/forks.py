@@ -23,7 +23,6 @@ sys.path.insert(0, str(ROOT))
 import cv2  # noqa: E402
 import matplotlib.backends.backend_agg  # noqa: E402
 import matplotlib.figure  # noqa: E402, F401
-import mindspore as ms  # noqa: E402
 import numpy as np  # noqa: E402
 from mindspore import nn  # noqa: E402
 
@@ -96,9 +95,6 @@ class TinyCoarse(nn.Cell):
 
     def construct(self, rgb):
         return self.conv(rgb)
-
-    def start_at(self, log_depth):
-        self.conv.bias.set_data(ms.Tensor(log_depth.mean(keepdims=True).ravel()))
 
 
 class TinyFine(TinyCoarse):

@@ -86,8 +86,8 @@ def test_evaluation_equals_a_loop_of_our_own(trained, nyu, run, tmp_path):
 
 def test_the_paper_net_goes_through_training_and_evaluation_without_being_named_again(nyu, forked, tmp_path):
     result = forked("train.py", "--data_url", nyu, "--coarse_net", "paper", "--loss", "scale_invariant", "--batch_size",
-                    2, "--start", "lsuv", "--dropout", 0.1, "--dense_lr_scale", 0.02, "--max_steps", 1, "--train_url",
-                    "a run/Model", cwd=tmp_path)
+                    2, "--start", "imagenet", "--dropout", 0.1, "--dense_lr_scale", 0.02, "--max_steps", 1,
+                    "--train_url", "a run/Model", cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     checkpoints = [tmp_path / "a run" / "Model" / "Ckpt" / f"Final{net}Net.ckpt" for net in ("Coarse", "Fine")]
     result = forked("eval.py", "--test_data", nyu, "--coarse_ckpt_model", checkpoints[0], "--fine_ckpt_model",

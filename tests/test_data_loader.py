@@ -199,17 +199,6 @@ def test_samples_are_those_that_are_asked_for(nyu, tmp_path):
             np.testing.assert_array_equal(ours, theirs)
 
 
-def test_a_regression_s_targets_have_the_mean_where_nothing_was_measured():
-    depth_m = np.random.default_rng(0).uniform(0.05, 11, (3, 55, 74)).astype(np.float32)
-    depth_m[0, :9] = 0
-    filled, mean = baselines.filled_log_depth(depth_m)
-    log_depth = np.log(depth_m.clip(0.1, 10))
-    np.testing.assert_allclose(mean[:9], log_depth[1:, :9].mean(0), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(mean[9:], log_depth[:, 9:].mean(0), rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(filled[0, :9], mean[:9])
-    np.testing.assert_allclose(filled[1:], log_depth[1:], rtol=1e-6)
-
-
 def test_shards_are_disjoint_equal_and_complete_over_three_epochs():
     samples, ranks, batch = 50, 4, 3
     shards = [Schedule(samples, batch, seed=7, rank=rank, ranks=ranks) for rank in range(ranks)]

@@ -18,24 +18,18 @@ from tests.test_overwrite import contents, leave_coarse_net
 
 
 @pytest.mark.parametrize(("arguments", "line"), [
-    ("--ridge 1e4", "--ridge has no effect here: it needs --start closed_form"),
-    ("--stage fine --ridge 1e4", "--ridge has no effect here: it needs --start closed_form and --stage all or coarse"),
     ("--dropout 0.3", "--dropout has no effect here: it needs --coarse_net paper"),
     ("--stage fine --coarse_net default", "--coarse_net has no effect here: it needs --stage all or coarse"),
     ("--stage fine --epochs_coarse 20", "--epochs_coarse has no effect here: it needs --stage all or coarse"),
     ("--stage fine --learning_rate_coarse 1e-4", "--learning_rate_coarse has no effect here"),
-    ("--stage fine --start lsuv", "--start has no effect here"),
-    ("--stage fine --mean_depth_start", "--mean_depth_start has no effect here"),
+    ("--stage fine --start imagenet", "--start has no effect here"),
     ("--stage fine --dense_lr_scale 0.1", "--dense_lr_scale has no effect here"),
     ("--stage coarse --fine_start random", "--fine_start has no effect here: it needs --stage all or fine"),
     ("--stage coarse --epochs_fine 10", "--epochs_fine has no effect here"),
     ("--stage coarse --learning_rate_fine 1e-5", "--learning_rate_fine has no effect here"),
-    ("--pre_trained x.ckpt --start lsuv", "--start has no effect here: it needs --stage all or coarse, and beside "
-                                          "--pre_trained closed_form"),
-    ("--pre_trained x.ckpt --start random", "--start has no effect here"),
-    ("--pre_trained x.ckpt --mean_depth_start", "--mean_depth_start has no effect here"),
-    ("--start closed_form --mean_depth_start", "--mean_depth_start has no effect here: it needs --stage all or coarse, "
-                                               "without --pre_trained and --start closed_form"),
+    ("--start imagenet", "--start has no effect here: it needs --coarse_net paper and --stage all or coarse, without "
+                         "--pre_trained"),
+    ("--pre_trained x.ckpt --coarse_net paper --start random", "--start has no effect here"),
     ("--val_panels", "--val_panels has no effect here: it needs --val_data or --val_scenes"),
     ("--allow_changed_data", "--allow_changed_data has no effect here: it needs --resume"),
 ])
@@ -57,9 +51,8 @@ def test_what_has_no_effect_does_not_bind_a_resume(nyu, forked, tmp_path):
     """A run of before, which was given such options, is gone on with without them."""
     leave_coarse_net(tmp_path / "Model" / "Ckpt" / "FinalCoarseNet.ckpt")
     command = ["train_tiny", "--data_url", nyu, "--batch_size", 4]
-    of_fine = {"coarse_net": "paper", "mean_depth_start": True, "start": "lsuv", "dropout": 0.3, "ridge": 10.0,
-               "dense_lr_scale": 0.1}
-    of_coarse = {"fine_start": "coarse", "dropout": 0.3, "ridge": 10.0}
+    of_fine = {"coarse_net": "paper", "start": "imagenet", "dropout": 0.3, "dense_lr_scale": 0.1}
+    of_coarse = {"fine_start": "coarse", "dropout": 0.3}
     for more, file, given in ((["--stage", "fine"], "Model/Ckpt/FineNet_1.ckpt", of_fine),
                               (["--stage", "coarse", "--train_url", "coarse"], "coarse/Ckpt/CoarseNet_1.ckpt",
                                of_coarse)):

@@ -106,8 +106,8 @@ def test_the_commands_pack_and_train_to_the_same_bits(nyu, run, forked, tmp_path
     assert forked("tools/pack_nyu.py", "set", "--verify", cwd=tmp_path).returncode == 0
     weights = []
     for data, form in ((nyu, "plain"), ("set", "packed")):
-        result = forked("train.py", "--data_url", data, "--stage", "coarse", "--batch_size", 2, "--max_steps", 3,
-                        "--mean_depth_start", "--train_url", form, cwd=tmp_path)
+        result = forked("train.py", "--data_url", data, "--stage", "coarse", "--coarse_net", "paper", "--start",
+                        "imagenet", "--batch_size", 2, "--max_steps", 3, "--train_url", form, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         assert f"{data}, {form} form, 8 pairs" in result.stdout
         weights.append(checkpoint.load(tmp_path / form / "Ckpt" / "FinalCoarseNet.ckpt").arrays)

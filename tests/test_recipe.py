@@ -1,8 +1,6 @@
 """Rates, decay, clipping and averaging against PyTorch and closed forms; the starts of the nets."""
 
-import functools
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -16,13 +14,12 @@ import torch
 from mindspore import nn
 from torch.nn import functional as F
 
-from src import closed_form
 from src.data import augmentation, sampling
 from src.data.plain import PlainPairs
 from src.data.sampling import Schedule
 from src.data_loader import TrainingData
-from src.net import CoarseNet, FineNet, PaperCoarseNet
-from src.training import stages
+from src.net import FineNet
+from src.nets import checkpoint
 from src.training.recipe import AVERAGE_INTERVAL, Recipe
 from src.training.trainer import Trainer
 from tests.conftest import ROOT
@@ -120,8 +117,8 @@ def test_a_run_with_everything_resumes_exactly_and_refuses_another_recipe(nyu, f
 
 
 @pytest.mark.parametrize(("options", "expected"), [
-    (["--start", "closed_form", "--mean_depth_start"], "--mean_depth_start has no effect here"),
-    (["--start", "lsuv", "--pre_trained", "x.ckpt"], "--start has no effect here"),
+    (["--start", "imagenet"], "--start has no effect here: it needs --coarse_net paper"),
+    (["--start", "imagenet", "--coarse_net", "paper", "--pre_trained", "x.ckpt"], "--start has no effect here"),
     (["--ema", "1"], "argument --ema: 1 is not a number from 0 to below 1"),
     (["--weight_decay", "-1"], "argument --weight_decay: -1 is not a number from 0"),
 ])
@@ -172,50 +169,6 @@ def test_the_paper_s_augmentation_keeps_holes():
         np.testing.assert_array_less(71, rgb_out.astype(int))
 
 
-def test_unit_variance_goes_through_every_layer(nyu):
-    ms.set_seed(0)
-    net, data = PaperCoarseNet(), TrainingData(PlainPairs(nyu), Schedule(8, 4, seed=0), dropout_units=0)
-    stages.unit_variance(net, data)
-    x = torch.from_numpy(next(data.batches(0, 1))[0]).float() / 255
-    w = {p.name: torch.from_numpy(p.asnumpy().copy()) for p in net.get_parameters()}
-    for name, settings, pool in (("conv1", {"stride": 4}, True), ("conv2", {"padding": 2}, True),
-                                 ("conv3", {"padding": 1}, False), ("conv4", {"padding": 1}, False),
-                                 ("conv5", {"stride": 2}, False)):
-        x = F.conv2d(x, w[f"{name}.weight"], w[f"{name}.bias"], **settings)
-        assert float(x.std()) == pytest.approx(1, rel=1e-3), name
-        x = F.max_pool2d(F.relu(x), 2) if pool else F.relu(x)
-    for name in ("fc6", "fc7"):
-        x = F.linear(x.flatten(1), w[f"{name}.weight"], w[f"{name}.bias"])
-        assert float(x.std()) == pytest.approx(1, rel=1e-3), name
-        x = F.relu(x)
-
-
-class ThriceNet(nn.Cell):
-    """One layer applied three times, as CoarseNet's conv5 is."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv4 = nn.Conv2d(3, 8, 7, 4, has_bias=True, weight_init="normal", bias_init="zeros")
-        self.conv5 = nn.Conv2d(8, 8, 3, has_bias=True, weight_init="normal", bias_init="zeros")
-        self.relu = nn.ReLU()
-
-    def construct(self, rgb):
-        x = self.relu(self.conv4(rgb))
-        for _ in range(3):
-            x = self.relu(self.conv5(x))
-        return x
-
-
-def test_unit_variance_takes_a_layer_that_is_used_thrice_at_its_first_time(nyu):
-    ms.set_seed(0)
-    net, data = ThriceNet(), TrainingData(PlainPairs(nyu), Schedule(8, 1, seed=0))
-    stages.unit_variance(net, data)
-    rgb = ms.Tensor(next(data.batches(0, 1))[0].astype(np.float32) / 255)
-    once = net.conv4(rgb)
-    assert float(once.std()) == pytest.approx(1, rel=1e-3)
-    assert float(net.conv5(net.relu(once)).std()) == pytest.approx(1, rel=1e-3)
-
-
 def test_fine_net_starts_as_its_coarse_input_and_learns_from_there(nyu):
     ms.set_seed(0)
     net, coarse = FineNet(), np.random.default_rng(0).normal(0, 1, (2, 1, 55, 74)).astype(np.float32)
@@ -227,96 +180,35 @@ def test_fine_net_starts_as_its_coarse_input_and_learns_from_there(nyu):
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.fixture(scope="module")
-def solved(nyu, tmp_path_factory):
-    """solved(kind): (a net in its closed form, the data of which it was solved: two pairs of each of two scenes). Its
-    last layer may be changed."""
-    few = tmp_path_factory.mktemp("few")
-    for path in (nyu / "Train").glob("*/[12].*"):
-        (few / "Train" / path.parent.name).mkdir(parents=True, exist_ok=True)
-        (few / path.relative_to(nyu)).symlink_to(path)
-
-    @functools.cache
-    def solve(kind):
-        ms.set_seed(0)
-        net, data = kind(), TrainingData(PlainPairs(few), Schedule(4, 4, seed=3))
-        closed_form.solve(net, data)
-        return net, data
-
-    return solve
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("kind", [PaperCoarseNet, CoarseNet])
-def test_closed_form_is_a_ridge_regression_on_what_the_net_sees(solved, kind):
-    """The last layer against NumPy's least squares on what it sees; and the net has learnt."""
-    net, data = solved(kind)
-    samples = list(data.source.samples(range(4), 1, False))
-    rgb = np.stack([one for _, rgb, _ in samples for one in (rgb, rgb[:, ::-1])]).transpose(0, 3, 1, 2)
-    rgb = ms.Tensor(rgb.astype(np.float32) / 255)
-    depth_m = np.stack([one for _, _, depth_m in samples for one in (depth_m, depth_m[:, ::-1])])
-    units = net.features(rgb)
-    if kind is PaperCoarseNet:
-        units = net.relu(net.fc6(units))
-    units = units.asnumpy().astype(np.float64)
-    log_depth = np.log(np.clip(depth_m, 0.1, 10)).reshape(8, -1)
-    assert (depth_m > 0).all()
-    standard = (units - units.mean(0)) / (units.std(0) + 1e-6)
-    fits = {}
-    _, within = np.linalg.qr(standard.T)  # a ridge regression's weights lie in the span of its 8 rows
-    for ridge in closed_form.RIDGES:
-        system = np.vstack([within.T, math.sqrt(ridge) * np.eye(8)])
-        right = np.vstack([log_depth - log_depth.mean(0), np.zeros((8, 4070))])[:, ::407]
-        fits[ridge] = within.T @ np.linalg.lstsq(system, right, rcond=None)[0] + log_depth.mean(0)[::407]
-    ours = net(rgb).asnumpy().reshape(8, -1)[:, ::407]
-    before = {parameter.name: parameter.asnumpy().copy() for parameter in net.get_parameters()}
-    closed_form.solve(net, data, design=False, ridge=1e4)  # its last layer again
-    again = net(rgb).asnumpy().reshape(8, -1)[:, ::407]
-    assert np.abs(again - fits[1e4]).max() < 2e-3
-    for name, value in before.items():
-        if not name.startswith(("fc7", "fc13")):
-            np.testing.assert_array_equal(net.parameters_dict()[name].asnumpy(), value)
-    assert min(np.abs(ours - fit).max() for fit in fits.values()) < 2e-3
-    assert np.square(ours - log_depth[:, ::407]).mean() < 0.9 * log_depth[:, ::407].var(0).mean()
-
-
-@pytest.mark.parametrize(("rows", "count"), [(40, 12), (12, 40)])
-def test_the_ridge_regression_is_least_squares_with_the_weights_as_rows(rows, count):
-    rng = np.random.default_rng(0)
-    units = rng.normal(3, 2, (rows, count)) @ rng.normal(size=(count, count))
-    log_depth = rng.normal(1, 0.3, (rows, 5))
-    weight, bias = closed_form._ridge_regression(units, log_depth, 7.0)
-    standard = (units - units.mean(0)) / (units.std(0) + 1e-6)
-    system = np.vstack([standard, math.sqrt(7) * np.eye(count)])
-    expected = np.linalg.lstsq(system, np.vstack([log_depth - log_depth.mean(0), np.zeros((count, 5))]), rcond=None)[0]
-    np.testing.assert_allclose(units @ weight.T + bias, standard @ expected + log_depth.mean(0), atol=1e-9)
+def test_the_imagenet_start_gives_the_convolutions_and_the_mean_map(nyu, forked, tmp_path):
+    """And nothing else: the dense layers are those of the seed."""
+    arguments = ["--data_url", nyu, "--stage", "coarse", "--coarse_net", "paper", "--batch_size", 2,
+                 "--epochs_coarse", 0]
+    arrays = {}
+    for start in ("random", "imagenet"):
+        result = forked("train.py", *arguments, "--start", start, "--train_url", start, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        arrays[start] = ms.load_checkpoint(str(tmp_path / start / "Ckpt" / "FinalCoarseNet.ckpt"))
+    shipped = ms.load_checkpoint(str(ROOT / "weights" / "PaperCoarseNet_imagenet.ckpt"))
+    for name in (f"conv{number}.{part}" for number in range(1, 6) for part in ("weight", "bias")):
+        np.testing.assert_array_equal(arrays["imagenet"][name].asnumpy(), shipped[name].asnumpy().astype(np.float32))
+    for name in ("fc6.weight", "fc6.bias", "fc7.weight"):
+        np.testing.assert_array_equal(arrays["imagenet"][name].asnumpy(), arrays["random"][name].asnumpy())
+    depth_m = [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) * (10 / 255) for path in nyu.glob("Train/*/*.png")]
+    maps = [cv2.resize(one[12:468, 16:624], (74, 55), interpolation=cv2.INTER_LINEAR) for one in depth_m]
+    mean = np.log(np.clip(maps, 0.1, 10)).mean(0)
+    assert (np.array(maps) > 0).all()
+    np.testing.assert_allclose(arrays["imagenet"]["fc7.bias"].asnumpy().reshape(55, 74), mean, atol=1e-4)
 
 
 @pytest.mark.long
-def test_coarse_net_s_last_map_holds_16_numbers_of_each_place(solved):
-    """In its closed form: cell by cell the same combinations of conv5's channels, side by side."""
-    net, data = solved(CoarseNet)
-    x = rgb = ms.Tensor(np.stack([rgb for _, rgb, _ in data.source.samples(range(4), 1, False)])
-                        .transpose(0, 3, 1, 2).astype(np.float32) / 255)
-    for name in ("conv1", "conv2", "conv3", "conv4"):
-        x = net.pool(net.relu(getattr(net, name)(x)))
-    blur = torch.outer(*2 * [torch.tensor([1.0, 2, 1])]) / 16
-    maps = torch.from_numpy(x.asnumpy())
-    for _ in range(3):
-        maps = F.conv2d(maps, blur.expand(512, 1, 3, 3), padding=1, groups=512)
-    seen = net.features(rgb).asnumpy().reshape(4, 55, 74)
-    for row, column in ((0, 1), (5, 30), (54, 74), (27, 3)):  # of the 56x76 cells before conv9 cuts them
-        place = maps[:, :, row // 4, column // 4].numpy()
-        half = (row % 4 // 2, column % 4 // 2)
-        number = 2 * (row % 2) + column % 2
-        weight = net.deconv6.weight.asnumpy()[:, number, half[0], half[1]]
-        expected = place @ weight + net.deconv6.bias.asnumpy()[number]
-        np.testing.assert_allclose(seen[:, row, column - 1], np.maximum(expected, 0), rtol=1e-3, atol=1e-3)
-
-
-def test_closed_form_wants_two_scenes(nyu, forked, tmp_path):
-    (tmp_path / "NYU" / "Train").mkdir(parents=True)
-    os.symlink(next((nyu / "Train").iterdir()), tmp_path / "NYU" / "Train" / "one_out")
-    result = forked("train.py", "--data_url", "NYU", "--coarse_net", "paper", "--batch_size", 1, "--start",
-                    "closed_form", cwd=tmp_path)
-    assert "1 scene of training pairs: expected two or more" in one_line(result)
+def test_a_run_that_began_otherwise_is_gone_on_with(nyu, forked, tmp_path):
+    """Earlier versions offered other first weights, which are named in their states."""
+    command = ["train.py", "--data_url", nyu, "--stage", "coarse", "--coarse_net", "paper", "--batch_size", 1]
+    assert forked(*command, "--max_steps", 1, cwd=tmp_path).returncode == 0
+    state = tmp_path / "Model/Ckpt/CoarseNet_1.ckpt"
+    saved = checkpoint.load(state)
+    before = {**saved.info["options"], "start": "closed_form", "ridge": 1e4, "mean_depth_start": False}
+    checkpoint.save(state, saved.arrays, {**saved.info, "options": before})
+    result = forked(*command, "--max_steps", 2, "--resume", cwd=tmp_path)
+    assert result.returncode == 0 and "resuming from" in result.stdout, result.stderr

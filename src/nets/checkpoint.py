@@ -9,7 +9,7 @@ factors (tools/compress_weights.py) that are multiplied out when it is loaded.
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,9 +159,10 @@ def _array(tensors: Sequence[Any]) -> Array:
     return np.frombuffer(content, _DTYPES[kind]).reshape(tuple(tensors[0].dims)).copy()
 
 
-def assign(net: nn.Cell, checkpoint: Checkpoint) -> None:
-    """Copy a checkpoint's parameters into `net`. Raises CheckpointError naming the parameters that differ."""
-    own = {parameter.name: parameter for parameter in net.get_parameters()}
+def assign(net: nn.Cell, checkpoint: Checkpoint, names: Collection[str] | None = None) -> None:
+    """Copy a checkpoint's parameters into `net`: all that the net has, or those of these names. Raises CheckpointError
+    naming the parameters that differ."""
+    own = {parameter.name: parameter for parameter in net.get_parameters() if names is None or parameter.name in names}
     given = weights_only(checkpoint)
     differences = [f"missing {name}" for name in own if name not in given]
     differences += [f"unexpected {name}" for name in given if name not in own]

@@ -107,10 +107,3 @@ def mean_log_depth(depth_maps: Iterable[Floats]) -> Floats:
         measured = depth_m > 0
         total += clipped_log(depth_m) * measured, measured
     return (total[0] / np.maximum(total[1], 1))[None].astype(np.float32)
-
-
-def filled_log_depth(depth_maps: Sequence[Floats]) -> tuple[Floats, Floats]:
-    """The log depth (N, 55, 74) of a list of depth maps in metres, for a regression: where nothing was measured stands
-    the mean (55, 74) of the others, which is returned beside it."""
-    mean = mean_log_depth(depth_maps)[0]
-    return np.array([np.where(depth_m > 0, clipped_log(depth_m), mean) for depth_m in depth_maps]), mean

@@ -35,9 +35,7 @@ class Options:
     clip_norm: float
     ema: float
     start: str
-    ridge: float | None
     fine_start: str
-    mean_depth_start: bool
     bad_samples: str
     pre_trained: Path | None
     save_checkpoint_steps: int | None
@@ -65,13 +63,8 @@ NEEDS: dict[str, tuple[str, Callable[[Options], bool]]] = {
                     ("--stage all or fine", lambda options: options.stage != "coarse")),
     "dropout": ("--coarse_net paper and --stage all or coarse",
                 lambda options: options.coarse_net == "paper" and _has_coarse(options)),
-    "start": ("--stage all or coarse, and beside --pre_trained closed_form",
-              lambda options: _has_coarse(options) and (not options.pre_trained or options.start == "closed_form")),
-    "ridge": ("--start closed_form and --stage all or coarse",
-              lambda options: options.start == "closed_form" and _has_coarse(options)),
-    "mean_depth_start": ("--stage all or coarse, without --pre_trained and --start closed_form",
-                         lambda options: _has_coarse(options) and not options.pre_trained
-                         and options.start != "closed_form"),
+    "start": ("--coarse_net paper and --stage all or coarse, without --pre_trained",
+              lambda options: options.coarse_net == "paper" and _has_coarse(options) and not options.pre_trained),
     "val_panels": ("--val_data or --val_scenes", lambda options: bool(options.val_data or options.val_scenes)),
     "allow_changed_data": ("--resume", lambda options: bool(options.resume)),
 }

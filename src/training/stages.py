@@ -9,10 +9,8 @@ from functools import partial
 from pathlib import Path
 
 import mindspore as ms
-import numpy as np
 from mindspore import nn
 
-from src import closed_form
 from src.base import cli
 from src.base.files import StrPath, remove_partial, writable_folder, write_text
 from src.base.stopping import StopRequest
@@ -20,7 +18,7 @@ from src.data.listing import names_digest
 from src.data.plain import Source
 from src.data.sampling import Schedule
 from src.data_loader import TrainingData
-from src.net import COARSE_NETS, FineNet, watched
+from src.net import COARSE_NETS, FineNet
 from src.nets import checkpoint
 from src.nets.device import Device, amp_level
 from src.scoring import baselines
@@ -34,6 +32,9 @@ from src.training.step import in_precision
 from src.training.tensorboard import Board, Learning
 from src.training.trainer import Trainer
 from src.training.validation import HeldOut, Pictures, TestPictures, Validation, split_scenes
+
+# PaperCoarseNet's convolutions, which research/imagenet_start/ has taught what a network trained on ImageNet sees.
+IMAGENET = Path(__file__).resolve().parents[2] / "weights" / "PaperCoarseNet_imagenet.ckpt"
 
 logger = logging.getLogger(__name__)
 
@@ -106,39 +107,12 @@ def _validation_pictures(options: Options, source: Source, workers: int) -> tupl
 
 def _set_start(stage_name: str, net: nn.Cell, data: TrainingData, options: Options) -> None:
     """Give the net the first weights that the options ask for."""
-    if stage_name == "fine":
-        if options.fine_start == "coarse":
-            net.start_as_identity()
-    elif options.start != "random":
-        exact = type(net)()  # the net itself may compute in float16 by now
-        _copy_weights(net, exact)
-        if options.start == "closed_form":
-            closed_form.solve(exact, data, design=not options.pre_trained, ridge=options.ridge)
-        else:
-            unit_variance(exact, data)
-        _copy_weights(exact, net)
-    if options.mean_depth_start and stage_name == "coarse":
+    if stage_name == "fine" and options.fine_start == "coarse":
+        net.start_as_identity()
+    elif stage_name == "coarse" and options.start == "imagenet":
+        convolutions = checkpoint.load(IMAGENET)
+        checkpoint.assign(net, convolutions, convolutions.arrays)
         net.start_at(baselines.mean_map(data.source, data.workers, data.skip_bad))
-
-
-def _copy_weights(source: nn.Cell, target: nn.Cell) -> None:
-    for ours, theirs in zip(source.get_parameters(), target.get_parameters(), strict=True):
-        theirs.set_data(ms.Tensor(ours.asnumpy()))
-
-
-def unit_variance(net: nn.Cell, data: TrainingData) -> None:
-    """Scale each layer so that its outputs for the first batch have the variance 1 (Mishkin and Matas, "All you need is
-    a good init", 2016); CoarseNet's conv5 at the first of its three times."""
-    rgb, deviations = ms.Tensor(next(data.batches(0, 1))[0].astype(np.float32) / 255), dict[str, float]()
-
-    def look(name: str, _layer: nn.Cell, output: ms.Tensor) -> None:
-        deviations.setdefault(name, float(output.std()))
-
-    with watched(net, look) as layers:
-        for name, layer in layers.items():
-            deviations.clear()
-            net(rgb)
-            layer.weight.set_data(ms.Tensor(layer.weight.asnumpy() / deviations[name]))
 
 
 class _Start:
@@ -216,13 +190,13 @@ def _stage(name: str, options: Options, device: Device, digests: Mapping[str, st
         "batch_size": options.batch_size, "ranks": device.ranks, "learning_rate": learning_rate,
         "loss": options.loss, "amp_level": amp_level(options.amp_level, device.target), "seed": options.seed,
         **digests,
-        "coarse_net": options.coarse_net, "mean_depth_start": options.mean_depth_start,
+        "coarse_net": options.coarse_net,
         **_recipe(options).changes(),
     }
     # What is not the reference's; older states have no entry for it.
     decisive |= {name: value for name, value in (("augmentation", options.augmentation), ("start", options.start),
                                                  ("fine_start", options.fine_start), ("dropout", options.dropout),
-                                                 ("ridge", options.ridge), ("val_scenes", options.val_scenes))
+                                                 ("val_scenes", options.val_scenes))
                  if value not in ("reference", "random", None, 0)}
     without_effect = idle(replace(options, stage=name))
     return Stage(name, getattr(options, f"epochs_{name}"), options.save_checkpoint_steps,

@@ -54,6 +54,10 @@ class _Saver:
         logger.info("saved %s", path)
 
 
+# First weights that earlier versions offered: what they were decides nothing once a state is there.
+RETIRED, RETIRED_STARTS = ("mean_depth_start", "ridge"), ("lsuv", "closed_form")
+
+
 def newest_state(stage_name: str, folder: Folder) -> checkpoint.Checkpoint | None:
     """The newest undamaged state of a stage, or None; a damaged one is named and passed over."""
     for _, path in reversed(folder.states(stage_name)):
@@ -66,7 +70,8 @@ def newest_state(stage_name: str, folder: Folder) -> checkpoint.Checkpoint | Non
 
 def check_same_options(stage: Stage, saved: checkpoint.Checkpoint, allow_changed_data: bool = False) -> None:
     """Raise TrainingError naming the options that differ from those of the saved state."""
-    before = saved.info.get("options", {})
+    before = {name: value for name, value in saved.info.get("options", {}).items()
+              if name not in RETIRED and value not in RETIRED_STARTS}
     if DATA in before and before[DATA] != stage.options[DATA]:
         if not allow_changed_data:
             raise TrainingError(f"{saved.path}: files of the training data have another size or time than when this "
