@@ -146,7 +146,7 @@ class FineNet(nn.Cell):
 
     def start_as_identity(self) -> None:
         """Initialise FineNet to return its coarse input: two channels of conv2 pass the positive and the negative part
-        through the ReLU, and conv3 adds them. The other channels of conv3 start at 0."""
+        through the ReLU, and conv3 combines them. The other channels of conv3 start at 0."""
         conv2, conv3 = self.conv2.weight.asnumpy().copy(), np.zeros(self.conv3.weight.shape, np.float32)
         for channel, sign in enumerate((1, -1)):
             conv2[channel] = 0

@@ -132,7 +132,7 @@ def select(target: str = "auto", device_id: int = 0) -> Device:
     Raises DeviceError if the device cannot be used.
     """
     chosen = auto() if target == "auto" else choose(target, ms.hal.is_available)
-    launched = "MS_ROLE" in os.environ  # set by msrun for its workers and for its scheduler, which runs this program as well
+    launched = "MS_ROLE" in os.environ  # set by msrun, for its workers and its scheduler
     if launched:
         device_id = int(os.environ.get("DEVICE_ID", device_id))
     ms.set_context(mode=ms.GRAPH_MODE)
