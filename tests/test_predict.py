@@ -208,7 +208,7 @@ def test_the_default_nets_are_those_of_the_folder_or_else_the_shipped_ones(monke
 
     monkeypatch.setattr(nets, "_load", is_taken)
     monkeypatch.setattr(cli, "MODEL", tmp_path / "Model")
-    assert taken() == ("coarse: weights/CoarseNet.ckpt", "fine: weights/FineNet.ckpt")
+    assert taken() == ("coarse: weights/PaperCoarseNet.ckpt", "fine: weights/FineNet.ckpt")
     (tmp_path / "Model" / "Ckpt").mkdir(parents=True)
     (tmp_path / "Model" / "Ckpt" / "FinalCoarseNet.ckpt").touch()
     assert taken() == ("coarse: Ckpt/FinalCoarseNet.ckpt", "fine: Ckpt/FinalFineNet.ckpt")

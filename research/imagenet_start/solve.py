@@ -24,6 +24,7 @@ from regression import COMPONENTS, load_pairs, scores
 from student import HAS_BFLOAT16, Student, Views
 
 UNITS, CELLS = 4096, 4070
+BATCH = 512  # each adds to a matrix of 600 MB
 PAIRS_WEIGHT = 20.0  # of the pictures of NYU/Train themselves, over their views
 LEAST_MEASURED = 0.5  # of a view's cells, so that its map's components are known
 
@@ -143,14 +144,14 @@ def main() -> None:
         equations.add(x, residual, torch.full((len(x),), weight))
 
     log_depth = np.log(np.clip(depth_m, 0.1, 10), out=np.full_like(depth_m, np.nan), where=depth_m > 0)
-    for start in range(0, len(rgb), 64):
+    for start in range(0, len(rgb), BATCH):
         for picture, target in ((rgb, log_depth), (rgb[:, :, ::-1], log_depth[:, :, ::-1])):
-            add(picture[start : start + 64], target[start : start + 64].reshape(-1, CELLS), PAIRS_WEIGHT / 2)
+            add(picture[start : start + BATCH], target[start : start + BATCH].reshape(-1, CELLS), PAIRS_WEIGHT / 2)
     views = Views(options.views, 0.5, 64)
     sizes = views.refresh()
     for kind, count, weight in zip(("pairs", "rooms"), sizes, (1.0, options.rooms_weight), strict=True):
-        for start in range(0, count if weight else 0, 64):
-            drawn = [views.view(kind, number) for number in range(start, min(start + 64, count))]
+        for start in range(0, count if weight else 0, BATCH):
+            drawn = [views.view(kind, number) for number in range(start, min(start + BATCH, count))]
             maps = [(view[0], view[3].astype(np.float32).ravel()) for view in drawn]
             maps = [row for row in maps if np.isfinite(row[1]).mean() >= LEAST_MEASURED]
             if maps:
@@ -187,6 +188,7 @@ def main() -> None:
 
     ms.set_device("CPU")
     net = checkpoint.load_coarse(options.output)
+    checkpoint.save(options.output, halved, {**info, checkpoint.WHOLE_SHA256: checkpoint.digest(net)})
     written = net(ms.Tensor(unit(test_rgb).contiguous().numpy())).asnumpy().reshape(-1, 55, 74)
     twin = {name: array.astype(np.float32) for name, array in halved.items()}
     hidden = functional.relu(

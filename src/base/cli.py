@@ -107,7 +107,8 @@ def check_nets(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
         parser.error("--coarse_onnx and --fine_onnx belong together")
 
 
-SHIPPED = {net: Path(__file__).resolve().parents[2] / "weights" / f"{net}.ckpt" for net in ("CoarseNet", "FineNet")}
+WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
+SHIPPED = {"CoarseNet": WEIGHTS / "PaperCoarseNet.ckpt", "FineNet": WEIGHTS / "FineNet.ckpt"}
 
 
 def default_or_shipped_checkpoints() -> list[Path]:

@@ -34,7 +34,7 @@ from src.training.trainer import Trainer
 from src.training.validation import HeldOut, Pictures, TestPictures, Validation, split_scenes
 
 # PaperCoarseNet's convolutions, which research/imagenet_start/ has taught what a network trained on ImageNet sees.
-IMAGENET = Path(__file__).resolve().parents[2] / "weights" / "PaperCoarseNet_imagenet.ckpt"
+IMAGENET = cli.WEIGHTS / "PaperCoarseNet_imagenet.ckpt"
 
 logger = logging.getLogger(__name__)
 
