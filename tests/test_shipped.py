@@ -15,6 +15,7 @@ from src.base import cli
 from src.data import image, listing
 from src.net import FineNet
 from src.nets import checkpoint
+from src.nets.nets import Nets
 from src.prediction.predict import DepthPredictor
 from src.scoring import evaluation
 from tests.conftest import NEEDS_CPP, ROOT
@@ -58,9 +59,8 @@ def data(request, nyu):
 
 def test_onnx_gives_the_same_figures(models, evaluated, data):
     expected = evaluated(data, "depthnet")["FineNet"]
-    nets = DepthPredictor(*(models / "ONNX" / f"Final{net}Net.onnx" for net in ("Coarse", "Fine")))
-    scores = evaluation.score(listing.list_test(data), lambda rgb: {"net": nets.fine(rgb, nets.coarse(rgb))},
-                              "depthnet", 4, 2)["net"].means()
+    nets = Nets(*(models / "ONNX" / f"Final{net}Net.onnx" for net in ("Coarse", "Fine")))
+    scores = evaluation.score(listing.list_test(data), nets, "depthnet", 4, 2)["FineNet"].means()
     for name in metrics.METRICS:
         assert scores[name] == pytest.approx(expected[name], abs=TOLERANCE), name
 

@@ -1,15 +1,15 @@
-"""Make the NYU folder that train.py takes from what NYU Depth V2 is distributed as.
+"""Make the NYU folder for train.py from a distribution of NYU Depth V2.
 
---hu: the preprocessed set of Junjie Hu (Revisiting Single Image Depth Estimation), as its zip or unpacked:
-    [nyu_data/]data/nyu2_train/<scene>_out/<n>.jpg + .png, data/nyu2_test/<id>_colors.png + <id>_depth.png; where the
-    lists nyu2_train.csv and nyu2_test.csv are beside them, exactly the pairs that they name.
+--hu: the preprocessed set of Junjie Hu (Revisiting Single Image Depth Estimation), zipped or unpacked:
+    [nyu_data/]data/nyu2_train/<scene>_out/<n>.jpg + .png, data/nyu2_test/<id>_colors.png + <id>_depth.png. If the lists
+    nyu2_train.csv and nyu2_test.csv are present, only the pairs that they name.
 --labeled with --splits: the 1,449 labelled images of nyu_depth_v2_labeled.mat: 795 to Train, 654 to Test.
---fastdepth: FastDepth's set, which Hugging Face has as sayakpaul/nyu_depth_v2: train/<scene>/<n>.h5 and
-    val/official/<n>.h5, unpacked, as one .tar, or as a folder of .tar files.
---bts: BTS' set (From Big to Small): sync/<scene>/rgb_<n>.jpg + sync_depth_<n>.png to Train (official_splits/train where
+--fastdepth: FastDepth's set, on Hugging Face as sayakpaul/nyu_depth_v2: train/<scene>/<n>.h5 and
+    val/official/<n>.h5, unpacked, as a .tar file, or as a folder of .tar files.
+--bts: BTS' set (From Big to Small): sync/<scene>/rgb_<n>.jpg + sync_depth_<n>.png to Train (official_splits/train if
     there is no sync), and official_splits/test with the same names to Test.
 
-Can be stopped at any time: the same command goes on. Ends with the check of tools/check_nyu.py.
+If stopped, the same command continues. Ends with the check of tools/check_nyu.py.
 """
 
 import argparse
@@ -48,19 +48,24 @@ _HU_LIST = re.compile(r"(?:^|/)nyu2_(?:train|test)\.csv$")
 _TARGET = {"nyu2_train": "Train", "nyu2_test": "Test"}
 
 SPARE_BYTES = 64 << 20
-MAX_LIST_BYTES = 32 << 20  # Hu's have 5 MB
-# What the labelled images come to, rounded up: for the look at the free space.
+MAX_LIST_BYTES = 32 << 20  # Hu's lists have 5 MB
+# Sizes of the files of the labelled images, rounded up, to check the free space.
 LABELED_TRAIN_BYTES, LABELED_TEST_BYTES = 250_000, 1_000_000
 JPEG_QUALITY = 95
-
 
 Save: TypeAlias = Callable[[Path], None]
 
 
 @dataclass(frozen=True)
 class Item:
-    """One file to make: its path below the NYU folder, its size in bytes (known exactly or only estimated), and the
-    function that puts it at a path."""
+    """A file to make.
+
+    Args:
+        target: its path below the NYU folder.
+        size: its size in bytes.
+        exact: whether the size is exact or an estimate.
+        make: function that writes it to a path.
+    """
 
     target: PurePosixPath
     size: int
@@ -68,20 +73,27 @@ class Item:
     make: Save
 
     def is_done(self, out: Path) -> bool:
-        """Whether it is there. Files get their name when they are complete."""
+        """Return whether the file exists. Files are written atomically, so it is complete then."""
         path = out / self.target
         return path.is_file() and (path.stat().st_size == self.size if self.exact else _is_whole(path))
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a JPEG or PNG ends as one: not cut off by a power cut, or by a copy that was stopped."""
+    """Return whether a JPEG or PNG has its end marker, so that it is not truncated."""
     with open(path, "rb") as file:
         file.seek(max(-16, -path.stat().st_size), 2)
         return file.read().endswith((b"\xff\xd9", b"IEND\xaeB`\x82"))
 
 
 def hu_items(path: StrPath, link: bool) -> list[Item]:
-    """The Items of Hu's set, from its zip or folder. Raises DataError."""
+    """Return the Items of Hu's set.
+
+    Args:
+        path: its zip or folder.
+        link: make symbolic links instead of copies.
+
+    Raises DataError if it is not such a set.
+    """
     if Path(path).is_file():
         if link:
             raise DataError(f"{path}: a zip has no files to link to: leave out --link, or unpack it")
@@ -103,18 +115,25 @@ def _hu_target(name: str) -> PurePosixPath:
 
 
 def _listed(path: StrPath, files: Mapping[str, Any], lists: Mapping[str, str]) -> dict[str, Any]:
-    """The files that the CSV lists name, and all files of a split that has no list. `lists` are texts by name. Raises
-    DataError naming the first that is not there, or a list that names none."""
+    """Select the files that the CSV lists name, and all files of a split without a list.
+
+    Args:
+        path: of the set, for error messages.
+        files: by name.
+        lists: text of each CSV list by name.
+
+    Raises DataError if a listed file is missing or a list names none.
+    """
     names = []
     for list_name, text in lists.items():
         try:
-            found = [match[1] for row in csv.reader(io.StringIO(text.replace("\\", "/"))) for cell in row
-                     if (match := _HU_FILE.search(cell.strip()))]
+            listed = [match[1] for row in csv.reader(io.StringIO(text.replace("\\", "/"))) for cell in row
+                      if (match := _HU_FILE.search(cell.strip()))]
         except csv.Error as error:
             raise DataError(f"{path}: {list_name}: {error}") from error
-        if not found:
+        if not listed:
             raise DataError(f"{path}: {list_name} names no NYU file: expected lines of <picture>,<depth map>")
-        names += found
+        names += listed
     with_list = {PurePosixPath(list_name).stem for list_name in lists}
     names += [name for name in files if name.split("/")[0] not in with_list]
     missing = [name for name in names if name not in files]
@@ -148,17 +167,17 @@ def _folder_files(root: Path, link: bool) -> tuple[dict[str, Any], dict[str, str
 
 
 def _searched(root: Path, pattern: tuple[str, ...], endings: tuple[str, ...]) -> list[Path]:
-    """The files of a search. Raises DataError when a folder cannot be read; what is not taken is logged."""
-    found = folders.search(root, pattern, endings)
-    if found.unread:
-        raise DataError(folders.named(found.unread))
-    for why, paths in found.left_out.items():
+    """Search for files, and log those left out. Raises DataError if a folder cannot be read."""
+    search = folders.search(root, pattern, endings)
+    if search.unread:
+        raise DataError(folders.named(search.unread))
+    for why, paths in search.left_out.items():
         logging.warning("left out, %s: %s", why, folders.named(paths))
-    return found.files
+    return search.files
 
 
 def _list_text(source: StrPath, name: str, content: bytes) -> str:
-    """A list's text: UTF-8, or UTF-16 as Windows writes it. Raises DataError."""
+    """Decode a list from UTF-8 or UTF-16 (Windows). Raises DataError."""
     utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
         return content.decode("utf-16" if utf16 else "utf-8-sig")
@@ -176,7 +195,7 @@ def _copier(source: Path) -> Save:
 
 def _linker(source: Path) -> Save:
     def link(target: Path) -> None:
-        target.unlink(missing_ok=True)  # a link of an earlier run to what is no longer there
+        target.unlink(missing_ok=True)  # a broken link of an earlier run
         target.symlink_to(source)
 
     return link
@@ -184,13 +203,13 @@ def _linker(source: Path) -> Save:
 
 @contextlib.contextmanager
 def _naming(path: object, what: str = "") -> Iterator[None]:
-    """Make what a damaged zip raises a DataError that names it."""
+    """Convert the exceptions of a damaged archive to a DataError that names `path`."""
     try:
         yield
     except DataError:
         raise
     except Exception as error:  # zipfile raises a different type for every kind of damage
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that is a seek to where the zip says
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a seek to an invalid offset in the zip
             raise
         raise DataError(f"{path}: {what}{error or 'damaged'}") from error
 
@@ -214,7 +233,7 @@ def _zip_files(path: StrPath) -> tuple[dict[str, Any], dict[str, str]]:
             if member.file_size > MAX_LIST_BYTES:
                 raise DataError(f"{path}: {member.filename} is a list of {member.file_size:,} bytes: refused")
             with _naming(path, f"{member.filename}: "), archive.open(member) as file:
-                # Read no more than it says: the size is the zip's own claim.
+                # Limit the read: the size that the zip states may be wrong.
                 lists[name.name] = _list_text(path, member.filename, file.read(MAX_LIST_BYTES))
     return files, lists
 
@@ -230,13 +249,15 @@ def _extractor(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Save:
 
 @contextlib.contextmanager
 def _opened_hdf5(path: object, what: str, content: io.BytesIO | None = None) -> Iterator[Any]:
-    """An HDF5 file of this path, or of this `content`. Not locked: network file systems may know no locks, and nobody
-    writes to it. Raises DataError: `what` where it is none, else why it cannot be opened."""
+    """Open an HDF5 file, or its `content`, without a lock, which network file systems may not support.
+
+    Raises DataError with the message `what` if it is not valid, else with the reason why it cannot be opened.
+    """
     import h5py
 
     try:
         if content is None:
-            with open(str(path), "rb"):  # HDF5 tells a missing right and a missing file from a damaged one in pages
+            with open(str(path), "rb"):  # raises a clear error if it is missing or not permitted; HDF5 does not
                 pass
         file = h5py.File(content or str(path), "r", rdcc_nbytes=256 << 20, locking=False)
     except FileNotFoundError as error:
@@ -249,7 +270,7 @@ def _opened_hdf5(path: object, what: str, content: io.BytesIO | None = None) -> 
 
 @contextlib.contextmanager
 def labeled_items(mat_path: StrPath, splits_path: StrPath) -> Iterator[list[Item]]:
-    """The Items of the labelled images, while the file is open: two for each image. Raises DataError."""
+    """Open the labelled images and yield their Items, two per image. Raises DataError."""
     expected = "expected nyu_depth_v2_labeled.mat (2.8 GB)"
     with _opened_hdf5(mat_path, f"not a MATLAB 7.3 file, or not all of it; {expected}") as file:
         missing = {"images", "depths", "scenes"} - set(file)
@@ -266,7 +287,7 @@ def labeled_items(mat_path: StrPath, splits_path: StrPath) -> Iterator[list[Item
 
 
 def _is_test(path: StrPath, images: Any) -> dict[int, bool]:
-    """{0-based index: whether it is of the test split} of splits.mat. Raises DataError."""
+    """Read splits.mat. Returns {0-based index: whether it is in the test split}. Raises DataError."""
     from scipy.io import loadmat
 
     try:
@@ -321,7 +342,7 @@ FASTDEPTH_LAYOUT = "expected train/<scene>/<n>.h5 and val/official/<n>.h5, unpac
 
 @contextlib.contextmanager
 def fastdepth_items(path: Path) -> Iterator[list[Item]]:
-    """The Items of FastDepth's set, while its archives are open: two for each HDF5 file. Raises DataError."""
+    """Open FastDepth's set and yield its Items, two per HDF5 file. Raises DataError."""
     with contextlib.ExitStack() as stack:
         reads: dict[str, Callable[[], bytes]] = {}
         archives = [path] if path.is_file() else _searched(path, ("**",), (".h5", ".tar")) if path.is_dir() else []
@@ -330,21 +351,21 @@ def fastdepth_items(path: Path) -> Iterator[list[Item]]:
                 reads[file.relative_to(path).as_posix()] = file.read_bytes
             else:
                 reads |= _tar_files(file, stack)
-        items, others = [], []
+        items, other_names = [], []
         for name, read in sorted(reads.items()):
             if match := _FASTDEPTH_FILE.search(name):
                 items += _hdf5_items(f"{path}: {name}", match, read)
             else:
-                others.append(name)
-        if others:
-            logging.warning("left out, no file of this set by its name: %s", folders.named(others))
+                other_names.append(name)
+        if other_names:
+            logging.warning("left out, no file of this set by its name: %s", folders.named(other_names))
         if not items:
             raise DataError(f"{path}: no NYU files in it; {FASTDEPTH_LAYOUT}")
         yield items
 
 
 def _tar_files(path: Path, stack: contextlib.ExitStack) -> dict[str, Callable[[], bytes]]:
-    """Functions that read the .h5 files of an archive by their names. Raises DataError."""
+    """Return functions that read the .h5 files of an archive, by name. Raises DataError."""
     def read(member: tarfile.TarInfo) -> bytes:
         with _naming(path, f"{member.name}: "):
             content = archive.extractfile(member)
@@ -363,7 +384,7 @@ def _tar_files(path: Path, stack: contextlib.ExitStack) -> dict[str, Callable[[]
 
 
 def _hdf5_items(name: str, match: re.Match[str], read: Callable[[], bytes]) -> list[Item]:
-    """The two Items of one of FastDepth's files: rgb (3, 480, 640) uint8 and depth (480, 640) metres."""
+    """Return the two Items of a file of FastDepth's set, which holds uint8 RGB (3, H, W) and depth (H, W) in metres."""
     def arrays() -> tuple[Pixels, Array]:
         with _opened_hdf5(name, "not a whole HDF5 file", io.BytesIO(read())) as file:
             if not {"rgb", "depth"} <= set(file) or file["rgb"].shape != (3, *file["depth"].shape) \
@@ -389,8 +410,7 @@ BTS_LAYOUT = ("expected sync/<scene>/rgb_<n>.jpg + sync_depth_<n>.png, and offic
 
 
 def bts_items(root: Path) -> list[Item]:
-    """The Items of BTS' set: its pictures, and its 16-bit depth in millimetres in Train's and Test's encoding. Raises
-    DataError."""
+    """Return the Items of BTS' set. Converts 16-bit training depth in millimetres to 8 bits. Raises DataError."""
     official = root / "official_splits"
     train = next((folder for folder in (root / "sync", official / "train") if folder.is_dir()), root)
     splits = {"Train": train, "Test": official / "test"}
@@ -423,23 +443,25 @@ def _bts_item(split: str, source: Path, is_rgb: bool, number: str) -> Item:
 
 
 def make(items: Sequence[Item], out: Path) -> None:
-    """Put every Item that is not there yet below `out`. Raises DataError when other files or a full disk are in the
-    way, before anything is written."""
+    """Make every Item that does not exist yet in folder `out`.
+
+    Raises DataError before writing anything if `out` holds other files or the disk has too little space.
+    """
     wanted = {str(item.target) for item in items}
     present = [path for split in ("Train", "Test") if (out / split).is_dir()
                for path in _searched(out / split, folders.BELOW, ("",))]
     for folder in {(out / target).parent for target in wanted}:
         remove_partial(folder)
-    other = [str(path) for path in present if path.relative_to(out).as_posix() not in wanted]
-    if other:
-        raise DataError(f"{other[0]}: not of this set; expected an empty folder, or one that this command has begun")
-    left = [item for item in items if not item.is_done(out)]
-    needed = sum(item.size for item in left) + SPARE_BYTES
+    foreign = [str(path) for path in present if path.relative_to(out).as_posix() not in wanted]
+    if foreign:
+        raise DataError(f"{foreign[0]}: not of this set; expected an empty folder, or one that this command has begun")
+    remaining = [item for item in items if not item.is_done(out)]
+    needed = sum(item.size for item in remaining) + SPARE_BYTES
     free = shutil.disk_usage(writable_folder(out)).free
     if needed > free:
         raise DataError(f"{out}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free")
-    with cli.progress(len(items), "preparing", "file", len(items) - len(left)) as bar:
-        for item in left:
+    with cli.progress(len(items), "preparing", "file", len(items) - len(remaining)) as bar:
+        for item in remaining:
             path = out / item.target
             path.parent.mkdir(parents=True, exist_ok=True)
             item.make(path)
@@ -448,7 +470,7 @@ def make(items: Sequence[Item], out: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="the NYU folder to make, or to go on with")
+    parser.add_argument("out", type=Path, help="the NYU folder to make or to continue")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--hu", type=Path, help="Hu's set: its zip, or the folder it was unpacked into")
     source.add_argument("--labeled", type=Path, help="nyu_depth_v2_labeled.mat")

@@ -12,7 +12,6 @@ import mindspore as ms
 from mindspore import nn
 
 from src.base import cli
-from src.base.arrays import Floats, Predict
 from src.base.files import StrPath, remove_partial, writable_folder, write_text
 from src.base.stopping import StopRequest
 from src.data.listing import names_digest
@@ -239,13 +238,3 @@ def _frozen_coarse(path: StrPath, device: Device) -> nn.Cell:
     coarse.set_train(False)
     device.broadcast(coarse.get_parameters())
     return coarse
-
-
-def predictors(coarse: nn.Cell, fine: nn.Cell) -> Predict:
-    """The function of RGB that `evaluation.score` takes: both nets' log depth by name."""
-    def predict(rgb: Floats) -> dict[str, Floats]:
-        tensor = ms.Tensor(rgb)
-        coarse_log_depth = coarse(tensor)
-        return {"CoarseNet": coarse_log_depth.asnumpy(), "FineNet": fine(tensor, coarse_log_depth).asnumpy()}
-
-    return predict
