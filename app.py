@@ -1,4 +1,4 @@
-"""A page in the browser that predicts the depth of pictures and videos: drop one and look."""
+"""Serve a web page that predicts the depth of pictures and videos."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXAMPLES = 12
 
 
 def own_environment(work: Path) -> None:
-    """Leave Gradio nothing of the environment that opens the page wider than its options say, or a proxy to ask."""
+    """Remove environment variables that would make Gradio use a proxy or serve more widely than the options allow."""
     for name in list(os.environ):
         if name.upper().endswith("_PROXY") or (name.startswith("GRADIO_") and name != "GRADIO_ROOT_PATH"):
             del os.environ[name]
@@ -32,25 +32,25 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     add = parser.add_argument
     cli.add_nets(parser)
-    add("--examples", type=Path, help="a NYU folder whose test pairs are offered (default: rooms that are rendered)")
-    add("--host", default="127.0.0.1", help="0.0.0.0 serves it to your network")
+    add("--examples", type=Path, help="NYU folder whose test pairs are offered as examples (default: rendered rooms)")
+    add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 serves the page to your network")
     add("--port", type=cli.positive_int, default=7860)
-    add("--queue", type=cli.positive_int, default=16, help="visitors that may wait for their turn")
+    add("--queue", type=cli.positive_int, default=16, help="largest number of waiting visitors")
     options = cli.parse(parser, arguments, cli.NETS_NEED)
     cli.check_nets(parser, options)
     return options
 
 
 def about(predictor: DepthPredictor) -> str:
-    """A line on the nets, and how accurate they are where that is known."""
-    if predictor.sources != tuple(cli.SHIPPED.values()):
-        return "Your own nets: `eval.py` tells how accurate they are."
-    return ("The nets of `weights/`: on 60 pictures of NYU that they have not seen, the depth is wrong by 27 % on the "
-            "average (abs_rel 0.270, delta1 0.510).")
+    """Return a line on the nets, with their accuracy if known."""
+    if predictor.nets.sources != tuple(cli.SHIPPED.values()):
+        return "Your own nets: `eval.py` measures their accuracy."
+    return ("The nets in `weights/`: on 60 unseen pictures of NYU, the mean relative error of the depth is 27 % "
+            "(abs_rel 0.270, delta1 0.510).")
 
 
 def examples(folder: Path | None, work: Path) -> Sequence[Pair]:
-    """Test pairs to offer: of the user's NYU folder, or rendered into the folder `work`."""
+    """Return the test pairs to offer: from the user's NYU folder, or rendered into the folder `work`."""
     from src.data.listing import evenly, list_test
 
     if folder is None:

@@ -1,4 +1,4 @@
-"""Export a trained CoarseNet or FineNet to MindIR, AIR or ONNX, each verified against the checkpoint."""
+"""Export a trained CoarseNet or FineNet to MindIR, AIR or ONNX. Compares MindIR and ONNX with the checkpoint."""
 
 import argparse
 import logging
@@ -13,14 +13,14 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--coarse_or_fine", choices=("coarse", "fine"), required=True)
     add("--ckpt_file", type=Path, help="default: Model/Ckpt/Final{Coarse,Fine}Net.ckpt, or else weights/ of this repo")
-    add("--output_dir", type=Path, default=cli.MODEL, help="MindIR/, AIR/ and ONNX/ go into it")
+    add("--output_dir", type=Path, default=cli.MODEL, help="parent of the folders MindIR, AIR and ONNX")
     add("--file_format", nargs="+", choices=("MINDIR", "AIR", "ONNX"),
-        default=["MINDIR"], help="AIR is deprecated, and written on Ascend 910A only")
-    add("--batch_size", type=cli.positive_int, default=1, help="the fixed batch of MindIR and AIR; ONNX takes any")
+        default=["MINDIR"], help="AIR is deprecated and can be written on Ascend 910A only")
+    add("--batch_size", type=cli.positive_int, default=1, help="fixed batch size of MindIR and AIR; ONNX accepts any")
     add("--mindir_version", choices=("1", "native"), default="1",
-        help="1 is read by every MindSpore Lite; native is what MindSpore writes")
+        help="1: readable by every MindSpore Lite; native: as MindSpore writes it")
     add("--device_target", choices=("auto", "Ascend", "GPU", "CPU"), default="auto",
-        help="for AIR; the other formats are made on the CPU")
+        help="for AIR; the other formats are written on the CPU")
     add("--device_id", type=cli.non_negative_int, default=0)
     return cli.parse(parser, arguments, {
         "batch_size": ("--file_format MINDIR or AIR", lambda options: options.file_format != ["ONNX"]),
@@ -31,8 +31,8 @@ def main() -> int:
     options = parse_args()
     from src.nets import checkpoint, device, exporting
 
-    # Only AIR needs the device. The others are compared with the net in fp32, which an Ascend does not compute in: CANN
-    # runs convolutions as HF32.
+    # Only AIR needs the device. The other formats are compared with the net in fp32 on the CPU, because CANN computes
+    # convolutions in HF32.
     device.select(options.device_target if "AIR" in options.file_format else "CPU", options.device_id)
     path = options.ckpt_file or cli.default_or_shipped_checkpoints()[options.coarse_or_fine == "fine"]
     net = checkpoint.load_coarse(path) if options.coarse_or_fine == "coarse" else checkpoint.load_fine(path)

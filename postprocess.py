@@ -28,17 +28,17 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def names(folder: Path, ending: str) -> list[str]:
-    """The ids of the files in `folder`. Raises UserError when there is no such folder, or none in it."""
+    """Return the ids of the files with this ending in `folder`. Raises UserError if there are none."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    found = folders.search(folder, ("*",), (ending,))
-    if found.unread or not found.files:
-        raise UserError(found.unread[0] if found.unread else f"{folder}: no file *{ending} in it")
-    return [path.name[:-len(ending)] for path in found.files]
+    search = folders.search(folder, ("*",), (ending,))
+    if search.unread or not search.files:
+        raise UserError(search.unread[0] if search.unread else f"{folder}: no file *{ending} in it")
+    return [path.name[:-len(ending)] for path in search.files]
 
 
 def check_same(labels: list[str], results: list[str], result_path: Path) -> None:
-    """Raise UserError naming the results that are missing or too many."""
+    """Raise UserError naming labels without a result, and results without a label."""
     missing, surplus = sorted(set(labels) - set(results)), sorted(set(results) - set(labels))
     problems = [f"{len(names_)} {what}: " + ", ".join(f"{name}{RESULT_ENDING}" for name in names_[:5])
                 for what, names_ in (("missing", missing), ("without a label", surplus)) if names_]
@@ -47,7 +47,7 @@ def check_same(labels: list[str], results: list[str], result_path: Path) -> None
 
 
 def read(path: Path) -> Floats:
-    """One map as (1, 1, 55, 74) float32. Raises UserError when the file has any other size or is not finite."""
+    """Read a float32 map (1, 1, 55, 74). Raises UserError if the file has another size or holds NaN or infinity."""
     content = np.fromfile(path, np.uint8)
     expected = 4 * image.DEPTH_SIZE[0] * image.DEPTH_SIZE[1]
     if content.size != expected:

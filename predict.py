@@ -1,4 +1,4 @@
-"""Predict the depth of pictures and videos, and save it in the forms that are asked for."""
+"""Predict the depth of pictures and videos, and save it as images, arrays or point clouds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def positive_float_or_auto(text: str) -> float | str:
-    """An argparse type."""
+    """Argparse type: a finite number > 0, or "auto"."""
     return text if text == "auto" else cli.positive_float(text)
 
 
@@ -28,22 +28,22 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     add = parser.add_argument
     add("--input", nargs="+", required=True, help="pictures, videos, folders of them, or quoted glob patterns")
-    add("--output_dir", type=Path, default=Path("predictions"), help="the folders of the input are kept in it")
+    add("--output_dir", type=Path, default=Path("predictions"), help="output folder; keeps the inputs' subfolders")
     cli.add_nets(parser)
     add("--save", nargs="+", choices=("color", "png16", "npy", "exr", "ply", "side"), default=["color"],
-        help="coloured PNG, 16-bit PNG in mm, float32 metres as NumPy's or OpenEXR, point cloud, picture beside "
+        help="coloured PNG, 16-bit PNG in mm, float32 metres as NumPy or OpenEXR file, point cloud, picture beside "
              "coloured depth")
-    add("--colormap", default="viridis", help="a name of matplotlib's")
+    add("--colormap", default="viridis", help="name of a matplotlib colour map")
     add("--max_depth", type=positive_float_or_auto, default="auto",
-        help="metres at the end of the colours; auto: one range for all, a metre above what is there")
+        help="metres at the end of the colours; auto: the next metre above the 98th percentile of the depth")
     add("--camera", choices=("exif", "nyu"), default="exif",
-        help="whose lens a photograph is taken for: the one that its EXIF tells, if it does, or that of NYU's Kinect")
+        help="camera of a photo; exif: with the focal length of its EXIF if present, else NYU's Kinect")
     add("--fov", type=cli.positive_float,
-        help="of the point cloud: degrees that the picture is wide (default: NYU's Kinect)")
+        help="point cloud: horizontal field of view in degrees (default: NYU's Kinect)")
     for name in ("--fx", "--fy", "--cx", "--cy"):
         add(name, type=cli.positive_float if name[2] == "f" else cli.finite_float,
-            help="of the point cloud: intrinsics in pixels, all four instead of --fov")
-    add("--overwrite", action="store_true", help="replace outputs that are there already")
+            help="point cloud: intrinsics in pixels; give all four instead of --fov")
+    add("--overwrite", action="store_true", help="replace existing outputs")
     coloured = "--save color or side", lambda options: bool({"color", "side"} & set(options.save))
     options = cli.parse(parser, arguments, {
         **cli.NETS_NEED, "colormap": coloured, "max_depth": coloured,
@@ -58,7 +58,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def camera(options: argparse.Namespace) -> Callable[[int, int], Intrinsics]:
-    """The function of a picture's (height, width) -> Intrinsics."""
+    """Return the function of a picture's (height, width) -> Intrinsics that the options ask for."""
     from src.prediction.pointcloud import Intrinsics
 
     if options.fov:
@@ -78,7 +78,7 @@ def main() -> int:
     visual.check_colormap(options.colormap)
     jobs, unread = find_jobs(options.input, options.output_dir)
     if any(job.is_video for job in jobs):
-        import src.prediction.video  # noqa: F401 (where there is no PyAV, that is said before the work)
+        import src.prediction.video  # noqa: F401 (raises now, before the work, if PyAV is missing)
     kinds = tuple(dict.fromkeys(options.save))
     check_outputs(jobs, kinds, options.overwrite)
     writable_folder(options.output_dir)
@@ -88,9 +88,9 @@ def main() -> int:
                                 follow_exif=options.camera == "exif" and not own_camera)
     known: dict[Job, Maps] = {}
     if options.max_depth == "auto":
-        coloured = {"color", "side"} & set(kinds)
-        found, known = depth_files.depth_range(jobs, predict, writer) if coloured else (10.0, {})
-        writer = dataclasses.replace(writer, max_depth=found)
+        has_colours = {"color", "side"} & set(kinds)
+        max_depth, known = depth_files.depth_range(jobs, predict, writer) if has_colours else (10.0, {})
+        writer = dataclasses.replace(writer, max_depth=max_depth)
     with cli.progress(len(jobs), "predicting", "file") as bar, cli.log_above_progress():
         failed = depth_files.predict_all(jobs, predict, writer, options.batch_size, bar, known)
     logging.info("%d predicted, in %s", len(jobs) - failed, options.output_dir)

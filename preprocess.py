@@ -1,4 +1,4 @@
-"""Turn the Test part of NYU Depth V2 into the .bin files that the C++ program reads. Needs no MindSpore."""
+"""Convert the Test part of NYU Depth V2 to the .bin files that the C++ program reads. Needs no MindSpore."""
 
 import argparse
 import logging
@@ -18,11 +18,12 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("--dataset_path", type=Path, required=True, help="the NYU folder, or its Test folder")
     parser.add_argument("--output_path", type=Path, default=Path("preprocess_Result"),
-                        help="img_data/<id>.bin (float32 1x3x228x304) and label/<id>.bin (1x1x55x74) go into it")
+                        help="folder for img_data/<id>.bin (1x3x228x304) and label/<id>.bin (1x1x55x74), float32")
     return parser.parse_args(arguments)
 
 
 def write_pair(folder: Path, pair: Pair) -> None:
+    """Write the two .bin files of a test pair. Raises image.ImageError."""
     rgb, depth_m = load_test_pair(pair)
     for name, array in (("img_data", rgb), ("label", image.network_depth(depth_m))):
         with replacing(folder / name / f"{pair.name}.bin", "wb") as file:
@@ -30,7 +31,7 @@ def write_pair(folder: Path, pair: Pair) -> None:
 
 
 def check_folder(folder: Path, names: set[str]) -> None:
-    """Raise UserError when an earlier run on other pictures has left its files there: they would be scored as well."""
+    """Raise UserError if `folder` holds files of other pictures, which would be scored too."""
     for path in (path for part in ("img_data", "label") for path in sorted((folder / part).glob("*.bin"))):
         if path.name not in names and not path.name.startswith("."):
             raise UserError(f"{path}: of another run: move {folder} away, or name another folder with --output_path")

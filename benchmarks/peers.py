@@ -87,12 +87,11 @@ def predictor(backend, batch, threads, folder):
     """A function of RGB float32 (N, 3, 228, 304) to FineNet's log depth, of the checkpoints or exports in `folder`."""
     names = ("CoarseNet", "FineNet")
     if backend == "mindspore":
-        from src.nets import checkpoint, device
-        from src.training import stages
+        from src.nets import device
+        from src.nets.nets import Nets
 
         device.select("CPU")
-        both = stages.predictors(checkpoint.load_coarse(folder / "Ckpt" / "FinalCoarseNet.ckpt"),
-                                 checkpoint.load_fine(folder / "Ckpt" / "FinalFineNet.ckpt"))
+        both = Nets(*(folder / "Ckpt" / f"Final{name}.ckpt" for name in names))
         return lambda rgb: both(rgb)["FineNet"]
     if backend.startswith("pytorch"):
         import torch

@@ -1,7 +1,7 @@
-"""NYU Depth V2: list the pairs, and feed them to training and evaluation.
+"""Makes training and test batches of NYU Depth V2.
 
-Every random choice is a function of (seed, epoch, sample), drawn from a counter-based generator (Philox), so
-there is no generator state to save, and neither the number of workers nor the point of a resume changes anything.
+Every random choice is a function of (seed, epoch, sample), drawn from a counter-based generator (Philox). Therefore no
+generator state has to be saved, and the results depend neither on the number of workers nor on when a run was resumed.
 """
 
 import ctypes
@@ -23,17 +23,14 @@ from src.data.listing import DataError, Pair, list_test
 from src.data.plain import Load, Source, decoding_pool, load_test_pair
 from src.data.sampling import Schedule, counter_rng
 
-_SAMPLES_A_CALL = 4  # a call of the thread pool costs as much as a third of an augmentation
-
-
+_SAMPLES_A_CALL = 4  # a call of the thread pool costs a third of an augmentation
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
-
 
 logger = logging.getLogger(__name__)
 
 
 def readable_test_pairs(folder: StrPath, workers: int) -> list[Pair]:
-    """`list_test` with every file read once: what is broken is known now and not after an hour. Raises DataError and
+    """List the test pairs and read every file once, to find broken files before training. Raises DataError and
     image.ImageError."""
     pairs = list_test(folder)
     with decoding_pool(workers) as pool:
@@ -44,7 +41,16 @@ def readable_test_pairs(folder: StrPath, workers: int) -> list[Pair]:
 
 def test_batches(pairs: Sequence[Pair], batch_size: int,
                  workers: int) -> Iterator[tuple[Sequence[Pair], Floats, list[Floats]]]:
-    """Yield (pairs, rgb (N, 3, 228, 304), list of N full depth maps (H, W) in metres); the last may be smaller."""
+    """Yield batches of test pairs; the last may be smaller. Raises image.ImageError.
+
+    Args:
+        pairs: the pairs to read, in order.
+        batch_size: pairs per batch.
+        workers: decoding threads.
+
+    Yields:
+        (N pairs, RGB float32 (N, 3, 228, 304) in [0, 1], list of N full depth maps (H, W) in metres).
+    """
     chunks = [pairs[start:start + batch_size] for start in range(0, len(pairs), batch_size)]
     with decoding_pool(workers) as pool:
         for chunk, loaded in _ahead(pool, ((chunk, [(load_test_pair, pair) for pair in chunk]) for chunk in chunks)):
@@ -53,8 +59,8 @@ def test_batches(pairs: Sequence[Pair], batch_size: int,
 
 def _ahead(pool: ThreadPoolExecutor, batches: Iterable[tuple[Any, list[Any]]],
            depth: int = 2) -> Iterator[tuple[Any, list[Any]]]:
-    """Run the calls of each (batch, list of (function, *arguments)) in the pool, `depth` batches ahead of the
-    consumer. Yields (batch, list of results)."""
+    """Run the calls of each (batch, [(function, *arguments), ...]) in the pool, `depth` batches ahead of the consumer.
+    Yields (batch, [result, ...])."""
     queue: deque[tuple[Any, list[Future[Any]]]] = deque()
     try:
         for batch, calls in batches:
@@ -73,15 +79,16 @@ def _finished(batch: Any, futures: list[Future[Any]]) -> tuple[Any, list[Any]]:
 
 
 class TrainingData:
-    """Augmented batches of training pairs, made by a thread pool some batches ahead.
+    """Augmented batches of training pairs, prepared ahead of time by a thread pool.
 
     Args:
-        source: PlainPairs, or packed.PackedPairs: the same samples, decoded beforehand.
-        schedule: which samples make which batch.
-        workers: threads. OpenCV and Pillow let go of the interpreter lock while they work.
-        dropout_units, dropout_rate: what the net wants as a third array, (N, units) of 0 and 1; 0 is none.
+        source: PlainPairs or packed.PackedPairs.
+        schedule: assigns the samples to batches.
+        workers: threads. OpenCV and Pillow release the interpreter lock while they work.
+        dropout_units, dropout_rate: size of the dropout mask (N, units) of 0 and 1 that is the third array of a batch,
+            and the share of zeros. 0 units: no mask.
         augmentation: a key of AUGMENTATIONS.
-        skip_bad: replace a sample that cannot be read by the next of the same shard that can, instead of stopping.
+        skip_bad: replace an unreadable sample by the next readable sample of the shard, instead of raising.
     """
 
     def __init__(self, source: Source, schedule: Schedule, workers: int = 2, dropout_units: int = 0,
@@ -95,8 +102,10 @@ class TrainingData:
     def batches(self, first_step: int, last_step: int) -> Iterator[list[Array]]:
         """Yield the arrays of steps first_step..last_step - 1: [rgb, depth_m] or [rgb, depth_m, kept_units].
 
-        RGB is uint8 (N, 3, 228, 304), a quarter of what float32 would move to the device; depth is (N, 1, 55, 74).
-        Raises image.ImageError naming the file that cannot be used, or DataError when too many cannot.
+        RGB is uint8 (N, 3, 228, 304), a quarter of the bytes of float32; depth is float32 metres (N, 1, 55, 74);
+        kept_units is float32 (N, dropout_units) of 0 and 1.
+
+        Raises image.ImageError naming a file that cannot be used, or DataError if too many cannot.
         """
         keep_freed_memory()
         with decoding_pool(self.workers) as pool:
@@ -104,7 +113,7 @@ class TrainingData:
                 yield arrays
 
     def files(self, step: int) -> list[object]:
-        """What the samples of one step are called."""
+        """Return the names of the samples of a step, for messages."""
         return [self.source.file(index) for index in self.schedule.batch(step)[1]]
 
     def _work(self, first_step: int, last_step: int) -> Iterator[tuple[list[Array], list[Any]]]:
@@ -127,8 +136,7 @@ class TrainingData:
                 kept[:] = rng.random(self.dropout_units) >= self.dropout_rate
 
     def _load(self, load: Load, epoch: int, index: int) -> tuple[int, Pixels, Array]:
-        """(index, RGB, depth) of the sample, or with `skip_bad` of the next of this epoch's shard that can be read:
-        a function of the epoch and the sample like everything else."""
+        """Return (index, RGB, depth) of a sample; with `skip_bad`, of the next readable sample of the epoch's shard."""
         while True:
             try:
                 return index, *load(index)
@@ -151,8 +159,8 @@ class TrainingData:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep freed arrays for the next ones. By default everything over 128 KiB goes back to the system and
-    is paged in anew, which for pictures costs about as much as decoding them."""
+    """Make glibc reuse the memory of freed arrays. By default it returns blocks over 128 KiB to the system, and paging
+    them in again costs about as much as decoding a picture."""
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent in other C libraries

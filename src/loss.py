@@ -1,7 +1,7 @@
 """The training losses; the metrics are re-exported from src.metrics.
 
-Both are called as `loss(log_depth, depth_m)`: predicted log depth and target metres, (N, 1, H, W) -> scalar,
-the mean over the batch. Target pixels of 0 ("not measured") do not count.
+Call as `loss(log_depth, depth_m)` with predicted log depth and target metres, both (N, 1, H, W). Returns a scalar, the
+mean over the batch. Target pixels of 0 are not measured and do not count.
 """
 
 import mindspore as ms
@@ -19,14 +19,14 @@ class _LogDepthLoss(nn.Cell):
         self.low, self.high = DEPTH_RANGE_M
 
     def log_difference(self, log_depth: ms.Tensor, depth_m: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
-        """d = log(clip(target, 0.1, 10)) - log_depth, 0 where not measured, and the mask of measured pixels."""
+        """Return d = log(clip(target, 0.1, 10)) - log_depth, 0 where not measured, and the mask of measured pixels."""
         measured = (depth_m > 0).astype(log_depth.dtype)
-        # log1p, for on CPU ops.log rounds by how its input is split among threads, which varies from run to run.
+        # log1p, because on CPU the rounding of ops.log depends on how threads split its input, which varies.
         log_target = ops.log1p(ops.clamp(depth_m, self.low, self.high) - 1)
         return (log_target - log_depth) * measured, measured
 
     def scale_invariant(self, difference: ms.Tensor, count: ms.Tensor) -> ms.Tensor:
-        """sum(d^2)/n - balance (sum d)^2/n^2 for each image: the paper's equation 4. (N,)"""
+        """Return sum(d^2)/n - balance (sum d)^2/n^2 (equation 4 of the paper) of each image: (N,)."""
         mean = _image_sum(difference) / count
         return _image_sum(difference * difference) / count - self.balance * mean * mean
 

@@ -1,6 +1,6 @@
-"""Depth metrics in NumPy: one value an image, right for any batch size.
+"""Depth metrics in NumPy, computed per image and therefore independent of the batch size.
 
-Predictions are **log depth** on the net's 55x74 grid; targets are metres, 0 where not measured.
+Predictions are **log depth** (natural log of metres) on the nets' 55x74 grid. Targets are metres, 0 = not measured.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,12 +15,12 @@ METRICS = ("delta1", "delta2", "delta3", "abs_rel", "sq_rel", "rmse", "rmse_log"
 PROTOCOLS = ("depthnet", "eigen")
 DEPTH_RANGE_M = (0.1, 10.0)
 
-# Protocol "eigen", in pixels of 480x640: what the nets see, and the crop on which NYU is scored.
+# Protocol "eigen", in pixels of 480x640: the crop that the nets see, and the usual evaluation crop of NYU.
 VIEW_ROWS, VIEW_COLUMNS = (12, 468), (16, 624)
 EIGEN_ROWS, EIGEN_COLUMNS = (45, 471), (41, 601)
 EIGEN_VALID_M = (1e-3, 10.0)
 
-# The names that users' scripts look for in the final line of eval.py and postprocess.py.
+# Metric names in the final line of eval.py and postprocess.py, which users' scripts search for.
 _FINAL_LINE_NAMES = {"delta1": "delta1_loss", "delta2": "delta2_loss", "delta3": "delta3_loss",
                      "abs_rel": "abs_relative_loss", "sq_rel": "sqr_relative_loss",
                      "rmse": "rmse_linear_loss", "rmse_log": "rmse_log_loss"}
@@ -32,31 +32,39 @@ def evaluate(log_depth: Array, depth_m: Array, protocol: str = "depthnet") -> di
     Args:
         log_depth: (N, 1, 55, 74) predicted natural log of metres.
         depth_m: target metres: (N, 1, 55, 74) for "depthnet", (N, 1, 480, 640) for "eigen".
-        protocol: "depthnet": both clipped to [0.1, 10] m, every measured pixel of the small grid.
-            "eigen": the prediction resized to its place in the full picture, scored on rows 45..471 and
-            columns 41..601 as far as the net sees them, target within (1e-3, 10) m.
+        protocol: "depthnet": all measured pixels of the 55x74 grid, prediction and target clipped to [0.1, 10] m.
+            "eigen": the prediction is resized to its region of the full picture, and compared on rows 45..471 and
+            columns 41..601 where the nets see them, for targets within (1e-3, 10) m.
 
     Returns:
-        dict of float64 arrays (N,), keys METRICS. An image without a valid pixel is NaN in each.
+        dict of METRICS names to float64 arrays (N,); NaN for an image without a valid pixel.
 
     Raises:
-        ValueError: unknown protocol, or shapes that do not belong together.
+        ValueError: unknown protocol, or shapes that do not match.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}, expected one of {', '.join(PROTOCOLS)}")
     log_depth, depth_m = np.asarray(log_depth), np.asarray(depth_m)
     if len(log_depth) != len(depth_m):
         raise ValueError(f"{len(log_depth)} predictions for {len(depth_m)} targets")
-    rows = [_image_metrics(*valid_pixels(*one, protocol)) for one in zip(log_depth, depth_m, strict=True)]
+    rows = [_image_metrics(*valid_pixels(prediction, target, protocol))
+            for prediction, target in zip(log_depth, depth_m, strict=True)]
     return {name: np.array([row[i] for row in rows], np.float64) for i, name in enumerate(METRICS)}
 
 
 def finite(log_depth: Array, names: Iterable[object]) -> Array:
-    """`log_depth` (N, ...) as it is: the check between a net and whoever uses its values.
+    """Check that a prediction is finite.
 
-    Raises NotFinite naming the pictures (`names`, N of them) whose prediction is not.
+    Args:
+        log_depth: (N, ...) prediction of a net.
+        names: the N names of the pictures.
+
+    Returns:
+        `log_depth` itself.
+
+    Raises NotFinite naming the pictures whose prediction contains NaN or infinity.
     """
-    bad = [str(name) for name, one in zip(names, log_depth, strict=True) if not np.isfinite(one).all()]
+    bad = [str(name) for name, values in zip(names, log_depth, strict=True) if not np.isfinite(values).all()]
     if bad:
         more = f" (and {len(bad) - 3} more)" if len(bad) > 3 else ""
         raise NotFinite(f"{', '.join(bad[:3])}{more}: the net's prediction is not finite: are these its weights?")
@@ -64,7 +72,15 @@ def finite(log_depth: Array, names: Iterable[object]) -> Array:
 
 
 def valid_pixels(log_depth: Array, depth_m: Array, protocol: str) -> tuple[Doubles, Doubles]:
-    """The two float64 vectors, predicted and target metres, that `protocol` compares in one image."""
+    """Return the predicted and target metres, two float64 vectors, that a protocol compares in an image.
+
+    Args:
+        log_depth: (1, 55, 74) natural log of metres.
+        depth_m: target metres, (1, 55, 74) or (1, 480, 640), as in `evaluate`.
+        protocol: of PROTOCOLS.
+
+    Raises ValueError if the shapes do not match.
+    """
     log_depth, depth_m = np.squeeze(log_depth, 0), np.squeeze(depth_m, 0).astype(np.float64)
     if protocol == "eigen":
         log_depth, depth_m = _eigen_region(log_depth, depth_m)
@@ -105,13 +121,13 @@ def _image_metrics(prediction_m: Doubles, target_m: Doubles) -> list[float]:
 
 
 def means(per_image: Mapping[str, Sequence[float] | Doubles]) -> dict[str, float]:
-    """The mean over images of each metric, images without a valid pixel left out. Raises CheckFailed when none is
-    left: a mean over nothing is not 0."""
+    """Return the mean over images of each metric, without images that have no valid pixel. Raises CheckFailed if no
+    image has one."""
     if not np.isfinite(per_image[METRICS[0]]).any():
         raise CheckFailed("no measured pixel in any target: nothing to score")
     return {name: float(np.nanmean(values)) for name, values in per_image.items()}
 
 
 def final_line(net_name: str, mean: Mapping[str, float]) -> str:
-    """The line that ends an evaluation, with the names that users' scripts look for."""
+    """Return the final line of an evaluation, with the metric names that users' scripts search for."""
     return f"{net_name}: " + ", ".join(f"{label}: {mean[name]:.6f}" for name, label in _FINAL_LINE_NAMES.items())

@@ -21,7 +21,7 @@ DEPTH_CELLS = math.prod(DEPTH_SHAPE)
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int, padding: int | tuple[int, ...] | None = None,
           stride: int = 1, init: Initializer | None = None) -> nn.Conv2d:
-    """A convolution with bias, He-initialised (He et al., ICCV 2015); "same" unless `padding` is given."""
+    """Return a convolution with bias, He initialisation (He et al., ICCV 2015), and "same" padding unless given."""
     pad = {"pad_mode": "same"} if padding is None else {"pad_mode": "pad", "padding": padding}
     init = HeNormal(mode="fan_in", nonlinearity="relu") if init is None else init
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride, has_bias=True,
@@ -29,7 +29,7 @@ def _conv(in_channels: int, out_channels: int, kernel_size: int, padding: int | 
 
 
 def _upsample(in_channels: int, out_channels: int) -> nn.Conv2dTranspose:
-    """A transposed convolution that doubles height and width; every output pixel has `in_channels` inputs."""
+    """Return a transposed convolution that doubles height and width. Every output pixel has `in_channels` inputs."""
     return nn.Conv2dTranspose(in_channels, out_channels, 2, 2, pad_mode="valid", has_bias=True,
                               weight_init=Normal(math.sqrt(2 / in_channels)), bias_init="zeros")
 
@@ -56,15 +56,15 @@ class CoarseNet(nn.Cell):
         self.conv7 = _conv(512, 128, 3)
         self.deconv8 = _upsample(128, 64)
         self.conv9 = _conv(192, 64, 3, padding=(1, 0, 0, 0))
-        # No activation follows these three: their weights keep the variance (LeCun et al., 1998).
+        # No activation follows these three layers, so their initialisation preserves variance (LeCun et al., 1998).
         self.conv10 = _conv(64, 32, 3, init=Normal(math.sqrt(1 / (9 * 64))))
         self.conv11 = _conv(32, 16, 3, init=Normal(math.sqrt(1 / (9 * 32))))
-        # A tenth of that, so that training starts near the log depth 0, which is 1 m, whatever the seed.
+        # A tenth of that, so that training starts near log depth 0 (1 m) for every seed.
         self.conv12 = _conv(16, 1, 3, init=Normal(0.1 * math.sqrt(1 / (9 * 16))))
         self.fc13 = _dense(DEPTH_CELLS, DEPTH_CELLS, ms.Tensor(np.eye(DEPTH_CELLS, dtype=np.float32)))
         self.relu = nn.ReLU()
         self.pool = nn.MaxPool2d(2, 2)
-        # Mixed precision O1 writes `construct` anew, where it can use neither ops.concat nor a constant of this module.
+        # Mixed precision O1 rewrites `construct`, which then cannot use ops.concat or constants of this module.
         self.concat, self.depth_shape = ops.Concat(1), (-1, *DEPTH_SHAPE)
 
     def construct(self, rgb: ms.Tensor) -> ms.Tensor:
@@ -72,7 +72,7 @@ class CoarseNet(nn.Cell):
         return self.fc13(self.features(rgb)).reshape(self.depth_shape)
 
     def features(self, rgb: ms.Tensor) -> ms.Tensor:
-        """(N, 3, 228, 304) RGB -> (N, 4070): what the dense layer sees."""
+        """(N, 3, 228, 304) RGB -> (N, 4070), the input of the dense layer."""
         x1 = self.pool(self.relu(self.conv1(rgb)))
         x2 = self.pool(self.relu(self.conv2(x1)))
         x3 = self.pool(self.relu(self.conv3(x2)))
@@ -88,10 +88,10 @@ class CoarseNet(nn.Cell):
 
 
 class PaperCoarseNet(nn.Cell):
-    """The paper's own coarse net (section 3.1, figure 1), with its two dense layers.
+    """The paper's own coarse net (section 3.1, figure 1), with two dense layers (70,757,734 parameters).
 
-    Dropout (0.5 after the first dense layer) is the caller's: while training, `construct` takes the mask
-    of kept units, so that it can be a function of the seed, the epoch and the sample.
+    The caller draws the dropout mask (0.5 after the first dense layer) and passes it to `construct` while training, so
+    that the mask is a function of seed, epoch and sample.
     """
 
     dropout_units = 4096
@@ -105,7 +105,7 @@ class PaperCoarseNet(nn.Cell):
         self.conv4 = _conv(384, 384, 3)
         self.conv5 = _conv(384, 256, 3, padding=0, stride=2)
         self.fc6 = _dense(256 * 6 * 8, self.dropout_units, Normal(math.sqrt(2 / (256 * 6 * 8))))
-        # Small, so that training starts near its bias whatever the seed: 4,096 inputs of one sign add up.
+        # Small, so that training starts near the bias for every seed: the 4,096 inputs are all non-negative.
         self.fc7 = _dense(self.dropout_units, DEPTH_CELLS, Normal(0.001))
         self.relu = nn.ReLU()
         self.pool = nn.MaxPool2d(2, 2)
@@ -119,7 +119,7 @@ class PaperCoarseNet(nn.Cell):
         return self.fc7(x).reshape(self.depth_shape)
 
     def features(self, rgb: ms.Tensor) -> ms.Tensor:
-        """(N, 3, 228, 304) RGB -> (N, 12288): what the convolutions see."""
+        """(N, 3, 228, 304) RGB -> (N, 12288), the input of the dense layers."""
         x = self.pool(self.relu(self.conv1(rgb)))
         x = self.pool(self.relu(self.conv2(x)))
         x = self.relu(self.conv3(x))
@@ -145,8 +145,8 @@ class FineNet(nn.Cell):
         self.concat = ops.Concat(1)
 
     def start_as_identity(self) -> None:
-        """Have training start at the coarse input as it is: two channels of conv2 carry what is above and what is below
-        0 past the ReLU, conv3 puts them together, and the other channels do not count yet."""
+        """Initialise FineNet to return its coarse input: two channels of conv2 pass the positive and the negative part
+        through the ReLU, and conv3 combines them. The other channels of conv3 start at 0."""
         conv2, conv3 = self.conv2.weight.asnumpy().copy(), np.zeros(self.conv3.weight.shape, np.float32)
         for channel, sign in enumerate((1, -1)):
             conv2[channel] = 0

@@ -48,9 +48,9 @@ ms.set_device("CPU")
 PROCESSES = {"run", "forked", "lite"}  # what the other fixtures of that kind are made with
 # The files that take longest, first: each is one processor's work, and the short ones fill what is left at the end.
 LONGEST = ("test_graphs", "test_programs", "test_commands", "test_overwrite", "test_interruption", "test_validation",
-           "test_options", "test_zoo", "test_app", "test_resume", "test_start", "test_recipe", "test_distributed", "test_inference", "test_hostile", "test_shipped", "test_training", "test_report",
-           "test_weights", "test_predict", "test_environment", "test_fuzz", "test_benchmarks", "test_data_loader",
-           "test_packed")
+           "test_options", "test_zoo", "test_app", "test_resume", "test_start", "test_recipe", "test_distributed",
+           "test_inference", "test_hostile", "test_shipped", "test_training", "test_report", "test_weights",
+           "test_predict", "test_environment", "test_fuzz", "test_benchmarks", "test_data_loader", "test_packed")
 
 
 def pytest_addoption(parser):

@@ -13,6 +13,7 @@ import torch
 from src import metrics
 from src.base.errors import CheckFailed, NotFinite, UserError
 from src.data import image, listing, plain
+from src.nets.nets import Nets
 from src.scoring import evaluation
 from src.scoring.baselines import Baselines
 
@@ -112,7 +113,7 @@ def pairs(nyu):
     return listing.list_test(nyu)
 
 
-def by_redness(rgb):
+def by_redness(rgb, names=()):
     """Two nets whose predictions one can compute: from how red the pixels are, and from how green."""
     small = torch.nn.functional.interpolate(torch.from_numpy(rgb), (55, 74)).numpy()
     return {"CoarseNet": small[:, :1], "FineNet": 2 * small[:, 1:2]}
@@ -149,13 +150,14 @@ def test_the_baselines_stand_before_the_nets_and_their_best_scale_after(nyu, pai
 
 
 def test_a_prediction_that_is_not_finite_is_named_with_its_net(pairs):
-    def predict(rgb):
-        made = by_redness(rgb)
-        made["FineNet"][-1, 0, 3, 3] = np.nan
-        return made
+    def fine(rgb, coarse_log_depth):
+        log_depth = coarse_log_depth.copy()
+        log_depth[-1, 0, 3, 3] = np.nan
+        return log_depth
 
+    nets = Nets(lambda rgb: by_redness(rgb)["CoarseNet"], fine)
     with pytest.raises(NotFinite, match=rf"{pairs[1].rgb.name} \(FineNet\)"):
-        evaluation.score(pairs, predict, "depthnet", 2, 1)
+        evaluation.score(pairs, nets, "depthnet", 2, 1)
 
 
 def test_the_eigen_protocol_wants_full_pictures(pairs):

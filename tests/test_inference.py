@@ -15,7 +15,7 @@ import pytest
 
 from src.net import PaperCoarseNet
 from src.nets import checkpoint, exporting
-from src.training import stages
+from src.nets.nets import Nets
 from tests.conftest import NEEDS_CPP, SOURCE, TinyCoarse, write_mindir
 from tests.test_commands import FINAL_LINE, one_line
 
@@ -56,8 +56,7 @@ def test_run_infer_310_gives_eval_s_accuracy_and_mindspore_s_numbers(models, tra
     assert printed == pytest.approx(expected["FineNet"], abs=1e-4)
 
     checkpoints = trained / "Model" / "Ckpt"
-    predict = stages.predictors(checkpoint.load_coarse(checkpoints / "FinalCoarseNet.ckpt"),
-                                checkpoint.load_fine(checkpoints / "FinalFineNet.ckpt"))
+    predict = Nets(checkpoints / "FinalCoarseNet.ckpt", checkpoints / "FinalFineNet.ckpt")
     for number in range(4):
         rgb = np.fromfile(tmp_path / f"preprocess_Result/img_data/{number:05d}.bin", np.float32)
         log_depth = np.fromfile(tmp_path / f"result_Files/{number:05d}_0.bin", np.float32)

@@ -164,3 +164,17 @@ def test_the_command_to_go_on_is_what_was_typed_with_resume(monkeypatch, typed, 
         monkeypatch.setenv("DEPTHNET_COMMAND", quoted.rstrip())
         before = ["bash", "x.sh"]
     assert shlex.split(train.resume_command()) == [*before, *expected]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "recipes").iterdir()))
+def test_a_recipe_trains_two_steps_of_each_net(nyu, forked, tmp_path, recipe):
+    result = forked("train.py", f"@{ROOT / 'recipes' / recipe}", "--data_url", nyu, "--batch_size", 2, "--max_steps", 2,
+                    cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "Model/Ckpt/CoarseNet_2.ckpt").exists() and (tmp_path / "Model/Ckpt/FineNet_2.ckpt").exists()
+
+
+def test_a_file_of_options_that_is_not_there_is_named(nyu, forked, tmp_path):
+    result = forked("train.py", "@mine.args", "--data_url", nyu, cwd=tmp_path)
+    assert result.returncode == 2 and "mine.args" in result.stderr and "Traceback" not in result.stderr

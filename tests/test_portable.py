@@ -1,13 +1,16 @@
 """Prediction with ONNX files where Linux's own calls are absent, as on Windows and macOS, and MindSpore too."""
 
+import json
 import shutil
 import subprocess
 import sys
 
 import numpy as np
+import pytest
+import torch
 from PIL import Image
 
-from src.data import listing
+from src.data import image, listing
 from tests.conftest import ROOT
 
 # What is not there, or refuses, on one of them; then the command as it is typed.
@@ -84,6 +87,25 @@ def test_a_310_host_has_the_libraries_of_its_distribution(nyu, tmp_path):
     result = subprocess.run([sys.executable, "-c", DEBIAN_12, ROOT / "postprocess.py", "--result_path", "absent"],
                             cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 2 and "no such folder" in result.stderr
+
+
+def test_onnx_files_are_scored_without_mindspore(red_onnx, nyu, tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", DEBIAN_12, ROOT / "eval.py", "--test_data", nyu, "--output_dir", "report",
+         "--coarse_onnx", red_onnx[0], "--fine_onnx", red_onnx[1]], cwd=tmp_path, capture_output=True, text=True,
+        check=False)
+    assert result.returncode == 0, result.stderr
+    errors = []
+    for pair in listing.list_test(nyu):
+        red = torch.from_numpy(image.network_rgb(image.load_rgb(pair.rgb))[:1])
+        predicted = torch.nn.functional.avg_pool2d(red, 12, 4).mul(2).exp().numpy().clip(0.1, 10)
+        target = image.network_depth(image.load_test_depth(pair.depth))
+        true = target[target > 0].clip(0.1, 10)
+        errors.append((np.abs(predicted[target > 0] - true) / true).mean())
+    report = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert report["metrics"]["FineNet"]["abs_rel"] == pytest.approx(np.mean(errors), rel=1e-4)
+    assert report["checkpoints"] == {"CoarseNet": str(red_onnx[0]), "FineNet": str(red_onnx[1])}
+    assert "onnxruntime" in report["versions"] and "mindspore" not in report["versions"]
 
 
 def test_the_page_says_what_it_lacks(red_onnx, tmp_path):

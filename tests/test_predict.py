@@ -14,6 +14,7 @@ from src.base import cli
 from src.base.errors import UserError
 from src.data import image
 from src.net import FineNet, PaperCoarseNet
+from src.nets import nets
 from src.nets.checkpoint import CheckpointError
 from src.prediction import depth_files, predict, video
 from src.prediction.job import Job, check_outputs, find_jobs
@@ -183,7 +184,7 @@ def test_onnx_files_checkpoints_and_functions_may_be_mixed(red_onnx, tmp_path):
     rgb = np.full((480, 640, 3), 102, np.uint8)
     options = cli_options("--coarse_onnx", red_onnx[0], "--fine_onnx", red_onnx[1], "--batch_size", 3, "--flip_average")
     of_files = predict.from_options(options)
-    assert (of_files.batch_size, of_files.flip_average) == (3, True)
+    assert (of_files.batch_size, of_files.nets.flip_average) == (3, True)
     np.testing.assert_allclose(of_files(rgb), np.exp(2 * 102 / 255), rtol=1e-5)
     ms.set_seed(0)
     coarse, fine = PaperCoarseNet(), FineNet()
@@ -192,25 +193,27 @@ def test_onnx_files_checkpoints_and_functions_may_be_mixed(red_onnx, tmp_path):
     seen = ms.Tensor(image.network_rgb(rgb)[None])
     with_red = fine(seen, ms.Tensor(np.full((1, 1, 55, 74), 2 * 102 / 255, np.float32))).asnumpy()[0, 0]
     maps = DepthPredictor(red_onnx[0], tmp_path / "fine.ckpt").maps([rgb], ["grey"])
-    np.testing.assert_allclose(maps[0][0][1], np.exp(with_red), rtol=1e-4)
+    np.testing.assert_allclose(maps[0][0][1]["FineNet"], np.exp(with_red), rtol=1e-4)
     maps = DepthPredictor(tmp_path / "coarse.ckpt", as_it_is).maps([rgb], ["grey"])
-    np.testing.assert_allclose(maps[0][0][1], np.exp(coarse(seen).asnumpy()[0, 0]), rtol=1e-4)
+    np.testing.assert_allclose(maps[0][0][1]["FineNet"], np.exp(coarse(seen).asnumpy()[0, 0]), rtol=1e-4)
 
 
 def test_the_default_nets_are_those_of_the_folder_or_else_the_shipped_ones(monkeypatch, tmp_path):
     def is_taken(path, kind):
         return f"{kind}: {path.parent.name}/{path.name}"
 
-    monkeypatch.setattr(predict, "_net", is_taken)
+    def taken(*files):
+        predictor = DepthPredictor(*files)
+        return predictor.nets.coarse, predictor.nets.fine
+
+    monkeypatch.setattr(nets, "_load", is_taken)
     monkeypatch.setattr(cli, "MODEL", tmp_path / "Model")
-    shipped = DepthPredictor()
-    assert (shipped.coarse, shipped.fine) == ("coarse: weights/CoarseNet.ckpt", "fine: weights/FineNet.ckpt")
+    assert taken() == ("coarse: weights/PaperCoarseNet.ckpt", "fine: weights/FineNet.ckpt")
     (tmp_path / "Model" / "Ckpt").mkdir(parents=True)
     (tmp_path / "Model" / "Ckpt" / "FinalCoarseNet.ckpt").touch()
-    own = DepthPredictor()
-    assert (own.coarse, own.fine) == ("coarse: Ckpt/FinalCoarseNet.ckpt", "fine: Ckpt/FinalFineNet.ckpt")
-    assert DepthPredictor(fine=tmp_path / "x" / "y.ckpt").fine == "fine: x/y.ckpt"
-    assert DepthPredictor(tmp_path / "x" / "y.ckpt").coarse == "coarse: x/y.ckpt"
+    assert taken() == ("coarse: Ckpt/FinalCoarseNet.ckpt", "fine: Ckpt/FinalFineNet.ckpt")
+    assert taken(None, tmp_path / "x" / "y.ckpt")[1] == "fine: x/y.ckpt"
+    assert taken(tmp_path / "x" / "y.ckpt")[0] == "coarse: x/y.ckpt"
 
 
 def test_a_single_window_reaches_the_borders_of_what_is_almost_its_ratio():
@@ -232,7 +235,8 @@ def test_the_nearer_to_its_border_the_less_a_window_counts():
     """Two windows that disagree: between them the mean by the distance to the border of each."""
     for width in (800, 960):
         places = predict.windows(480, width)
-        maps = [(place, np.full((55, 74), value, np.float32)) for place, value in zip(places, (1.0, 3.0), strict=True)]
+        maps = [(place, {"FineNet": np.full((55, 74), value, np.float32)})
+                for place, value in zip(places, (1.0, 3.0), strict=True)]
         starts = 0, width - 640
         assert [place[1] for place in places] == [*starts] and places[1][3] == 640
         centres, rows = np.arange(width) + 0.5, np.arange(480) + 0.5

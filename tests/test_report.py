@@ -15,9 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from src.base.errors import UserError
 from src.data import image
-from src.nets.checkpoint import load_coarse, load_fine
+from src.nets.nets import Nets
 from src.scoring import comparison, evaluation, report
-from src.training import stages
 from tests.test_commands import is_picture, one_line
 
 
@@ -148,7 +147,7 @@ def test_a_training_shows_how_a_net_learns_and_what_it_has_to_beat(nyu, watched,
     fine = folder / "Model" / "Ckpt" / "FinalFineNet.ckpt"
     paths = sorted((nyu / "Test").glob("*_colors.png"))
     pictures = np.stack([image.network_rgb(image.load_rgb(path)) for path in paths])
-    predict = stages.predictors(load_coarse(checkpoint), load_fine(fine))
+    predict = Nets(checkpoint, fine)
     np.testing.assert_allclose(shown, np.exp(predict(pictures)["FineNet"][:, 0]), rtol=1e-4)
     expected = json.loads((evaluated[0] / "plain" / "metrics.json").read_text())["metrics"]["mean training map"]
     measured = json.loads((log / "mean_map.json").read_text())

@@ -13,7 +13,9 @@ from PIL import Image
 from src import metrics
 from src.base import cli
 from src.data import image, listing
+from src.net import FineNet
 from src.nets import checkpoint
+from src.nets.nets import Nets
 from src.prediction.predict import DepthPredictor
 from src.scoring import evaluation
 from tests.conftest import NEEDS_CPP, ROOT
@@ -57,9 +59,8 @@ def data(request, nyu):
 
 def test_onnx_gives_the_same_figures(models, evaluated, data):
     expected = evaluated(data, "depthnet")["FineNet"]
-    nets = DepthPredictor(*(models / "ONNX" / f"Final{net}Net.onnx" for net in ("Coarse", "Fine")))
-    scores = evaluation.score(listing.list_test(data), lambda rgb: {"net": nets.fine(rgb, nets.coarse(rgb))},
-                              "depthnet", 4, 2)["net"].means()
+    nets = Nets(*(models / "ONNX" / f"Final{net}Net.onnx" for net in ("Coarse", "Fine")))
+    scores = evaluation.score(listing.list_test(data), nets, "depthnet", 4, 2)["FineNet"].means()
     for name in metrics.METRICS:
         assert scores[name] == pytest.approx(expected[name], abs=TOLERANCE), name
 
@@ -91,7 +92,13 @@ def test_the_card_s_figures_are_these(evaluated, protocol):
 
 
 def test_they_are_small_and_of_the_nets_that_they_are_named_after():
-    assert COARSE.stat().st_size + FINE.stat().st_size < 50e6
+    assert COARSE.stat().st_size + FINE.stat().st_size < 16e6
+    assert type(checkpoint.load_coarse(COARSE)).__name__ == COARSE.stem
+    assert isinstance(checkpoint.load_fine(FINE), FineNet)
+
+
+def test_fine_net_knows_its_coarse_net():
+    assert checkpoint.load(FINE).info["options"]["coarse_sha256"] == checkpoint.digest(checkpoint.load_coarse(COARSE))
 
 
 def test_a_photo_in_a_fresh_clone(nyu, forked, tmp_path):
@@ -115,10 +122,11 @@ def test_a_net_of_the_user_s_own_comes_first(nyu, forked, tmp_path):
 
 
 def other_coarse(folder):
-    """FineNet of this repo, and a CoarseNet that is not compressed: not the one that it was trained on."""
+    """FineNet of this repo, and a CoarseNet that differs from its own in one bias."""
     folder.mkdir(parents=True)
     shutil.copy(FINE, folder / "FinalFineNet.ckpt")
     net = checkpoint.load_coarse(COARSE)
+    net.fc7.bias.set_data(net.fc7.bias + 0.1)
     checkpoint.save(folder / "FinalCoarseNet.ckpt", {one.name: one for one in net.get_parameters()},
                     {"stage": "coarse", "coarse_net": "paper"})
     return net

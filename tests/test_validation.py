@@ -10,7 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from src.data import listing, packed, plain
 from src.nets import checkpoint
-from src.training import stages, validation
+from src.nets.nets import Nets
+from src.training import validation
 from tests.test_commands import one_line
 from tests.test_data_loader import break_picture
 from tests.test_distributed import start, table, write
@@ -156,8 +157,7 @@ def test_two_workers_score_the_scenes_that_are_held_out(nyu, fine_stage, tmp_pat
     assert all(now[name] == before[name] for name in alone)
     pairs = listing.list_train(nyu)
     _, held = validation.split_scenes([pair.name for pair in pairs], 0.5, 0)
-    predict = stages.predictors(checkpoint.load_coarse(fine_stage[-1]),
-                                checkpoint.load_fine(tmp_path / "Model/Ckpt/FinalFineNet_rank0.ckpt"))
+    predict = Nets(fine_stage[-1], tmp_path / "Model/Ckpt/FinalFineNet_rank0.ckpt")
     loaded = [plain.load_train_pair(pairs[index]) for index in held]
     rgb = np.stack([rgb for rgb, _ in loaded]).transpose(0, 3, 1, 2).astype(np.float32) / 255
     expected = np.mean([abs_rel(np.exp(one[0]), depth_m)

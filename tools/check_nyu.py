@@ -1,4 +1,4 @@
-"""Look at every file of a NYU folder: report what is there, and what is wrong with it."""
+"""Check every file of a NYU folder, and report its content and problems."""
 
 import argparse
 import collections
@@ -26,15 +26,16 @@ LOADERS = {"Train": (listing.train_files, image.load_train_depth),
            "Test": (listing.test_files, image.load_test_depth)}
 HISTOGRAM_EDGES_M = np.linspace(0, 10, 51)
 PRINTED_PROBLEMS = 20
-# Two files hold one picture when their thumbnails differ by so many of 255 levels in the mean: JPEG moves them by 1.
+# Two files hold the same picture if their thumbnails differ by at most SAME_LEVELS of 255 levels in the mean. JPEG
+# changes them by 1 level.
 THUMBNAIL_SIZE, SAME_LEVELS = (16, 12), 2.0
-EMPTY_SHARE = 1 / 8  # of a picture's rows
+EMPTY_SHARE = 1 / 8  # share of rows of a single colour at the end of a picture that counts as truncated
 SHOWN_PAIRS = 4
 
 
 @dataclass
 class Split:
-    """What is known of Train or Test; `problems` are (kind, sentence)."""
+    """Statistics and problems of Train or Test. `problems` holds (kind, message)."""
 
     name: str
     pairs: list[Pair] = field(default_factory=list)
@@ -47,20 +48,20 @@ class Split:
     thumbnails: list[Pixels] = field(default_factory=list)  # of the good pairs
     problems: list[tuple[str, str]] = field(default_factory=list)
 
-    def add(self, pair: Pair, seen: Mapping[str, Any]) -> None:
-        """Count one inspected pair."""
-        if "problem" in seen:
-            self.problems.append(seen["problem"])
+    def add(self, pair: Pair, facts: Mapping[str, Any]) -> None:
+        """Add the facts that `inspect` returned for a pair."""
+        if "problem" in facts:
+            self.problems.append(facts["problem"])
             return
         self.good.append(pair)
-        self.sizes[seen["size"]] += 1
-        self.low_m, self.high_m = min(self.low_m, seen["low_m"]), max(self.high_m, seen["high_m"])
-        self.unmeasured += seen["unmeasured"]
-        self.histogram += seen["histogram"]
-        self.thumbnails.append(seen["thumbnail"])
+        self.sizes[facts["size"]] += 1
+        self.low_m, self.high_m = min(self.low_m, facts["low_m"]), max(self.high_m, facts["high_m"])
+        self.unmeasured += facts["unmeasured"]
+        self.histogram += facts["histogram"]
+        self.thumbnails.append(facts["thumbnail"])
 
     def summary(self) -> dict[str, Any]:
-        """The split as JSON-able values."""
+        """Return the statistics as values for JSON."""
         return {
             "pairs": len(self.pairs), "good_pairs": len(self.good),
             "scenes": len({pair.name.split("/")[0] for pair in self.pairs}) if self.name == "Train" else None,
@@ -72,7 +73,7 @@ class Split:
 
 
 def inspect(pair: Pair, load_depth: Callable[[Path], Floats]) -> dict[str, Any]:
-    """Open both files of a pair: a dict of what they hold, or of the `problem`."""
+    """Read both files of a pair. Returns their facts for `Split.add`, or a dict with the only key "problem"."""
     try:
         rgb, depth_m = image.load_rgb(pair.rgb), load_depth(pair.depth)
         image.check_pair(rgb, depth_m, pair.rgb, pair.depth)
@@ -97,14 +98,14 @@ def inspect(pair: Pair, load_depth: Callable[[Path], Floats]) -> dict[str, Any]:
 
 
 def _empty_rows(rgb: Pixels) -> int:
-    """How many rows at the picture's end are of one colour, if it is enough to mean that they were never there."""
+    """Return the number of rows of a single colour at the picture's end, or 0 if less than EMPTY_SHARE of all."""
     varied = np.flatnonzero((rgb != rgb[-1, -1]).any((1, 2)))
     empty = len(rgb) - 1 - (varied[-1] if varied.size else -1)
     return int(empty) if varied.size and empty >= EMPTY_SHARE * len(rgb) else 0
 
 
 def check_split(folder: StrPath, name: str, workers: int) -> Split:
-    """Inspect every pair of one split. A Split."""
+    """Inspect every pair of Train or Test."""
     find, load_depth = LOADERS[name]
     split = Split(name)
     try:
@@ -121,14 +122,14 @@ def check_split(folder: StrPath, name: str, workers: int) -> Split:
     if not split.pairs:
         split.problems.append(("missing folder", f"{folder}: no pairs in {name}; {listing.LAYOUT}"))
     with plain.decoding_pool(workers) as pool, cli.progress(len(split.pairs), f"checking {name}", "pair") as bar:
-        for pair, seen in zip(split.pairs, pool.map(lambda pair: inspect(pair, load_depth), split.pairs), strict=True):
-            split.add(pair, seen)
+        for pair, facts in zip(split.pairs, pool.map(lambda pair: inspect(pair, load_depth), split.pairs), strict=True):
+            split.add(pair, facts)
             bar.update()
     return split
 
 
 def check(folder: StrPath, workers: int) -> dict[str, Split]:
-    """Inspect a NYU folder: a dict of split name to Split. Raises DataError when there is no such folder."""
+    """Inspect a NYU folder. Returns {"Train": Split, "Test": Split}. Raises DataError if there is no such folder."""
     if not Path(folder).is_dir():
         raise listing.DataError(f"{folder}: no such folder; {listing.LAYOUT}")
     data_loader.keep_freed_memory()
@@ -140,7 +141,7 @@ def check(folder: StrPath, workers: int) -> dict[str, Split]:
 
 
 def _in_both(test: Split, train: Split) -> Iterator[tuple[Pair, Pair]]:
-    """(test pair, training pair) of one picture, in whatever files: their thumbnails are the same to SAME_LEVELS."""
+    """Yield (test pair, training pair) that hold the same picture, by their thumbnails."""
     if not train.good:
         return
     known = np.stack(train.thumbnails).reshape(len(train.good), -1).astype(np.int16)
@@ -152,13 +153,13 @@ def _in_both(test: Split, train: Split) -> Iterator[tuple[Pair, Pair]]:
 
 
 def report(splits: Mapping[str, Split]) -> dict[str, Any]:
-    """The splits as JSON-able values, problems included."""
+    """Return the splits with their problems as values for JSON."""
     return {name: {**split.summary(), "problems": [{"kind": kind, "what": text} for kind, text in split.problems]}
             for name, split in splits.items()}
 
 
 def table(splits: Mapping[str, Split]) -> str:
-    """The splits and the kinds of problem as text."""
+    """Return the statistics and the number of problems by kind as a text table."""
     from tabulate import tabulate
 
     columns = {name: split.summary() for name, split in splits.items()}
@@ -179,7 +180,7 @@ def table(splits: Mapping[str, Split]) -> str:
 
 
 def draw(splits: Mapping[str, Split], path: Path) -> None:
-    """A picture: some pairs of each split, and the histogram of their depth."""
+    """Save a figure with some pairs of each split and the histograms of their depth."""
     from src.scoring import visual
 
     figure = visual.new_figure(3 * SHOWN_PAIRS, 11)
@@ -187,16 +188,16 @@ def draw(splits: Mapping[str, Split], path: Path) -> None:
     axis = bottom.subplots()
     for split, part in zip(splits.values(), split_figures, strict=True):
         part.suptitle(f"{split.name}: {len(split.pairs)} pairs")
-        shown = listing.evenly(split.good, SHOWN_PAIRS)
+        pairs = listing.evenly(split.good, SHOWN_PAIRS)
         axes = part.subplots(2, SHOWN_PAIRS)
-        for place in axes.flat:
-            place.axis("off")
-        for pair, (top, below) in zip(shown, axes.T, strict=False):
+        for pair_axis in axes.flat:
+            pair_axis.axis("off")
+        for pair, (top, below) in zip(pairs, axes.T, strict=False):
             top.imshow(image.load_rgb(pair.rgb))
             top.set_title(visual.label(pair.name), fontsize=8)
             depth_m = LOADERS[split.name][1](pair.depth)
             drawn = below.imshow(np.where(depth_m > 0, depth_m, np.nan), vmin=0, vmax=10)
-        if shown:
+        if pairs:
             part.colorbar(drawn, ax=axes.ravel().tolist(), label="m")
             axis.stairs(split.histogram / split.histogram.sum(), HISTOGRAM_EDGES_M, label=split.name)
     axis.set(xlabel="depth, m", ylabel="share of the measured pixels", xlim=(0, 10))
@@ -205,7 +206,7 @@ def draw(splits: Mapping[str, Split], path: Path) -> None:
 
 
 def present(splits: Mapping[str, Split], output_dir: Path | None) -> int:
-    """Print what was found and write it to `output_dir` (or None); the exit code: 1 when something is wrong."""
+    """Print the report, and write it to `output_dir` if given. Returns the exit code: 1 if there are problems."""
     logging.info("%s", table(splits))
     problems = [text for split in splits.values() for _, text in split.problems]
     for text in problems[:PRINTED_PROBLEMS]:

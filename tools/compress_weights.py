@@ -1,8 +1,7 @@
-"""Make a checkpoint small: float16, and PaperCoarseNet's dense layers as two factors each. Every command loads it like
-any other.
+"""Compress a checkpoint: store float16, and each dense layer of PaperCoarseNet as two factors. Every command loads it.
 
-A layer's outputs for the training pictures vary along few directions: its weight is projected on the leading ones,
-which of all weights of that rank changes those outputs least.
+A weight is projected on the leading principal directions of the layer's outputs for training pictures. Of all weights
+of that rank this changes the outputs least.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from src.base import cli
 from src.base.errors import UserError
 from src.base.files import StrPath
 
-EPOCHS = 3  # of augmented pictures that the directions are taken of
+EPOCHS = 3  # of augmented pictures, from which the directions are computed
 MOST_PAIRS = 1000
 if TYPE_CHECKING:
     from src.base.arrays import Array, Floats
@@ -29,16 +28,16 @@ if TYPE_CHECKING:
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--data_url", type=Path, help="the NYU folder; for PaperCoarseNet")
-    parser.add_argument("--rank_fc6", type=cli.positive_int, default=1024)
-    parser.add_argument("--rank_fc7", type=cli.positive_int, default=256)
+    parser.add_argument("checkpoint", type=Path, help="the checkpoint to compress")
+    parser.add_argument("output", type=Path, help="the new checkpoint")
+    parser.add_argument("--data_url", type=Path, help="the NYU folder; needed for PaperCoarseNet")
+    parser.add_argument("--rank_fc6", type=cli.positive_int, default=1024, help="rank of the factors of fc6")
+    parser.add_argument("--rank_fc7", type=cli.positive_int, default=256, help="rank of the factors of fc7")
     return parser.parse_args(arguments)
 
 
 def layer_outputs(net: PaperCoarseNet, folder: StrPath) -> tuple[Floats, Floats]:
-    """fc6's (N, 4096) before its ReLU and fc7's (N, 4070) for augmented training pictures."""
+    """Return the outputs of fc6 before its ReLU (N, 4096) and of fc7 (N, 4070) for augmented training pictures."""
     import mindspore as ms
     import numpy as np
 
@@ -51,7 +50,7 @@ def layer_outputs(net: PaperCoarseNet, folder: StrPath) -> tuple[Floats, Floats]
                         augmentation="paper")
     steps = EPOCHS * min(data.schedule.steps_per_epoch, -(-MOST_PAIRS // data.schedule.batch_size))
     fc6, fc7 = [], []
-    with cli.progress(steps, "looking", "step") as bar:
+    with cli.progress(steps, "computing outputs", "step") as bar:
         for rgb, _ in data.batches(0, steps):
             units = net.fc6(net.features(ms.Tensor(rgb.astype(np.float32) / 255)))
             fc6.append(units.asnumpy())
@@ -61,7 +60,17 @@ def layer_outputs(net: PaperCoarseNet, folder: StrPath) -> tuple[Floats, Floats]
 
 
 def factors(weight: Floats, bias: Floats, outputs: Floats, rank: int) -> tuple[Array, Array, Array]:
-    """weight (O, I) and bias (O,) -> left (O, rank), right (rank, I) and the bias that belongs to them."""
+    """Factorise a dense layer.
+
+    Args:
+        weight: (O, I).
+        bias: (O,).
+        outputs: outputs of the layer (N, O).
+        rank: of the factors.
+
+    Returns:
+        (left (O, rank), right (rank, I), new bias (O,)).
+    """
     import numpy as np
 
     mean = outputs.mean(0)
@@ -89,8 +98,9 @@ def main() -> int:
         net = PaperCoarseNet()
         checkpoint.assign(net, saved)
         outputs = layer_outputs(net.set_train(False), options.data_url)
-        for layer, rank, one in zip(("fc6", "fc7"), (options.rank_fc6, options.rank_fc7), outputs, strict=True):
-            left, right, bias = factors(arrays.pop(f"{layer}.weight"), arrays[f"{layer}.bias"], one, rank)
+        ranks = options.rank_fc6, options.rank_fc7
+        for layer, rank, of_layer in zip(("fc6", "fc7"), ranks, outputs, strict=True):
+            left, right, bias = factors(arrays.pop(f"{layer}.weight"), arrays[f"{layer}.bias"], of_layer, rank)
             arrays |= {f"{layer}.weight{checkpoint.LEFT}": left, f"{layer}.weight{checkpoint.RIGHT}": right,
                        f"{layer}.bias": bias}
     checkpoint.save(options.output, {name: array.astype(np.float16) for name, array in arrays.items()}, info)

@@ -1,4 +1,4 @@
-"""Print the device that `auto` means here, Ascend or CPU; where it is the CPU, say so on standard error."""
+"""Print the device that `auto` means on this machine, Ascend or CPU. Messages go to standard error."""
 
 import logging
 import sys

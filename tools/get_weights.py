@@ -1,7 +1,7 @@
-"""Fetch the two checkpoints published for the model-zoo DepthNet: Apache 2.0, "provided only for research and education
-purposes". Every command takes them as they are.
+"""Download the two checkpoints published for the model zoo's DepthNet: Apache 2.0, "provided only for research and
+education purposes". Every command can load them.
 
-On a machine without a network, name the downloaded files: --from FILE FILE.
+On a machine without a network, pass the downloaded files: --from FILE FILE.
 """
 
 import argparse
@@ -29,14 +29,15 @@ PUBLISHED = {
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--train_url", type=Path, default=cli.MODEL, help="the checkpoints go into its Ckpt folder (default: Model)")
-    add("--from", dest="files", type=Path, nargs="+", metavar="FILE", help="take these files instead of fetching them")
-    add("--base_url", default=BASE_URL, help="a mirror (default: %(default)s)")
-    add("--timeout", type=cli.positive_float, default=30.0, help="seconds that the server may be silent")
+    add("--train_url", type=Path, default=cli.MODEL, help="parent of the checkpoints' folder Ckpt (default: Model)")
+    add("--from", dest="files", type=Path, nargs="+", metavar="FILE", help="use these files instead of downloading")
+    add("--base_url", default=BASE_URL, help="address of a mirror (default: %(default)s)")
+    add("--timeout", type=cli.positive_float, default=30.0, help="seconds to wait for the server")
     return parser.parse_args(arguments)
 
 
 def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal. Raises UserError if there is no such file."""
     import pooch
 
     if not path.is_file():
@@ -45,7 +46,8 @@ def sha256(path: Path) -> str:
 
 
 def fetch(name: str, expected: str, options: argparse.Namespace) -> Path:
-    """The file of this name from the cache of earlier runs, or from the server. Raises UserError."""
+    """Return the file of this name from the cache or the server. Raises UserError if it differs from `expected`, its
+    SHA-256, or cannot be downloaded."""
     import pooch
     import requests
 
@@ -65,9 +67,9 @@ def main() -> int:
     folder = options.train_url / "Ckpt"
     given = {sha256(path): path for path in options.files or []}
     known = {expected for _, expected in PUBLISHED.values()}
-    for found, path in given.items():
-        if found not in known:
-            raise UserError(f"{path}: not one of the published files: its SHA-256 is {found}, expected "
+    for digest, path in given.items():
+        if digest not in known:
+            raise UserError(f"{path}: not one of the published files: its SHA-256 is {digest}, expected "
                             + " or ".join(sorted(known)))
     todo = {}
     for target, (name, expected) in PUBLISHED.items():

@@ -1,5 +1,5 @@
-"""Make the pictures of the documents from a NYU folder and two trained nets: predictions beside the truth, from the
-best to the worst, and the best as a point cloud."""
+"""Make the figures of the documents from a NYU folder and two trained nets: predictions beside the true depth, from the
+best to the worst, and a point cloud of the best."""
 
 from __future__ import annotations
 
@@ -30,18 +30,17 @@ COLUMNS = 6
 
 
 def from_best_to_worst(pairs: Sequence[Pair], predictor: DepthPredictor) -> list[tuple[Pair, float]]:
-    """(pair, abs_rel over the full picture) of all pairs, in order."""
+    """Return (pair, abs_rel over the full picture) of all pairs, ordered by abs_rel."""
     errors = []
     for pair in pairs:
         true_m = image.load_test_depth(pair.depth)
         measured = true_m > 0
         errors.append(float((np.abs(predictor(pair.rgb) - true_m)[measured] / true_m[measured]).mean()))
-    return sorted(zip(pairs, errors, strict=True), key=lambda one: one[1])
+    return sorted(zip(pairs, errors, strict=True), key=lambda ranked: ranked[1])
 
 
 def strip(ranked: Sequence[tuple[Pair, float]], predictor: DepthPredictor) -> Figure:
-    """A figure with a column for each of some (pair, abs_rel): the picture, its true depth, the predicted depth; all in
-    one scale of metres."""
+    """Draw a column for each (pair, abs_rel): picture, true depth and predicted depth, with common colours."""
     figure, axes = visual.subplots(3, len(ranked), 2 * len(ranked), 4.7)
     true_maps = [image.load_test_depth(pair.depth) for pair, _ in ranked]
     deepest = np.ceil(np.percentile(np.stack(true_maps), 98))
@@ -50,17 +49,17 @@ def strip(ranked: Sequence[tuple[Pair, float]], predictor: DepthPredictor) -> Fi
         column[0].imshow(cv2.resize(rgb, (320, 240), interpolation=cv2.INTER_AREA))
         column[0].set_title(f"abs_rel {error:.2f}", fontsize=9)
         for axis, depth_m in zip(column[1:], (np.where(true_m > 0, true_m, np.nan), predictor(rgb)), strict=True):
-            shown = axis.imshow(depth_m[::2, ::2], vmin=0, vmax=deepest, cmap="turbo")
+            drawn = axis.imshow(depth_m[::2, ::2], vmin=0, vmax=deepest, cmap="turbo")
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     for axis, label in zip(axes[:, 0], ("picture", "true depth", "predicted"), strict=True):
         axis.set_ylabel(label)
-    figure.colorbar(shown, ax=axes[1:].ravel().tolist(), label="m")
+    figure.colorbar(drawn, ax=axes[1:].ravel().tolist(), label="m")
     return figure
 
 
 def clouds(pair: Pair, predictor: DepthPredictor) -> Figure:
-    """A figure of one pair's point cloud, true and predicted, seen in perspective and from above."""
+    """Draw the true and the predicted point cloud of a pair, in perspective and from above."""
     from src.prediction.pointcloud import Intrinsics, points
 
     rgb, true_m = image.load_rgb(pair.rgb), image.load_test_depth(pair.depth)
@@ -84,7 +83,7 @@ def clouds(pair: Pair, predictor: DepthPredictor) -> Figure:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
-    parser.add_argument("data", type=Path, help="the NYU folder whose Test part is shown")
+    parser.add_argument("data", type=Path, help="the NYU folder")
     parser.add_argument("--coarse_ckpt_model", type=Path, default=cli.SHIPPED["CoarseNet"])
     parser.add_argument("--fine_ckpt_model", type=Path, default=cli.SHIPPED["FineNet"])
     parser.add_argument("--output_dir", type=Path, default=Path("docs"))
@@ -97,7 +96,7 @@ def main() -> int:
     predictor = DepthPredictor(options.coarse_ckpt_model, options.fine_ckpt_model)
     writable_folder(options.output_dir)
     ranked = from_best_to_worst(pairs, predictor)
-    chosen = [ranked[place] for place in np.linspace(0, len(ranked) - 1, min(COLUMNS, len(ranked))).round().astype(int)]
+    chosen = [ranked[index] for index in np.linspace(0, len(ranked) - 1, min(COLUMNS, len(ranked))).round().astype(int)]
     visual.save_figure(strip(chosen, predictor), options.output_dir / "predictions.png")
     visual.save_figure(clouds(ranked[0][0], predictor), options.output_dir / "pointcloud.png")
     logging.info("predictions.png and pointcloud.png in %s", options.output_dir)

@@ -1,7 +1,6 @@
-"""Make a small folder in NYU Depth V2's layout and encodings from rooms that are rendered here.
+"""Make a small folder in the layout and encodings of NYU Depth V2 from rendered rooms.
 
-`src/rooms.py` renders them, with their true depth. They stand in for NYU where NYU is not at hand: the demo, the page's
-examples and the tests run on them.
+`tools/rooms.py` renders the rooms with their true depth. They replace NYU in the demo, the page's examples and tests.
 """
 
 import argparse
@@ -26,7 +25,7 @@ from tools.rooms import render
 
 
 def write(path: StrPath, pixels: Array) -> None:
-    """Write a picture by its ending. Raises OSError."""
+    """Write a picture in the format of its file name ending. Raises OSError."""
     if pixels.ndim == 3:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
     if not cv2.imwrite(str(path), pixels):
@@ -34,7 +33,7 @@ def write(path: StrPath, pixels: Array) -> None:
 
 
 def make_pair(seed: int, job: tuple[int, Path, Path]) -> None:
-    """Render pair `job` = (number, RGB path, depth path) and write it in the encoding of its folder."""
+    """Render a pair, `job` = (number, RGB path, depth path), and write it in the encoding of Train or Test."""
     number, rgb_path, depth_path = job
     rgb, depth_m = render(np.random.default_rng((seed, number)))
     write(rgb_path, rgb)
@@ -43,20 +42,33 @@ def make_pair(seed: int, job: tuple[int, Path, Path]) -> None:
 
 
 def jobs(folder: Path, scenes: int, pairs_per_scene: int, test_pairs: int) -> list[tuple[int, Path, Path]]:
-    """(number, RGB path, depth path) of every pair; creates the folders."""
-    found = []
+    """Create the folders, and return (number, RGB path, depth path) of every pair."""
+    paths = []
     for scene in range(scenes):
         scene_folder = folder / "Train" / f"sample_{scene + 1:04d}_out"
         scene_folder.mkdir(parents=True)
-        found += [(scene_folder / f"{n}.jpg", scene_folder / f"{n}.png") for n in range(1, pairs_per_scene + 1)]
+        paths += [(scene_folder / f"{n}.jpg", scene_folder / f"{n}.png") for n in range(1, pairs_per_scene + 1)]
     (folder / "Test").mkdir()
-    found += [(folder / "Test" / f"{n:05d}_colors.png", folder / "Test" / f"{n:05d}_depth.png")
+    paths += [(folder / "Test" / f"{n:05d}_colors.png", folder / "Test" / f"{n:05d}_depth.png")
               for n in range(test_pairs)]
-    return [(number, *paths) for number, paths in enumerate(found)]
+    return [(number, *pair) for number, pair in enumerate(paths)]
 
 
 def make(folder: StrPath, scenes: int = 8, pairs_per_scene: int = 20, test_pairs: int = 24, seed: int = 0) -> int:
-    """Write the whole sample set into `folder`, which must be empty or absent. Raises UserError."""
+    """Render a sample set.
+
+    Args:
+        folder: a new or empty folder.
+        scenes: number of training scenes.
+        pairs_per_scene: training pairs per scene.
+        test_pairs: number of test pairs.
+        seed: determines the rooms.
+
+    Returns:
+        The number of pairs.
+
+    Raises UserError if the folder is not empty or not writable.
+    """
     folder = writable_folder(folder)
     with temporary_folder(folder) as work:
         if len(os.listdir(folder)) > 1:
@@ -72,7 +84,7 @@ def make(folder: StrPath, scenes: int = 8, pairs_per_scene: int = 20, test_pairs
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
-    parser.add_argument("folder", type=Path, help="the NYU folder to make")
+    parser.add_argument("folder", type=Path, help="the new NYU folder")
     parser.add_argument("--scenes", type=cli.positive_int, default=8)
     parser.add_argument("--pairs_per_scene", type=cli.positive_int, default=20)
     parser.add_argument("--test_pairs", type=cli.positive_int, default=24)

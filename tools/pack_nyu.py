@@ -1,4 +1,4 @@
-"""Pack the training pairs of a NYU folder for speed: decoded, cropped and resized once, as MindRecord."""
+"""Pack the training pairs of a NYU folder: decode, crop and resize them once, to train faster."""
 
 import argparse
 import logging
@@ -12,10 +12,10 @@ from src.base import cli
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
-    parser.add_argument("data", type=Path, help="the NYU folder, or with --verify the packed one")
-    parser.add_argument("out", type=Path, nargs="?", help="the folder to make: 260 KB a pair, 13 GB for all of NYU")
+    parser.add_argument("data", type=Path, help="the NYU folder, or with --verify the packed folder")
+    parser.add_argument("out", type=Path, nargs="?", help="the new folder: 260 KB per pair, 13 GB for all of NYU")
     parser.add_argument("--workers", type=cli.positive_int, default=cli.default_workers(), help="decoding threads")
-    parser.add_argument("--verify", action="store_true", help="compare a packed folder with its checksums instead")
+    parser.add_argument("--verify", action="store_true", help="check a packed folder against its checksums instead")
     options = parser.parse_args()
     if options.verify != (options.out is None):
         parser.error("expected DATA OUT, or PACKED --verify")

@@ -1,15 +1,15 @@
-"""Make the NYU folder that train.py takes from what NYU Depth V2 is distributed as.
+"""Make the NYU folder for train.py from a distribution of NYU Depth V2.
 
---hu: the preprocessed set of Junjie Hu (Revisiting Single Image Depth Estimation), as its zip or unpacked:
-    [nyu_data/]data/nyu2_train/<scene>_out/<n>.jpg + .png, data/nyu2_test/<id>_colors.png + <id>_depth.png; where the
-    lists nyu2_train.csv and nyu2_test.csv are beside them, exactly the pairs that they name.
+--hu: the preprocessed set of Junjie Hu (Revisiting Single Image Depth Estimation), zipped or unpacked:
+    [nyu_data/]data/nyu2_train/<scene>_out/<n>.jpg + .png, data/nyu2_test/<id>_colors.png + <id>_depth.png. If the lists
+    nyu2_train.csv and nyu2_test.csv are present, only the pairs that they name.
 --labeled with --splits: the 1,449 labelled images of nyu_depth_v2_labeled.mat: 795 to Train, 654 to Test.
---fastdepth: FastDepth's set, which Hugging Face has as sayakpaul/nyu_depth_v2: train/<scene>/<n>.h5 and
-    val/official/<n>.h5, unpacked, as one .tar, or as a folder of .tar files.
---bts: BTS' set (From Big to Small): sync/<scene>/rgb_<n>.jpg + sync_depth_<n>.png to Train (official_splits/train where
+--fastdepth: FastDepth's set, on Hugging Face as sayakpaul/nyu_depth_v2: train/<scene>/<n>.h5 and
+    val/official/<n>.h5, unpacked, as a .tar file, or as a folder of .tar files.
+--bts: BTS' set (From Big to Small): sync/<scene>/rgb_<n>.jpg + sync_depth_<n>.png to Train (official_splits/train if
     there is no sync), and official_splits/test with the same names to Test.
 
-Can be stopped at any time: the same command goes on. Ends with the check of tools/check_nyu.py.
+If stopped, the same command continues. Ends with the check of tools/check_nyu.py.
 """
 
 import argparse
@@ -49,11 +49,10 @@ _HU_LIST = re.compile(r"(?:^|/)nyu2_(?:train|test)\.csv$")
 _TARGET = {"nyu2_train": "Train", "nyu2_test": "Test"}
 
 SPARE_BYTES = 64 << 20
-MAX_LIST_BYTES = 32 << 20  # Hu's have 5 MB
-# What the labelled images come to, rounded up: for the look at the free space.
+MAX_LIST_BYTES = 32 << 20  # Hu's lists have 5 MB
+# Sizes of the files of the labelled images, rounded up, to check the free space.
 LABELED_TRAIN_BYTES, LABELED_TEST_BYTES = 250_000, 1_000_000
 JPEG_QUALITY = 95
-
 
 Save: TypeAlias = Callable[[Path], None]
 Read: TypeAlias = Callable[[], bytes]
@@ -61,8 +60,14 @@ Read: TypeAlias = Callable[[], bytes]
 
 @dataclass(frozen=True)
 class Item:
-    """One file to make: its path below the NYU folder, its size in bytes (known exactly or only estimated), and the
-    function that puts it at a path."""
+    """A file to make.
+
+    Args:
+        target: its path below the NYU folder.
+        size: its size in bytes.
+        exact: whether the size is exact or an estimate.
+        make: function that writes it to a path.
+    """
 
     target: PurePosixPath
     size: int
@@ -70,20 +75,27 @@ class Item:
     make: Save
 
     def is_done(self, out: Path) -> bool:
-        """Whether it is there. Files get their name when they are complete."""
+        """Return whether the file exists. Files are written atomically, so it is complete then."""
         path = out / self.target
         return path.is_file() and (path.stat().st_size == self.size if self.exact else _is_whole(path))
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a JPEG or PNG ends as one: not cut off by a power cut, or by a copy that was stopped."""
+    """Return whether a JPEG or PNG has its end marker, so that it is not truncated."""
     with open(path, "rb") as file:
         file.seek(max(-16, -path.stat().st_size), 2)
         return file.read().endswith((b"\xff\xd9", b"IEND\xaeB`\x82"))
 
 
 def hu_items(path: StrPath, link: bool) -> list[Item]:
-    """The Items of Hu's set, from its zip or folder. Raises DataError."""
+    """Return the Items of Hu's set.
+
+    Args:
+        path: its zip or folder.
+        link: make symbolic links instead of copies.
+
+    Raises DataError if it is not such a set.
+    """
     if Path(path).is_file():
         if link:
             raise DataError(f"{path}: a zip has no files to link to: leave out --link, or unpack it")
@@ -105,18 +117,25 @@ def _hu_target(name: str) -> PurePosixPath:
 
 
 def _listed(path: StrPath, files: Mapping[str, Any], lists: Mapping[str, str]) -> dict[str, Any]:
-    """The files that the CSV lists name, and all files of a split that has no list. `lists` are texts by name. Raises
-    DataError naming the first that is not there, or a list that names none."""
+    """Select the files that the CSV lists name, and all files of a split without a list.
+
+    Args:
+        path: of the set, for error messages.
+        files: by name.
+        lists: text of each CSV list by name.
+
+    Raises DataError if a listed file is missing or a list names none.
+    """
     names = []
     for list_name, text in lists.items():
         try:
-            found = [match[1] for row in csv.reader(io.StringIO(text.replace("\\", "/"))) for cell in row
-                     if (match := _HU_FILE.search(cell.strip()))]
+            listed = [match[1] for row in csv.reader(io.StringIO(text.replace("\\", "/"))) for cell in row
+                      if (match := _HU_FILE.search(cell.strip()))]
         except csv.Error as error:
             raise DataError(f"{path}: {list_name}: {error}") from error
-        if not found:
+        if not listed:
             raise DataError(f"{path}: {list_name} names no NYU file: expected lines of <picture>,<depth map>")
-        names += found
+        names += listed
     with_list = {PurePosixPath(list_name).stem for list_name in lists}
     names += [name for name in files if name.split("/")[0] not in with_list]
     missing = [name for name in names if name not in files]
@@ -154,17 +173,17 @@ def _absence(path: Path) -> str:
 
 
 def _searched(root: Path, pattern: tuple[str, ...], endings: tuple[str, ...]) -> list[Path]:
-    """The files of a search. Raises DataError when a folder cannot be read; what is not taken is logged."""
-    found = folders.search(root, pattern, endings)
-    if found.unread:
-        raise DataError(folders.named(found.unread))
-    for why, paths in found.left_out.items():
+    """Search for files, and log those left out. Raises DataError if a folder cannot be read."""
+    search = folders.search(root, pattern, endings)
+    if search.unread:
+        raise DataError(folders.named(search.unread))
+    for why, paths in search.left_out.items():
         logging.warning("left out, %s: %s", why, folders.named(paths))
-    return found.files
+    return search.files
 
 
 def _list_text(source: StrPath, name: str, content: bytes) -> str:
-    """A list's text: UTF-8, or UTF-16 as Windows writes it. Raises DataError."""
+    """Decode a list from UTF-8 or UTF-16 (Windows). Raises DataError."""
     utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
         return content.decode("utf-16" if utf16 else "utf-8-sig")
@@ -182,7 +201,7 @@ def _copier(source: Path) -> Save:
 
 def _linker(source: Path) -> Save:
     def link(target: Path) -> None:
-        target.unlink(missing_ok=True)  # a link of an earlier run to what is no longer there
+        target.unlink(missing_ok=True)  # a broken link of an earlier run
         target.symlink_to(source)
 
     return link
@@ -190,13 +209,13 @@ def _linker(source: Path) -> Save:
 
 @contextlib.contextmanager
 def _naming(path: object, what: str = "") -> Iterator[None]:
-    """Make what a damaged zip, tar or HDF5 file raises a DataError that names it."""
+    """Convert the exceptions of a damaged archive or HDF5 file to a DataError that names `path`."""
     try:
         yield
     except DataError:
         raise
     except Exception as error:  # zipfile raises a different type for every kind of damage
-        # EINVAL is a seek to where the zip says; HDF5 tells no number.
+        # EINVAL: a seek to an invalid offset in the zip; None: HDF5.
         if isinstance(error, OSError) and error.errno not in (errno.EINVAL, None):
             raise
         raise DataError(f"{path}: {what}{error or 'damaged'}") from error
@@ -221,7 +240,7 @@ def _zip_files(path: StrPath) -> tuple[dict[str, Any], dict[str, str]]:
             if member.file_size > MAX_LIST_BYTES:
                 raise DataError(f"{path}: {member.filename} is a list of {member.file_size:,} bytes: refused")
             with _naming(path, f"{member.filename}: "), archive.open(member) as file:
-                # Read no more than it says: the size is the zip's own claim.
+                # Limit the read: the size that the zip states may be wrong.
                 lists[name.name] = _list_text(path, member.filename, file.read(MAX_LIST_BYTES))
     return files, lists
 
@@ -237,13 +256,15 @@ def _extractor(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Save:
 
 @contextlib.contextmanager
 def _opened_hdf5(path: object, what: str, content: io.BytesIO | None = None) -> Iterator[Any]:
-    """An HDF5 file of this path, or of this `content`. Not locked: network file systems may know no locks, and nobody
-    writes to it. Raises DataError: `what` where it is none, else why it cannot be opened."""
+    """Open an HDF5 file, or its `content`, without a lock, which network file systems may not support.
+
+    Raises DataError with the message `what` if it is not valid, else with the reason why it cannot be opened.
+    """
     import h5py
 
     try:
         if content is None:
-            with open(str(path), "rb"):  # HDF5 tells a missing right and a missing file from a damaged one in pages
+            with open(str(path), "rb"):  # raises a clear error if it is missing or not permitted; HDF5 does not
                 pass
         file = h5py.File(content or str(path), "r", rdcc_nbytes=256 << 20, locking=False)
     except FileNotFoundError as error:
@@ -261,7 +282,7 @@ def _lacking(file: Any, *names: str) -> list[str]:
 
 @contextlib.contextmanager
 def labeled_items(mat_path: StrPath, splits_path: StrPath) -> Iterator[list[Item]]:
-    """The Items of the labelled images, while the file is open: two for each image. Raises DataError."""
+    """Open the labelled images and yield their Items, two per image. Raises DataError."""
     expected = "expected nyu_depth_v2_labeled.mat (2.8 GB)"
     with _opened_hdf5(mat_path, f"not a MATLAB 7.3 file, or not all of it; {expected}") as file:
         if missing := _lacking(file, "depths", "images", "scenes"):
@@ -280,7 +301,7 @@ def labeled_items(mat_path: StrPath, splits_path: StrPath) -> Iterator[list[Item
 
 
 def _is_test(path: StrPath, images: Any) -> dict[int, bool]:
-    """{0-based index: whether it is of the test split} of splits.mat. Raises DataError."""
+    """Read splits.mat. Returns {0-based index: whether it is in the test split}. Raises DataError."""
     from scipy.io import loadmat
 
     try:
@@ -335,7 +356,7 @@ FASTDEPTH_LAYOUT = "expected train/<scene>/<n>.h5 and val/official/<n>.h5, unpac
 
 @contextlib.contextmanager
 def fastdepth_items(path: Path) -> Iterator[list[Item]]:
-    """The Items of FastDepth's set, while its archives are open: two for each HDF5 file. Raises DataError."""
+    """Open FastDepth's set and yield its Items, two per HDF5 file. Raises DataError."""
     with contextlib.ExitStack() as stack:
         reads: list[tuple[str, Path, Read]] = []
         for file in [path] if path.is_file() else _searched(path, ("**",), (".h5", ".tar")) if path.is_dir() else []:
@@ -343,21 +364,21 @@ def fastdepth_items(path: Path) -> Iterator[list[Item]]:
                 reads.append((file.relative_to(path).as_posix(), path, file.read_bytes))
             else:
                 reads += [(name, file, read) for name, read in _tar_files(file, stack).items()]
-        items, others = [], []
-        for name, file, read in sorted(reads, key=lambda one: one[:2]):
+        items, other_names = [], []
+        for name, file, read in sorted(reads, key=lambda entry: entry[:2]):
             if match := _FASTDEPTH_FILE.search(name):
                 items += _hdf5_items(f"{file}: {name}", match, read)
             else:
-                others.append(name)
-        if others:
-            logging.warning("left out, no file of this set by its name: %s", folders.named(others))
+                other_names.append(name)
+        if other_names:
+            logging.warning("left out, no file of this set by its name: %s", folders.named(other_names))
         if not items:
             raise DataError(f"{path}: {_absence(path)}; {FASTDEPTH_LAYOUT}")
         yield items
 
 
 def _tar_files(path: Path, stack: contextlib.ExitStack) -> dict[str, Read]:
-    """Functions that read the .h5 files of an archive by their names. Raises DataError."""
+    """Return functions that read the .h5 files of an archive, by name. Raises DataError."""
     def read(member: tarfile.TarInfo) -> bytes:
         with _naming(path, f"{member.name}: "):
             content = archive.extractfile(member)
@@ -377,10 +398,13 @@ def _tar_files(path: Path, stack: contextlib.ExitStack) -> dict[str, Read]:
 
 
 def _check_end(path: Path, archive: tarfile.TarFile) -> None:
-    """Raise DataError unless only zeros follow an archive's last member: tarfile takes an archive that was cut off
-    between two members for a whole one, and reads the first only of several in one file."""
+    """Raise DataError unless only zeros follow the archive's last member.
+
+    tarfile accepts an archive that was cut off between two members, and reads only the first of several archives in
+    one file.
+    """
     file = archive.fileobj
-    assert file is not None  # it was opened by its name
+    assert file is not None  # it was opened by name
     file.seek(archive.offset)
     end = file.read(tarfile.BLOCKSIZE)
     if len(end) < tarfile.BLOCKSIZE or any(end) or any(map(any, iter(partial(file.read, 1 << 16), b""))):
@@ -388,7 +412,7 @@ def _check_end(path: Path, archive: tarfile.TarFile) -> None:
 
 
 def _hdf5_items(name: str, match: re.Match[str], read: Read) -> list[Item]:
-    """The two Items of one of FastDepth's files: rgb (3, 480, 640) uint8 and depth (480, 640) metres."""
+    """Return the two Items of a file of FastDepth's set, which holds uint8 RGB (3, H, W) and depth (H, W) in metres."""
     def arrays() -> tuple[Pixels, Array]:
         with _opened_hdf5(name, "not a whole HDF5 file", io.BytesIO(read())) as file, _naming(name):
             if _lacking(file, "rgb", "depth") or file["rgb"].shape != (3, *file["depth"].shape) \
@@ -414,8 +438,7 @@ BTS_LAYOUT = ("expected sync/<scene>/rgb_<n>.jpg + sync_depth_<n>.png, and offic
 
 
 def bts_items(root: Path) -> list[Item]:
-    """The Items of BTS' set: its pictures, and its 16-bit depth in millimetres in Train's and Test's encoding. Raises
-    DataError."""
+    """Return the Items of BTS' set. Converts 16-bit training depth in millimetres to 8 bits. Raises DataError."""
     official = root / "official_splits"
     train = next((folder for folder in (root / "sync", official / "train") if folder.is_dir()), root)
     splits = {"Train": train, "Test": official / "test"}
@@ -450,8 +473,10 @@ def _bts_item(split: str, source: Path, is_rgb: bool, number: str) -> Item:
 
 
 def make(items: Sequence[Item], out: Path) -> None:
-    """Put every Item that is not there yet below `out`. Raises DataError when other files or a full disk are in the
-    way, before anything is written."""
+    """Make every Item that does not exist yet in folder `out`.
+
+    Raises DataError before writing anything if `out` holds other files or the disk has too little space.
+    """
     wanted = {str(item.target) for item in items}
     if len(wanted) < len(items):
         twice = collections.Counter(str(item.target) for item in items).most_common(1)[0][0]
@@ -460,16 +485,16 @@ def make(items: Sequence[Item], out: Path) -> None:
                for path in _searched(out / split, folders.BELOW, ("",))]
     for folder in {(out / target).parent for target in wanted}:
         remove_partial(folder)
-    other = [str(path) for path in present if path.relative_to(out).as_posix() not in wanted]
-    if other:
-        raise DataError(f"{other[0]}: not of this set; expected an empty folder, or one that this command has begun")
-    left = [item for item in items if not item.is_done(out)]
-    needed = sum(item.size for item in left) + SPARE_BYTES
+    foreign = [str(path) for path in present if path.relative_to(out).as_posix() not in wanted]
+    if foreign:
+        raise DataError(f"{foreign[0]}: not of this set; expected an empty folder, or one that this command has begun")
+    remaining = [item for item in items if not item.is_done(out)]
+    needed = sum(item.size for item in remaining) + SPARE_BYTES
     free = shutil.disk_usage(writable_folder(out)).free
     if needed > free:
         raise DataError(f"{out}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free")
-    with cli.progress(len(items), "preparing", "file", len(items) - len(left)) as bar:
-        for item in left:
+    with cli.progress(len(items), "preparing", "file", len(items) - len(remaining)) as bar:
+        for item in remaining:
             path = out / item.target
             path.parent.mkdir(parents=True, exist_ok=True)
             item.make(path)
@@ -478,7 +503,7 @@ def make(items: Sequence[Item], out: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="the NYU folder to make, or to go on with")
+    parser.add_argument("out", type=Path, help="the NYU folder to make or to continue")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--hu", type=Path, help="Hu's set: its zip, or the folder it was unpacked into")
     source.add_argument("--labeled", type=Path, help="nyu_depth_v2_labeled.mat")

@@ -1,6 +1,6 @@
-"""Check an HCCL rank table, and say what a launcher on this server needs to know of it.
+"""Check an HCCL rank table and print what the launcher on this server needs.
 
-Prints one line, `WORKERS LOCAL_WORKERS NODE_RANK MASTER PORT FIRST_RANK DEVICE,DEVICE,...`, or what is wrong.
+Prints one line, `WORKERS LOCAL_WORKERS NODE_RANK MASTER PORT FIRST_RANK DEVICE,DEVICE,...`, or an error.
 """
 
 import argparse
@@ -19,18 +19,18 @@ from src.base import cli
 from src.base.errors import UserError
 from src.base.files import StrPath
 
-PORT = 8118  # at which the servers find the first one, unless MASTER_PORT says otherwise
+PORT = 8118  # default of MASTER_PORT, the port of the scheduler on the first server
 
 
 class Server(NamedTuple):
-    """One server of the table; `devices` are (rank, device id) by rank."""
+    """A server of the table. `devices` holds (rank, device id), ordered by rank."""
 
     server_id: str
     devices: list[tuple[int, int]]
 
 
 def read(path: StrPath) -> list[Server]:
-    """The servers of a rank table. Raises UserError saying what is wrong with it."""
+    """Read and check a rank table. Returns its servers. Raises UserError if it is not valid."""
     try:
         table = json.loads(Path(path).read_text(encoding="utf-8"))
         servers = [_server(entry, number, path) for number, entry in enumerate(table["server_list"])]
@@ -44,8 +44,8 @@ def read(path: StrPath) -> list[Server]:
         raise UserError(f"{path}: not a rank table: expected an object with a list server_list of servers") from error
     counts = {len(server.devices) for server in servers}
     if len(counts) > 1:  # msrun's rank is node_rank * local_worker_num + index
-        found = " and ".join(map(str, sorted(counts)))
-        raise UserError(f"{path}: servers with {found} devices: expected as many on each")
+        numbers = " and ".join(map(str, sorted(counts)))
+        raise UserError(f"{path}: servers with {numbers} devices: expected as many on each")
     ranks = sorted(rank for server in servers for rank, _ in server.devices)
     if ranks != list(range(len(ranks))) or not ranks:
         raise UserError(f"{path}: the rank_id are {ranks}, expected 0 to {max(len(ranks) - 1, 0)}, each once")
@@ -71,8 +71,8 @@ def _server(entry: Any, number: int, path: StrPath) -> Server:
     if len({device_id for _, device_id in devices}) != len(devices):
         raise UserError(f"{where}: a device_id is there twice")
     devices.sort()
-    if devices != sorted(devices, key=lambda one: one[1]):
-        # ASCEND_RT_VISIBLE_DEVICES takes ascending lists only, and msrun deals ranks in its order.
+    if devices != sorted(devices, key=lambda device: device[1]):
+        # ASCEND_RT_VISIBLE_DEVICES must be ascending, and msrun assigns ranks in its order.
         raise UserError(f"{where}: rank_id and device_id must rise together: expected the devices in ascending order")
     if devices[-1][0] - devices[0][0] != len(devices) - 1:
         raise UserError(f"{where}: the rank_id of one server must follow each other, got {[r for r, _ in devices]}")
@@ -80,17 +80,26 @@ def _server(entry: Any, number: int, path: StrPath) -> Server:
 
 
 def own_addresses() -> set[str]:
-    """The addresses and names of this host."""
+    """Return the addresses and the name of this host."""
     name = socket.gethostname()
     try:
-        found = {str(info[4][0]) for info in socket.getaddrinfo(name, None)}
+        addresses = {str(info[4][0]) for info in socket.getaddrinfo(name, None)}
     except OSError:
-        found = set()
-    return found | {name}
+        addresses = set()
+    return addresses | {name}
 
 
 def own_server(servers: Sequence[Server], server_id: str | None, addresses: set[str], path: StrPath) -> int:
-    """The index of this host's server: by `server_id` (SERVER_ID: an index or an address), else by address."""
+    """Return the index of this host's server.
+
+    Args:
+        servers: of the rank table.
+        server_id: the environment variable SERVER_ID, an index or a name of the table, or None.
+        addresses: of this host, compared if `server_id` is None.
+        path: of the table, for error messages.
+
+    Raises UserError if the server cannot be determined.
+    """
     if len(servers) == 1:
         return 0
     names = [server.server_id for server in servers]
@@ -107,8 +116,15 @@ def own_server(servers: Sequence[Server], server_id: str | None, addresses: set[
 
 
 def master_port(asked: str | None, servers: int, index: int) -> int:
-    """The port of MindSpore's scheduler, on the first server: MASTER_PORT (`asked`), else PORT, or on one server any
-    free one. Raises UserError where it is taken: a scheduler without it ends, and its workers wait for ten minutes."""
+    """Return the port of MindSpore's scheduler on the first server.
+
+    Args:
+        asked: the environment variable MASTER_PORT, or None for PORT, or for any free port if there is one server.
+        servers: number of servers.
+        index: of this server.
+
+    Raises UserError if the port is in use; the scheduler would exit, and its workers would wait for ten minutes.
+    """
     if asked is None:
         asked = "0" if servers == 1 else str(PORT)
     elif not asked.isdecimal() or not 0 < int(asked) < 65536:

@@ -1,8 +1,7 @@
-"""Rooms that are rendered here: walls with doors, windows and pictures, furniture of several boxes, daylight.
+"""Renders rooms with their true depth: walls with doors, windows and pictures, furniture, and daylight.
 
-A room is a box seen from inside, and all in it are boxes along its axes, seen by a pinhole camera with the intrinsics
-of NYU's Kinect. Depth is the true distance along the optical axis, by ray casting. World axes: x right, y up, z
-forward.
+A room and everything in it are axis-aligned boxes. The camera is a pinhole with the intrinsics of NYU's Kinect. Depth
+is the distance along the optical axis, computed by ray casting. World axes: x right, y up, z forward, in metres.
 """
 
 import itertools
@@ -18,10 +17,10 @@ from src.prediction.pointcloud import Intrinsics
 
 HEIGHT, WIDTH = 480, 640
 KINECT = Intrinsics.kinect(HEIGHT, WIDTH)
-MAX_DEPTH_M = 9.9  # below the 10 m that 8 bits can tell
-FREE_M = 0.5  # around the camera
+MAX_DEPTH_M = 9.9  # below 10 m, the largest depth of the 8-bit encoding
+FREE_M = 0.5  # free space around the camera
 
-# Albedos, linear.
+# Linear albedos.
 WALLS = (
     (0.75, 0.72, 0.66),
     (0.70, 0.64, 0.52),
@@ -42,16 +41,15 @@ CLOTHS = (
 )
 WHITE, METAL, SKY = (0.80, 0.79, 0.76), (0.35, 0.35, 0.36), (0.85, 0.93, 1.0)
 
-
 T = TypeVar("T")
 Colour: TypeAlias = tuple[float, ...]  # albedo (3,)
 Extent: TypeAlias = tuple[float, float]
-Footprint: TypeAlias = tuple[Array, Array]  # low and high (2,), of x and z in metres
+Footprint: TypeAlias = tuple[Array, Array]  # lower and upper (x, z) in metres
 
 
 @dataclass(frozen=True)
 class Box:
-    """A box along the axes: `low` and `high` (3,) in metres, its albedo, and what is on it (a key of LOOKS)."""
+    """An axis-aligned box: lower and upper corner (3,) in metres, albedo, and texture (a key of LOOKS)."""
 
     low: Doubles
     high: Doubles
@@ -60,7 +58,7 @@ class Box:
 
 
 def box(x: Extent, y: Extent, z: Extent, colour: Colour, look: str = "plain") -> Box:
-    """A Box from its extents (from, to) along each axis."""
+    """Return a Box from its extents (from, to) along each axis, in either order."""
     low, high = np.sort(np.array([x, y, z], float), axis=1).T
     return Box(low, high, tuple(colour), look)
 
@@ -69,16 +67,17 @@ def box(x: Extent, y: Extent, z: Extent, colour: Colour, look: str = "plain") ->
 
 
 def camera_axes(yaw: float, pitch: float) -> Doubles:
-    """The axes of a camera (right, up, forward) as the columns of a matrix (3, 3), in the world's."""
+    """Return the camera's axes (right, up, forward) in world coordinates, as the columns of a matrix (3, 3)."""
     tilt = np.array([[1, 0, 0], [0, np.cos(pitch), np.sin(pitch)], [0, -np.sin(pitch), np.cos(pitch)]])
     turn = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
     return turn @ tilt
 
 
 def camera_rays(yaw: float, pitch: float) -> Doubles:
-    """Ray directions (H, W, 3) with unit length along the optical axis, so that a ray's parameter is depth.
+    """Return ray directions (H, W, 3), scaled so that the ray parameter is depth along the optical axis.
 
-    `pitch` below 0 looks down. Radians.
+    Args:
+        yaw, pitch: in radians; a negative pitch looks down.
     """
     x = (np.arange(WIDTH) - KINECT.cx) / KINECT.fx
     y = (KINECT.cy - np.arange(HEIGHT)) / KINECT.fy
@@ -87,16 +86,23 @@ def camera_rays(yaw: float, pitch: float) -> Doubles:
 
 
 def cast_box(origin: Array, rays: Array, low: Array, high: Array, inside: bool) -> tuple[Array, Array]:
-    """Depth (H, W) at which rays from `origin` meet the axis-aligned box, and the axis of the face they meet.
+    """Intersect rays with an axis-aligned box.
 
-    From `inside` it is the exit; from outside the entry, infinite where the ray misses.
+    Args:
+        origin: of the rays (3,).
+        rays: as `camera_rays` returns them (H, W, 3).
+        low, high: corners of the box (3,).
+        inside: whether the origin is inside the box.
+
+    Returns:
+        (depth (H, W), axis of the face (H, W)): of the exit if inside, else of the entry, infinite where a ray misses.
     """
     depth = np.full(rays.shape[:2], np.inf if inside else -np.inf, rays.dtype)
     axis, leave = np.zeros(rays.shape[:2], np.int8), np.inf
     for number in range(3):
         with np.errstate(divide="ignore", invalid="ignore"):
-            one, other = ((bound[number] - origin[number]) / rays[..., number] for bound in (low, high))
-        near, far = np.minimum(one, other), np.maximum(one, other)
+            at_low, at_high = ((bound[number] - origin[number]) / rays[..., number] for bound in (low, high))
+        near, far = np.minimum(at_low, at_high), np.maximum(at_low, at_high)
         met = far < depth if inside else near > depth
         axis[met] = number
         depth = np.where(met, far if inside else near, depth)
@@ -104,21 +110,21 @@ def cast_box(origin: Array, rays: Array, low: Array, high: Array, inside: bool) 
     return (depth, axis) if inside else (np.where((depth < leave) & (depth > 0), depth, np.inf), axis)
 
 
-def seen_in(one: Box, origin: Array, axes: Array) -> tuple[slice, slice]:
-    """The slices of rows and columns in which a Box can be seen: all where it reaches beside or behind the camera."""
-    corners = np.array([[(one.low, one.high)[(number >> axis) & 1][axis] for axis in range(3)] for number in range(8)])
+def seen_in(solid: Box, origin: Array, axes: Array) -> tuple[slice, slice]:
+    """Return the slices of rows and columns that contain a Box. If it reaches behind the camera, the whole picture."""
+    corners = np.array(list(itertools.product(*zip(solid.low, solid.high, strict=True))))
     right, up, forward = ((corners - origin) @ axes).T
     if forward.min() < 0.05:
         return slice(0, HEIGHT), slice(0, WIDTH)
     columns, rows = KINECT.cx + KINECT.fx * right / forward, KINECT.cy - KINECT.fy * up / forward
 
-    def within(places: Array, count: int) -> slice:
-        return slice(int(np.clip(np.floor(places.min()), 0, count)), int(np.clip(np.ceil(places.max()) + 1, 0, count)))
+    def within(pixels: Array, count: int) -> slice:
+        return slice(int(np.clip(np.floor(pixels.min()), 0, count)), int(np.clip(np.ceil(pixels.max()) + 1, 0, count)))
 
     return within(rows, HEIGHT), within(columns, WIDTH)
 
 
-# ---- furniture: boxes in a place of their own, x along the wall from 0, y up, z from the wall into the room
+# ---- furniture, in its own coordinates: x along the wall from 0, y up, z from the wall into the room
 
 
 def _table(rng: np.random.Generator, height: float = 0.74) -> list[Box]:
@@ -136,13 +142,13 @@ def _table(rng: np.random.Generator, height: float = 0.74) -> list[Box]:
 
 
 def _things(rng: np.random.Generator, width: float, deep: float, height: float) -> list[Box]:
-    """What lies on a table: a few small boxes."""
-    found = []
+    """Return 0 to 3 small boxes on a table."""
+    things = []
     for _ in range(rng.integers(0, 4)):
         size = rng.uniform((0.08, 0.03, 0.08), (0.3, 0.3, 0.22))
         x, z = rng.uniform(0, width - size[0]), rng.uniform(0, deep - size[2])
-        found.append(box((x, x + size[0]), (height, height + size[1]), (z, z + size[2]), _one_of(rng, CLOTHS)))
-    return found
+        things.append(box((x, x + size[0]), (height, height + size[1]), (z, z + size[2]), _one_of(rng, CLOTHS)))
+    return things
 
 
 def _low_table(rng: np.random.Generator) -> list[Box]:
@@ -161,7 +167,7 @@ def _chair(rng: np.random.Generator) -> list[Box]:
 
 def _sofa(rng: np.random.Generator) -> list[Box]:
     width, cloth = rng.uniform(1.5, 2.2), _one_of(rng, CLOTHS)
-    lighter = tuple(1.15 * one for one in cloth)
+    lighter = tuple(1.15 * channel for channel in cloth)
     half = (width - 0.36) / 2
     cushions = [
         box((0.18 + n * half + 0.01, 0.18 + (n + 1) * half - 0.01), (0.25, 0.45), (0.22, 0.88), lighter, "cloth")
@@ -252,29 +258,46 @@ def _one_of(rng: np.random.Generator, choices: Sequence[T]) -> T:
 
 
 def _placed(boxes: Sequence[Box], wall: str, start: Any, size: Array) -> list[Box]:
-    """Boxes of a place of their own, at a wall of the room: "left", "right" or "back", `start` metres along it; or
-    "free" at `start` = (x, z)."""
+    """Move boxes from their own to the room's coordinates.
 
-    def placed(one: Box) -> Box:
-        (x0, y0, z0), (x1, y1, z1) = one.low, one.high
+    Args:
+        boxes: furniture.
+        wall: "left", "right", "back" or "free".
+        start: metres along the wall, or (x, z) for "free".
+        size: of the room (3,).
+    """
+
+    def placed(solid: Box) -> Box:
+        (x0, y0, z0), (x1, y1, z1) = solid.low, solid.high
         if wall == "back":
             x, z = (start + x0, start + x1), (size[2] - z0, size[2] - z1)
         elif wall == "free":
             x, z = (start[0] + x0, start[0] + x1), (start[1] + z0, start[1] + z1)
         else:
             x, z = ((z0, z1) if wall == "left" else (size[0] - z0, size[0] - z1)), (start + x0, start + x1)
-        return box(x, (y0, y1), z, one.colour, one.look)
+        return box(x, (y0, y1), z, solid.colour, solid.look)
 
-    return [placed(one) for one in boxes]
+    return [placed(solid) for solid in boxes]
 
 
 def footprint(boxes: Sequence[Box]) -> Footprint:
-    """(low, high) of x and z that boxes cover."""
-    return (np.min([one.low[[0, 2]] for one in boxes], axis=0), np.max([one.high[[0, 2]] for one in boxes], axis=0))
+    """Return the lower and upper (x, z) of boxes."""
+    return (np.min([solid.low[[0, 2]] for solid in boxes], axis=0),
+            np.max([solid.high[[0, 2]] for solid in boxes], axis=0))
 
 
 def furnish(rng: np.random.Generator, size: Array, origin: Array, doorways: Sequence[Footprint]) -> list[list[Box]]:
-    """Pieces of furniture, lists of Boxes: in the room, not in each other, not around the camera, before no door."""
+    """Furnish a room at random. Pieces do not overlap, and leave doorways and the space around the camera free.
+
+    Args:
+        rng: source of all randomness.
+        size: of the room (3,).
+        origin: of the camera (3,).
+        doorways: areas to leave free.
+
+    Returns:
+        A list of Boxes for each piece of furniture.
+    """
     pieces: list[list[Box]] = []
     taken = [(origin[[0, 2]] - FREE_M, origin[[0, 2]] + FREE_M), *doorways]
     for _ in range(40):
@@ -290,7 +313,7 @@ def furnish(rng: np.random.Generator, size: Array, origin: Array, doorways: Sequ
             start = rng.uniform((0.2, 1.0), np.maximum(size[[0, 2]] - 1.2, 1.01))
         boxes = _placed(boxes, wall, start, size)
         low, high = footprint(boxes)
-        if (low < -1e-9).any() or (high > size[[0, 2]] + 1e-9).any() or max(one.high[1] for one in boxes) > size[1]:
+        if (low < -1e-9).any() or (high > size[[0, 2]] + 1e-9).any() or max(solid.high[1] for solid in boxes) > size[1]:
             continue
         if all((high + 0.05 < other_low).any() or (low - 0.05 > other_high).any() for other_low, other_high in taken):
             pieces.append(boxes)
@@ -299,8 +322,8 @@ def furnish(rng: np.random.Generator, size: Array, origin: Array, doorways: Sequ
 
 
 def fittings(rng: np.random.Generator, size: Array) -> tuple[list[Box], list[Box], list[Footprint]]:
-    """Doors, windows and pictures on the walls, and the skirting: (boxes, the panes of the windows, the footprints that
-    are free before the doors)."""
+    """Place doors, windows, pictures and skirting on the walls. Returns (all boxes, the window panes, the areas before
+    the doors)."""
     boxes, panes, doorways = [], [], []
     trim = _one_of(rng, (WHITE, *WOODS[:3]))
     for wall, length in (("back", size[0]), ("left", size[2]), ("right", size[2])):
@@ -346,70 +369,71 @@ def fittings(rng: np.random.Generator, size: Array) -> tuple[list[Box], list[Box
     return boxes, panes, doorways
 
 
-# ---- what is on a surface: functions of (points (N, 3), axis (N,), Box, rng) -> factors of the albedo (N,) or (N, 3)
+# ---- textures: functions of (points (N, 3), axis (N,), Box, rng) -> factors of the albedo (N,) or (N, 3)
 
 
 def _across(points: Array, axis: Array, turn: bool) -> Array:
     return np.take_along_axis(points, ((axis + turn) % 3)[:, None], 1)[:, 0]
 
 
-def _inside(points: Array, axis: Array, one: Box) -> tuple[Array, Array]:
-    """Where on its face a point is, (across, up) from 0 to 1; on a face that looks up, along z."""
-    place = (points - one.low) / np.maximum(one.high - one.low, 1e-6)
-    across = np.where(axis == 0, place[:, 2], place[:, 0])
-    return across, np.where(axis == 1, place[:, 2], place[:, 1])
+def _inside(points: Array, axis: Array, solid: Box) -> tuple[Array, Array]:
+    """Return the position of points on their face, (across, up) in [0, 1]; on horizontal faces "up" is along z."""
+    position = (points - solid.low) / np.maximum(solid.high - solid.low, 1e-6)
+    across = np.where(axis == 0, position[:, 2], position[:, 0])
+    return across, np.where(axis == 1, position[:, 2], position[:, 1])
 
 
-def _plain(points: Array, axis: Array, one: Box, rng: np.random.Generator) -> Array | float:
+def _plain(points: Array, axis: Array, solid: Box, rng: np.random.Generator) -> Array | float:
     return np.ones(len(points), np.float32)
 
 
-def _wood(points: Array, axis: Array, one: Box, rng: np.random.Generator) -> Array | float:
-    long = np.argmax(one.high - one.low)
+def _wood(points: Array, axis: Array, solid: Box, rng: np.random.Generator) -> Array | float:
+    long = np.argmax(solid.high - solid.low)
     along, across = points[:, long], points[:, (long + 1) % 3] + points[:, (long + 2) % 3]
     return 1 + 0.06 * np.sin(45 * across + 2 * np.sin(3 * along + rng.uniform(0, 6))) * np.sin(17 * across)
 
 
-def _cloth(points: Array, axis: Array, one: Box, rng: np.random.Generator) -> Array | float:
+def _cloth(points: Array, axis: Array, solid: Box, rng: np.random.Generator) -> Array | float:
     return 1 + 0.05 * np.sin(5 * points.sum(1)) + rng.normal(0, 0.03, len(points))
 
 
-def _books(points: Array, axis: Array, one: Box, rng: np.random.Generator) -> Array | float:
+def _books(points: Array, axis: Array, solid: Box, rng: np.random.Generator) -> Array | float:
     width = rng.uniform(0.03, 0.05)
     across = np.where(axis == 0, points[:, 2], points[:, 0])
     return rng.uniform(0.05, 0.75, (64, 3))[(across / width).astype(int) % 64]
 
 
-def _picture(points: Array, axis: Array, one: Box, rng: np.random.Generator) -> Array | float:
-    """Something like hills under a sky."""
-    across, up = _inside(points, axis, one)
-    colours, found = rng.uniform(0.1, 1.0, (4, 3)), np.zeros(len(points), int)
+def _picture(points: Array, axis: Array, solid: Box, rng: np.random.Generator) -> Array | float:
+    """Draw hills under a sky."""
+    across, up = _inside(points, axis, solid)
+    colours, layer = rng.uniform(0.1, 1.0, (4, 3)), np.zeros(len(points), int)
     for number in range(1, 4):
         hill = 0.9 - 0.25 * number + 0.1 * np.sin(rng.uniform(3, 9) * across + rng.uniform(0, 6))
-        found[up < hill] = number
-    return colours[found]
+        layer[up < hill] = number
+    return colours[layer]
 
 
-def _doors(points: Array, axis: Array, one: Box, rng: np.random.Generator) -> Array | float:
-    across, up = _inside(points, axis, one)
-    return _wood(points, axis, one, rng) * np.where(
+def _doors(points: Array, axis: Array, solid: Box, rng: np.random.Generator) -> Array | float:
+    across, up = _inside(points, axis, solid)
+    return _wood(points, axis, solid, rng) * np.where(
         (np.abs(across - 0.5) < 0.006) | (np.abs(up - 0.04) < 0.004), 0.35, 1
     )
 
 
-def _drawer_fronts(points: Array, axis: Array, one: Box, rng: np.random.Generator) -> Array | float:
-    across, up = _inside(points, axis, one)
+def _drawer_fronts(points: Array, axis: Array, solid: Box, rng: np.random.Generator) -> Array | float:
+    across, up = _inside(points, axis, solid)
     knob = (np.abs(up * 3 % 1 - 0.5) < 0.08) & (np.abs(across - 0.5) < 0.03) & (axis != 1)
-    return _wood(points, axis, one, rng) * np.where((up * 3 % 1 < 0.04) & (axis != 1), 0.35, 1) * np.where(knob, 0.3, 1)
+    gap = (up * 3 % 1 < 0.04) & (axis != 1)
+    return _wood(points, axis, solid, rng) * np.where(gap, 0.35, 1) * np.where(knob, 0.3, 1)
 
 
-def _panels(points: Array, axis: Array, one: Box, rng: np.random.Generator) -> Array | float:
-    across, up = _inside(points, axis, one)
+def _panels(points: Array, axis: Array, solid: Box, rng: np.random.Generator) -> Array | float:
+    across, up = _inside(points, axis, solid)
     edge = np.minimum(np.abs(np.abs(across - 0.5) - 0.32) / 1.0, np.abs(np.abs(up * 2 % 1 - 0.5) - 0.38))
     return np.where((edge < 0.012) & (np.abs(across - 0.5) < 0.33) & (np.abs(up * 2 % 1 - 0.5) < 0.39), 0.7, 1.0)
 
 
-def _planks(points: Array, axis: Array, one: Box, rng: np.random.Generator) -> Array | float:
+def _planks(points: Array, axis: Array, solid: Box, rng: np.random.Generator) -> Array | float:
     width = rng.uniform(0.09, 0.16)
     row = np.floor(points[:, 0] / width).astype(int)
     plank = np.floor(points[:, 2] / 1.2 + 0.37 * row).astype(int)
@@ -418,14 +442,14 @@ def _planks(points: Array, axis: Array, one: Box, rng: np.random.Generator) -> A
     return tint * np.where(gap, 0.5, 1) * (1 + 0.05 * np.sin(300 * points[:, 0] + 2 * np.sin(5 * points[:, 2] + row)))
 
 
-def _tiles(points: Array, axis: Array, one: Box, rng: np.random.Generator) -> Array | float:
+def _tiles(points: Array, axis: Array, solid: Box, rng: np.random.Generator) -> Array | float:
     side = rng.uniform(0.28, 0.42)
     cells = points[:, [0, 2]] / side
     tint = rng.uniform(0.92, 1.05, 997)[(31 * np.floor(cells[:, 0]) + 17 * np.floor(cells[:, 1])).astype(int) % 997]
     return tint * np.where((cells % 1 < 0.02).any(1), 0.6, 1)
 
 
-def _carpet(points: Array, axis: Array, one: Box, rng: np.random.Generator) -> Array | float:
+def _carpet(points: Array, axis: Array, solid: Box, rng: np.random.Generator) -> Array | float:
     return rng.normal(1, 0.07, len(points))
 
 
@@ -451,12 +475,12 @@ GLOWS = {"sky": 1.6, "glow": 1.2}
 
 
 def _light(points: Array, normals: Array, depth: Array, size: Array, panes: Sequence[Box], lamp: float) -> Array:
-    """How much light (H, W) falls on points: through the panes, from the ceiling, from all sides, and a little from the
-    camera, which tells how far a surface is."""
+    """Return the light (H, W) on points (H, W, 3): from the window panes, from a ceiling lamp, from all sides, and from
+    the camera, which darkens distant surfaces."""
     total = 0.30 + 0.08 * normals[..., 1]
     sources = [((pane.low + pane.high) / 2, 1.5 * np.prod(np.sort(pane.high - pane.low)[1:])) for pane in panes]
-    for place, power in [*sources, (np.array([size[0] / 2, size[1] - 0.1, size[2] / 2]), lamp)]:
-        towards = place.astype(np.float32) - points
+    for position, power in [*sources, (np.array([size[0] / 2, size[1] - 0.1, size[2] / 2]), lamp)]:
+        towards = position.astype(np.float32) - points
         squared = (towards**2).sum(-1)
         facing = np.clip((towards * normals).sum(-1), 0, None) / np.sqrt(squared)
         total = total + power * facing / (squared + 0.5)
@@ -464,14 +488,14 @@ def _light(points: Array, normals: Array, depth: Array, size: Array, panes: Sequ
 
 
 def _corners(points: Array, axis: Array, size: Array) -> Array:
-    """How open a place of the walls, the floor and the ceiling is: less near where two of them meet."""
+    """Return factors of the light that darken walls, floor and ceiling near their common edges."""
     distance = np.minimum(points, size.astype(np.float32) - points)
     shade = 1 - 0.28 * np.exp(-distance / 0.22)
     return shade.prod(-1) / np.take_along_axis(shade, axis[..., None], -1)[..., 0]
 
 
 def _contact(points: Array, pieces: Sequence[Sequence[Box]]) -> Array:
-    """How open a place of the floor is: less beside furniture, and under it."""
+    """Return factors of the light that darken the floor beside and under furniture."""
     shade = np.ones(len(points), np.float32)
     for boxes in pieces:
         low, high = footprint(boxes)
@@ -489,7 +513,7 @@ def _contact(points: Array, pieces: Sequence[Sequence[Box]]) -> Array:
 
 
 def render(rng: np.random.Generator) -> tuple[Pixels, Floats]:
-    """One view of one room: uint8 RGB (480, 640, 3) and float depth in metres (480, 640)."""
+    """Render a view of a random room: uint8 RGB (480, 640, 3) and depth in metres (480, 640)."""
     size = np.array([rng.uniform(3, 6.5), rng.uniform(2.4, 3.0), rng.uniform(3.2, 7)])
     origin = size * (rng.uniform(0.3, 0.7), 0, rng.uniform(0.05, 0.25)) + (0, rng.uniform(1.2, 1.7), 0)
     yaw, pitch = rng.uniform(-0.4, 0.4), rng.uniform(-0.3, 0.0)
@@ -497,13 +521,13 @@ def render(rng: np.random.Generator) -> tuple[Pixels, Floats]:
     rays = np.ascontiguousarray(camera_rays(yaw, pitch).transpose(2, 0, 1), np.float32).transpose(1, 2, 0)
     on_walls, panes, doorways = fittings(rng, size)
     pieces = furnish(rng, size, origin, doorways)
-    boxes = [*on_walls, *(one for piece in pieces for one in piece)]
+    boxes = [*on_walls, *(solid for piece in pieces for solid in piece)]
 
     depth, axis = cast_box(origin, rays, np.zeros(3), size, inside=True)
     which = np.full((HEIGHT, WIDTH), -1, np.int16)
-    for number, one in enumerate(boxes):
-        part = seen_in(one, origin, axes)
-        met, faces = cast_box(origin, rays[part], one.low, one.high, inside=False)
+    for number, solid in enumerate(boxes):
+        part = seen_in(solid, origin, axes)
+        met, faces = cast_box(origin, rays[part], solid.low, solid.high, inside=False)
         closer = met < depth[part]
         depth[part][closer] = met[closer]
         axis[part][closer] = faces[closer]
@@ -521,23 +545,23 @@ def render(rng: np.random.Generator) -> tuple[Pixels, Floats]:
 
     surfaces = _room_surfaces(rng, size)
     albedo = np.empty((HEIGHT, WIDTH, 3), np.float32)
-    for mask, one in [
+    for mask, solid in [
         (floor, surfaces[0]),
         (room & (normals[..., 1] < 0), surfaces[1]),
         (room & (normals[..., 1] == 0), surfaces[2]),
         *((which == number, boxes[number]) for number in np.unique(which[~room])),
     ]:
-        factor = LOOKS[one.look](points[mask], axis[mask], one, rng)
-        albedo[mask] = np.array(one.colour, np.float32) * (
+        factor = LOOKS[solid.look](points[mask], axis[mask], solid, rng)
+        albedo[mask] = np.array(solid.colour, np.float32) * (
             factor if np.ndim(factor) == 2 else np.asarray(factor)[:, None]
         )
-        if one.look in GLOWS:
-            light[mask] = GLOWS[one.look] * (1 if one.look == "glow" else 0.6 + 0.4 * (points[mask][:, 1] > 1.4))
+        if solid.look in GLOWS:
+            light[mask] = GLOWS[solid.look] * (1 if solid.look == "glow" else 0.6 + 0.4 * (points[mask][:, 1] > 1.4))
     return _photograph(albedo * light[..., None], rng), np.minimum(depth, MAX_DEPTH_M)
 
 
 def _room_surfaces(rng: np.random.Generator, size: Array) -> tuple[Box, Box, Box]:
-    """What floor, ceiling and walls are like, as Boxes."""
+    """Return Boxes with the albedo and texture of floor, ceiling and walls."""
     look = _one_of(rng, ("planks", "planks", "tiles", "carpet"))
     colours = {"planks": WOODS, "tiles": (WHITE, (0.55, 0.5, 0.42), (0.4, 0.42, 0.44)), "carpet": CLOTHS}
     room = Box(np.zeros(3), size, _one_of(rng, colours[look]), look)
@@ -545,7 +569,7 @@ def _room_surfaces(rng: np.random.Generator, size: Array) -> tuple[Box, Box, Box
 
 
 def _photograph(radiance: Array, rng: np.random.Generator) -> Pixels:
-    """Linear light as a camera's uint8 RGB: exposed for the picture, tinted, a little soft, and with noise."""
+    """Convert linear light to uint8 RGB as a camera does: exposure, tint, slight blur, and noise."""
     exposed = radiance * (rng.uniform(0.55, 0.8) / np.percentile(radiance, 90)) * rng.uniform(0.92, 1.08, 3)
     encoded = cv2.GaussianBlur(np.clip(exposed, 0, 1) ** (1 / 2.2), (3, 3), 0.6).astype(np.float32)
     noisy = encoded + rng.normal(0, 0.012, (HEIGHT, WIDTH, 1)).astype(np.float32)

@@ -1,1 +1,1 @@
-"""The page of app.py."""
+"""The web page of app.py."""

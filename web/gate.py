@@ -1,7 +1,7 @@
-"""What a client may ask of the page, decided before Gradio sees it.
+"""Filters the requests to the page before they reach Gradio.
 
-Gradio serves more than the page needs: it fetches addresses that a client names, converts videos with ffmpeg, keeps
-pages for later. Here only what a browser needs for the page goes through, and only as much as the machine can hold.
+Gradio serves more than the page needs: it fetches URLs for clients, converts videos with ffmpeg, and stores pages. This
+filter only passes the requests that the page makes, and limits their size and the disk space they use.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 MAX_UPLOAD = 200_000_000  # bytes of one request
-MAX_EVENT = 64_000
-MAX_STORED = 4_000_000_000  # bytes of all that visitors have sent and got
+MAX_EVENT = 64_000  # bytes of the description of an event
+MAX_STORED = 4_000_000_000  # bytes of all files that visitors have uploaded or can download
 
 _READ = re.compile(r"/(config/?|theme\.css|favicon\.ico|manifest\.json|robots\.txt|(assets|static|svelte)/.+"
                    r"|gradio_api/(app_id|info|startup-events|theme\.css|upload_progress|queue/data|heartbeat/[\w-]+"
@@ -30,25 +30,25 @@ _SESSION = re.compile(r"[\w-]{1,64}", re.ASCII)
 
 
 class Refused(Exception):
-    """(HTTP status, why): the answer to a request that does not go through."""
+    """A request is refused. Arguments: HTTP status, reason."""
 
 
 class Gate:
-    """ASGI middleware that lets through what the page needs.
+    """ASGI middleware that only passes the requests that the page makes.
 
     Args:
         app: the ASGI application behind it.
-        cache: the folder that Gradio keeps files in; a client may name files in it, and no others.
-        folder: all that visitors have sent and got lies in it.
+        cache: Gradio's folder for files, the only files that a client may name.
+        folder: the folder of all files of visitors.
         events: the numbers of the page's events.
-        keep_s: seconds after which what an upload has left half-written goes.
+        keep_s: seconds after which the partial file of a broken upload is deleted.
     """
 
     def __init__(self, app: Any, cache: Path, folder: Path, events: Container[int], keep_s: float) -> None:
         self.app, self.cache, self.folder, self.events, self.keep_s = app, cache, folder, events, keep_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it with the reason that it is refused."""
+        """Pass a request on, or answer it with the reason why it is refused."""
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
         try:
@@ -61,7 +61,7 @@ class Gate:
             await send({"type": "http.response.body", "body": body})
 
     async def _checked(self, scope: Scope, receive: Receive) -> Receive:
-        """What the application behind is to read the request from. Raises Refused."""
+        """Check a request. Returns the function from which the application reads its content. Raises Refused."""
         path = scope["path"]
         if scope["type"] != "http":
             raise Refused(404, "not found")
@@ -96,7 +96,7 @@ class Gate:
         self._check_files(event)
 
     def _check_files(self, event: object) -> None:
-        """Every file that is named lies in the cache."""
+        """Raise Refused unless every file that the event names is in the cache."""
         values = [event]
         while values:
             value = values.pop()
@@ -121,7 +121,7 @@ class Gate:
                 with contextlib.suppress(FileNotFoundError):
                     facts = path.lstat()
                     if path.parent == self.cache and now - facts.st_mtime > self.keep_s:
-                        path.unlink()  # of an upload that was broken off: Gradio leaves it
+                        path.unlink()  # of a broken upload, which Gradio does not delete
                     else:
                         stored += facts.st_size
         if stored > MAX_STORED:
@@ -141,7 +141,7 @@ def _check_length(scope: Scope, most: int) -> None:
 
 
 async def _content(receive: Receive) -> bytes:
-    """The whole of a request's content, which the server keeps to its Content-Length."""
+    """Read the whole content of a request. The server limits it to its Content-Length."""
     content, more = b"", True
     while more:
         message = await receive()
@@ -153,7 +153,7 @@ async def _content(receive: Receive) -> bytes:
 
 
 def _again(content: bytes, receive: Receive) -> Receive:
-    """`receive`, with the content that was already read before the rest."""
+    """Return a function like `receive` that first returns the content that was already read."""
     messages = [{"type": "http.request", "body": content, "more_body": False}]
 
     async def receive_again() -> MutableMapping[str, Any]:

@@ -1,6 +1,6 @@
-"""The page in the browser: a picture or a video goes in, and its depth can be looked at, measured, turned and saved.
+"""The web page: predicts the depth of pictures and videos, and shows it as a map, a mesh and files.
 
-Gradio serves it (https://www.gradio.app). Nothing is loaded from elsewhere and nothing is sent elsewhere.
+Built with Gradio (https://www.gradio.app). The page connects to no other server.
 """
 
 import base64
@@ -33,7 +33,7 @@ from src.data.listing import Pair
 from src.prediction import depth_files
 from src.prediction.job import VIDEOS, Job
 from src.prediction.pointcloud import Intrinsics, write_glb
-from src.prediction.predict import DepthPredictor
+from src.prediction.predict import DepthPredictor, blended
 from src.scoring import visual
 from web.gate import MAX_UPLOAD, Gate
 from web.visits import CACHE_S, VISITORS, Shown, Visit, Visits
@@ -41,23 +41,11 @@ from web.visits import CACHE_S, VISITORS, Shown, Visit, Visits
 if TYPE_CHECKING:
     from src.prediction.video import Video
 
-
-# Pictures with a longer side are reduced to it: the nets see 228x304, and a browser has to hold the rest.
-LONGEST_SIDE = 1280
-
-
-# Of the map under the pointer.
-POINTER_SIDE = 480
-
-
-LONGEST_VIDEO_S, MOST_FRAMES, LARGEST_FRAME = 60, 3600, 4096 * 2304
-
-
+LONGEST_SIDE = 1280  # pixels; larger pictures are reduced, for the browser's sake
+POINTER_SIDE = 480  # longest side in pixels of the map under the pointer
+LONGEST_VIDEO_S, MOST_FRAMES, LARGEST_FRAME = 60, 3600, 4096 * 2304  # limits of a video; the last in pixels
 MESH_TAB = "3D"
-
-
 COLORMAPS = ("turbo", "viridis", "magma", "gray")
-
 
 FORMS = {
     "color": "Coloured PNG: for people; its colours are no measure",
@@ -67,10 +55,8 @@ FORMS = {
     "ply": "PLY point cloud: metres; x right, y down, z forward",
 }
 
-
 TITLE = """# Depth from one picture
-DepthNet on MindSpore predicts how far away every pixel is, in metres. It has learnt from rooms: NYU Depth V2."""
-
+DepthNet on MindSpore predicts how far away every pixel is, in metres. It was trained on indoor scenes: NYU Depth V2."""
 
 CSS = """
 .pointer .map { width: 100%; cursor: crosshair; touch-action: pan-y; border-radius: 4px; display: block }
@@ -82,7 +68,6 @@ CSS = """
 .pointer .here { font-weight: 600; min-width: 8em }
 """
 
-
 _POINTER = """<div class="pointer">
 <div class="read"><span class="here" aria-live="polite"></span><span class="distance" aria-live="polite"></span></div>
 <canvas class="map" aria-label="depth map"></canvas>
@@ -91,7 +76,7 @@ _POINTER = """<div class="pointer">
 
 
 class Picture(gr.Image):
-    """An image as the file that was sent, untouched: its size is looked at before it is decoded, and its EXIF kept."""
+    """An image passed on as the uploaded file, so that its size is checked before decoding and its EXIF is kept."""
 
     is_template = True
 
@@ -100,7 +85,7 @@ class Picture(gr.Image):
 
 
 class Clip(gr.Video):
-    """A video as the file that was sent: no ffmpeg is asked for."""
+    """A video passed on as the uploaded file, without a conversion by ffmpeg."""
 
     is_template = True
 
@@ -109,28 +94,33 @@ class Clip(gr.Video):
 
 
 class Page:
-    """The page over one DepthPredictor.
+    """The page.
 
     Args:
-        predictor: a DepthPredictor.
+        predictor: predicts the depth.
         about: a line of Markdown on the nets.
-        pairs: test pairs (`data_loader.list_test`) that are offered as examples, their true depth beside.
-        folder: where what visitors get is written.
-        queue: visitors that may wait; the next one is told to come again.
+        pairs: test pairs offered as examples with their true depth.
+        folder: the folder for files of visitors.
+        queue: largest number of waiting visitors. Further visitors are asked to try again later.
     """
 
     def __init__(self, predictor: DepthPredictor, about: str, pairs: Sequence[Pair], folder: Path,
                  queue: int = 16) -> None:
         self.predictor, self.about, self.folder, self.queue = predictor, about, folder, queue
-        self.coarse = DepthPredictor(predictor.coarse, lambda rgb, coarse: coarse, predictor.batch_size,
-                                     predictor.flip_average)
         self.examples = [pair.rgb for pair in pairs]
         self.truths = {_digest(pair.rgb): pair.depth for pair in pairs}
         self.visits = Visits(folder)
 
     def predict(self, path: str | None, before: Shown | None, degrees: float,
                 request: gr.Request | None = None) -> Shown | None:
-        """The Shown of a picture's file."""
+        """Predict the depth of a picture.
+
+        Args:
+            path: the uploaded file, or None.
+            before: the visitor's previous prediction, whose files are deleted.
+            degrees: horizontal field of view; 0: from EXIF, or the Kinect's.
+            request: identifies the visitor.
+        """
         if before:
             before.discard()
         if not path:
@@ -141,23 +131,24 @@ class Page:
             size = rgb.shape[:2]
             writer, lens = self._writer(degrees).of_photograph(path, size)
             begun = time.perf_counter()
-            depth_m = self.predictor.predict([rgb], [name])[0] * lens
+            (maps,) = self.predictor.maps([rgb], [name])
+            depth_m = blended(size, maps) * lens
             seconds = time.perf_counter() - begun
             truth = self.truths.get(_digest(path))
-            return Shown(name, rgb, depth_m, self.coarse.predict([rgb], [name])[0] * lens,
+            return Shown(name, rgb, depth_m, blended(size, maps, "CoarseNet") * lens,
                          image.resize_depth(image.load_test_depth(truth), size) if truth else None,
                          writer.camera(*size), float(lens), seconds,
                          Path(tempfile.mkdtemp(dir=self.visits.of(request).folder)))
 
     def _writer(self, degrees: float) -> depth_files.Writer:
-        """As predict.py has it: a field of view that is given counts more than EXIF."""
+        """Return a Writer as predict.py makes it: a given field of view takes precedence over EXIF."""
         camera = Intrinsics.kinect
         if degrees:
             camera = lambda height, width: Intrinsics.from_fov(height, width, degrees)  # noqa: E731
         return depth_files.Writer(tuple(FORMS), COLORMAPS[0], 10.0, camera, follow_exif=not degrees)
 
     def show(self, shown: Shown | None, colormap: str, max_depth: float) -> tuple[Any, Any, Any, str]:
-        """What is seen at once: (map under the pointer, picture and depth to compare, the nets side by side, facts)."""
+        """Return what is shown: (map under the pointer, picture and depth to compare, gallery of the nets, facts)."""
         if not shown:
             return None, None, None, self.about
         end = max_depth or shown.colour_end
@@ -176,21 +167,21 @@ class Page:
         return (pointer_value(shown, end, colormap), (shown.rgb, pictures[1][0]), pictures, facts)
 
     def save(self, shown: Shown | None, colormap: str, max_depth: float) -> tuple[str | None, ...]:
-        """The file of each form."""
+        """Write and return the file of each form in FORMS."""
         if not shown:
             return (None,) * len(FORMS)
         end = max_depth or shown.colour_end
         writer = replace(self._writer(0), colormap=colormap, max_depth=end, camera=lambda *_: shown.camera)
         stem = re.sub(r"[^\w.-]+", "_", Path(shown.name).stem)[:60].strip(".") or "picture"
         paths = Job(Path("picture.png"), shown.folder / stem).outputs(FORMS)
-        with contextlib.suppress(FileNotFoundError):  # another picture has come meanwhile
+        with contextlib.suppress(FileNotFoundError):  # the visitor has sent another picture meanwhile
             writer.save(paths, shown.rgb, shown.depth_m)
             return tuple(map(str, paths.values()))
         return (None,) * len(FORMS)
 
     def mesh(self, shown: Shown | None, tab: str) -> str | None:
-        """The file of the coloured mesh, where the visitor looks at it: Gradio (6.25 to 6.31) never shows a mesh that
-        came while its tab was hidden."""
+        """Write and return the file of the coloured mesh if its tab is visible. Gradio (6.25 to 6.31) does not show a
+        mesh that arrived while its tab was hidden."""
         if not shown or tab != MESH_TAB:
             return None
         path = shown.folder / "mesh.glb"
@@ -201,7 +192,7 @@ class Page:
 
     def video(self, path: str | None, colormap: str, max_depth: float, request: gr.Request,
               progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008
-        """The picture beside its depth, as a video that browsers play."""
+        """Predict a video. Returns the file of a video with the picture beside its depth, which browsers can play."""
         if not path:
             raise gr.Error("choose a video first", print_exception=False)
         visit, name = self.visits.of(request), Path(path).name
@@ -217,8 +208,15 @@ class Page:
             return str(*job.outputs(("side",)).values())
 
     def launch(self, host: str, port: int) -> gr.Blocks:
-        """Serve it until the process ends: to this machine alone unless `host` says more; never through a relay."""
-        logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is there
+        """Start serving the page.
+
+        Args:
+            host: the address to listen at, such as 127.0.0.1 (this machine only) or 0.0.0.0.
+            port: the port.
+
+        Raises UserError if the address cannot be used.
+        """
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # hide Gradio's requests to itself
         _check_address(host, port)
         blocks = self._blocks()
         gate = Middleware(Gate, cache=Path(get_upload_folder()), folder=self.folder, events=set(blocks.fns),
@@ -250,7 +248,7 @@ class Page:
         return page
 
     def _picture_tab(self, colormap: gr.Dropdown, max_depth: gr.Slider, degrees: gr.Slider) -> None:
-        shown = gr.State(None, time_to_live=CACHE_S, delete_callback=lambda one: one and one.discard())
+        shown = gr.State(None, time_to_live=CACHE_S, delete_callback=lambda shown: shown and shown.discard())
         tab = gr.State("Depth")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
@@ -291,12 +289,12 @@ class Page:
         for event in (*sent, degrees.input):
             predicted = event(self.predict, [picture, shown, degrees], shown, concurrency_id="nets",
                               concurrency_limit=1, show_progress_on=[pointer], trigger_mode="always_last")
-            # What is shown belongs to the picture that is there.
+            # After an error, show nothing rather than the previous picture's depth.
             forgotten = predicted.failure(lambda: None, None, shown, queue=False)
             changes += [predicted.success, forgotten.then]
         for event in changes:
             seeing = event(self.show, colours, seen, show_progress="hidden", trigger_mode="always_last",
-                           concurrency_id="show", concurrency_limit=1)  # the last to be asked is the last to be seen
+                           concurrency_id="show", concurrency_limit=1)  # keeps the order of requests
             turning = seeing.then(self.mesh, [shown, tab], mesh, show_progress="hidden")
             turning.then(save, colours, files, show_progress="hidden")
 
@@ -312,7 +310,7 @@ class Page:
 
 
 class _Bar:
-    """Takes what `predict_video` tells of its progress to the page; and ends it when the visitor says so."""
+    """Shows the progress of `predict_video` on the page, and raises UserError when the visitor stops it."""
 
     def __init__(self, total: int, progress: gr.Progress, visit: Visit) -> None:
         self.total, self.progress, self.visit, self.done = total, progress, visit, 0
@@ -325,7 +323,7 @@ class _Bar:
 
 
 def _checked_clip(job: Job, name: str) -> "Video":
-    """The Video of a Job, where it is not too much for the page. Raises UserError."""
+    """Open the video of a Job. Raises UserError if it exceeds the page's limits."""
     from src.prediction.video import Video
 
     if not job.is_video:
@@ -338,7 +336,7 @@ def _checked_clip(job: Job, name: str) -> "Video":
 
 
 def _check_address(host: str, port: int) -> None:
-    """Raise UserError unless the page can be served there."""
+    """Raise UserError unless the page can be served at this address."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM,
                                                                 flags=socket.AI_PASSIVE)[0]
@@ -356,8 +354,7 @@ def _check_address(host: str, port: int) -> None:
 
 @contextlib.contextmanager
 def _plainly(path: object, name: str) -> Iterator[None]:
-    """Say in the browser what a user can mend, in words that name the file as they know it, and nothing of this
-    machine's folders."""
+    """Show errors of this block in the browser, with the user's name of the file instead of the server's path."""
     try:
         yield
     except (UserError, NotFinite, OSError) as error:
@@ -366,8 +363,8 @@ def _plainly(path: object, name: str) -> Iterator[None]:
 
 
 def pointer_value(shown: Shown, max_depth: float, colormap: str) -> str:
-    """What page.js takes, as JSON: depth as little-endian uint16 in base64, how many metres its unit is (a millimetre,
-    or more where the depth would not fit), and the camera in the pixels of the map."""
+    """Return the input of page.js as JSON: depth as little-endian uint16 in base64, its unit in metres (0.001, or more
+    if the depth would not fit), the colours, and the camera in pixels of the map."""
     height, width = shown.depth_m.shape
     unit_m = max(0.001, float(shown.depth_m.max()) / 65535)
     scale = min(1, POINTER_SIDE / max(height, width))

@@ -1,4 +1,4 @@
-"""Visitors of the page: their predictions, and the folders of their files."""
+"""Keeps the predictions and files of the page's visitors."""
 
 import functools
 import shutil
@@ -14,30 +14,27 @@ from src.base.arrays import Floats, Pixels
 from src.prediction import depth_files
 from src.prediction.pointcloud import Intrinsics
 
-CACHE_S = 3600  # what visitors have sent and got is deleted after this
-
-
-# The page knows so many visitors at most; who has been quiet for longest goes when another one comes.
-VISITORS = 64
+CACHE_S = 3600  # seconds after which files of visitors are deleted
+VISITORS = 64  # largest number of visitors; the least recently active visitor is removed for a new one
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One prediction, as a visitor's page keeps it."""
+    """A prediction that a visitor sees."""
 
     name: str
     rgb: Pixels  # uint8 (H, W, 3)
     depth_m: Floats  # float32 (H, W)
-    coarse_m: Floats  # CoarseNet's
-    truth_m: Floats | None  # 0 where not measured
+    coarse_m: Floats  # CoarseNet's depth, float32 (H, W)
+    truth_m: Floats | None  # true depth (H, W), 0 = not measured
     camera: Intrinsics
-    lens: float  # what the depth was multiplied by
-    seconds: float
-    folder: Path  # of the files to download
+    lens: float  # factor of the depth, from the photo's EXIF
+    seconds: float  # duration of the prediction
+    folder: Path  # for the files to download
 
     @functools.cached_property
     def colour_end(self) -> float:
-        """Metres at the end of the colours where nobody says: the prediction and the truth fit."""
+        """Metres at the automatic end of the colours, which covers the prediction and the true depth."""
         maps = [self.depth_m] if self.truth_m is None else [self.depth_m, self.truth_m]
         return max(map(depth_files.colour_end, maps))
 
@@ -48,7 +45,7 @@ class Shown:
 
 @dataclass
 class Visit:
-    """One visitor's: a folder of the server's own choosing, and whether the video is to end."""
+    """A visitor: the folder of their files, and whether they stopped their video."""
 
     folder: Path
     last: float  # time.monotonic() of the last event
@@ -56,38 +53,38 @@ class Visit:
 
 
 class Visits:
-    """The visitors that are there. What a client calls its session is a key here, and never part of a path.
+    """The current visitors by session. The session's name comes from the client, and is never part of a path.
 
     Args:
-        folder: where each gets a folder, which is removed when the visitor leaves, is quiet for CACHE_S, or is the
-            longest quiet of more than VISITORS.
+        folder: the parent of the visitors' folders. A folder is removed when its visitor leaves, was inactive for
+            CACHE_S, or is the least recently active of more than VISITORS.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._visits: dict[str | None, Visit] = {}  # the longest quiet first
+        self._visits: dict[str | None, Visit] = {}  # least recently active first
         self._changing = threading.Lock()
 
     def of(self, request: gr.Request | None) -> Visit:
-        """The Visit of a request; a new one where the session has none."""
+        """Return the Visit of a request's session, and create it if necessary."""
         session = request and request.session_hash
         with self._changing:
             visit = self._visits.pop(session, None) or Visit(Path(tempfile.mkdtemp(dir=self.folder)), 0)
             visit.last = time.monotonic()
             self._visits[session] = visit
-            quiet = [key for key, other in self._visits.items() if visit.last - other.last > CACHE_S]
-            for key in [*quiet, *list(self._visits)[len(quiet):-VISITORS]]:
+            inactive = [key for key, other in self._visits.items() if visit.last - other.last > CACHE_S]
+            for key in [*inactive, *list(self._visits)[len(inactive):-VISITORS]]:
                 self._remove(key)
             return visit
 
     def stop(self, request: gr.Request) -> None:
-        """End this visitor's video."""
+        """Stop this visitor's video."""
         with self._changing:
             if visit := self._visits.get(request.session_hash):
                 visit.stopped = True
 
     def leave(self, request: gr.Request) -> None:
-        """This visitor has closed the page."""
+        """Remove a visitor who has closed the page."""
         with self._changing:
             self._remove(request.session_hash)
 

@@ -120,7 +120,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--learning_rate", type=float, default=1e-4, help="of conv1 and conv3; conv2 has ten times it")
     parser.add_argument("--gradient_weight", type=float, default=1.0)
-    parser.add_argument("--start", type=Path, help="a FineNet checkpoint to go on from")
+    parser.add_argument(
+        "--conv1",
+        type=Path,
+        help="a FineNet checkpoint whose conv1 is taken as it is: half of the work is its gradient",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
@@ -129,13 +133,11 @@ def main() -> None:
     from src.nets import checkpoint
 
     coarse, fine = Coarse(options.coarse), Fine()
-    if options.start:
-        fine.load_state_dict(
-            {
-                name: torch.from_numpy(array.astype(np.float32))
-                for name, array in checkpoint.load(options.start).arrays.items()
-            }
+    if options.conv1:
+        fine.conv1.weight.data = torch.from_numpy(
+            checkpoint.load(options.conv1).arrays["conv1.weight"].astype(np.float32)
         )
+        fine.conv1.weight.requires_grad_(False)
     average = Fine()
     average.load_state_dict(fine.state_dict())
     optimizer = torch.optim.Adam(

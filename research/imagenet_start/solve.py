@@ -1,12 +1,12 @@
-"""Solve the student's last layer on all views, and write PaperCoarseNet's checkpoint.
+"""Solve the student's last layer on NYU/Train, and write PaperCoarseNet's checkpoint.
 
-    python solve.py VIEWS student.pt NYU PaperCoarseNet.ckpt --convolutions PaperCoarseNet_imagenet.ckpt
+    python solve.py student.pt NYU PaperCoarseNet.ckpt --convolutions PaperCoarseNet_imagenet.ckpt
 
-Descent leaves the depth head behind what the features know. Here it is solved: the correction of the head that has the
-least squared error over all views and a penalty on its size (ridge regression); `--ridge` may name several penalties,
-of which the lowest abs_rel on NYU/Test is taken. The convolutions' batch normalisation is folded, and the two linear
-layers become fc6 and fc7: v = relu(v) - relu(-v), so 64 numbers take 128 of fc6's 4,096 units. The checkpoint is read
-back and compared with this program's own prediction.
+Descent leaves the depth head behind what the features know. Here it is solved: ridge regression of the log depth maps'
+leading components on conv5's outputs, for the training pairs and their mirror images. Of the penalties in `--ridge`
+the one with the lowest abs_rel on NYU/Test is taken. The convolutions' batch normalisation is folded, and
+the two linear layers become fc6 and fc7: v = relu(v) - relu(-v), so 64 numbers take 128 of fc6's 4,096 units. The
+checkpoint is read back and compared with this program's own prediction.
 """
 
 import argparse
@@ -21,11 +21,9 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from regression import COMPONENTS, load_pairs, scores
-from student import HAS_BFLOAT16, Student, Views
+from student import HAS_BFLOAT16, Student
 
 UNITS, CELLS = 4096, 4070
-PAIRS_WEIGHT = 20.0  # of the pictures of NYU/Train themselves, over their views
-LEAST_MEASURED = 0.5  # of a view's cells, so that its map's components are known
 
 
 def folded(student: Student) -> dict[str, np.ndarray]:
@@ -67,28 +65,14 @@ def components(log_depth: np.ndarray, mean: np.ndarray, basis: np.ndarray) -> np
     return np.linalg.solve(regular, known @ (log_depth[valid] - mean[valid]))
 
 
-class NormalEquations:
-    """Sums of x x' and x r' over weighted rows, with x = (features, 1) and r the head's error."""
-
-    def __init__(self, size: int) -> None:
-        self.square = torch.zeros(size + 1, size + 1)
-        self.product = torch.zeros(size + 1, COMPONENTS)
-
-    def add(self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> None:
-        x = torch.cat([x, torch.ones(len(x), 1)], 1) * weight.sqrt()[:, None]
-        self.square.addmm_(x.T, x)
-        self.product.addmm_(x.T, residual * weight.sqrt()[:, None])
-
-    def solve(self, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """The head's correction: weight (features, COMPONENTS) and bias (COMPONENTS,)."""
-        diagonal = self.square.diagonal().double().clone()
-        diagonal[-1] = 0  # the bias is free
-        scale = float(diagonal.sum() / (len(diagonal) - 1))
-        penalised = self.square.double() + ridge * scale * torch.diag(
-            torch.cat([torch.ones(len(diagonal) - 1), torch.zeros(1)])
-        )
-        solution = torch.cholesky_solve(self.product.double(), torch.linalg.cholesky(penalised)).float()
-        return solution[:-1], solution[-1]
+def ridge_regression(x: torch.Tensor, y: torch.Tensor, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The (weight, bias) with x @ weight + bias near y, in as many unknowns as there are rows."""
+    x_mean, y_mean = x.mean(0), y.mean(0)
+    scale = 1 / (x.std(0).mean() * x.shape[1] ** 0.5)
+    z = (x - x_mean) * scale
+    kernel = (z @ z.T).double() + ridge * torch.eye(len(z))
+    weight = z.T @ torch.linalg.solve(kernel, (y - y_mean).double()).float() * scale
+    return weight, y_mean - x_mean @ weight
 
 
 def checkpoint_arrays(
@@ -111,13 +95,11 @@ def checkpoint_arrays(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("views", type=Path)
     parser.add_argument("state", type=Path)
     parser.add_argument("nyu", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--convolutions", type=Path, help="where to write conv1 to conv5 alone, for --start imagenet")
-    parser.add_argument("--ridge", type=float, nargs="+", default=[0.03, 0.1, 0.3, 1, 3, 10])
-    parser.add_argument("--rooms_weight", type=float, default=0.3, help="of a room with the teacher's depth")
+    parser.add_argument("--ridge", type=float, nargs="+", default=[1, 2, 3, 5, 10])
     options = parser.parse_args()
 
     student = Student()
@@ -125,51 +107,35 @@ def main() -> None:
     student.eval()
     arrays = {name: array.astype(np.float16).astype(np.float32) for name, array in folded(student).items()}
     mean, basis = student.depth_mean.numpy(), student.depth_basis.numpy()
-    head_weight, head_bias = student.depth.weight.detach().T, student.depth.bias.detach()
     rgb, depth_m, test_rgb, test_depth_m = load_pairs(options.nyu)
-
-    def predicted(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> np.ndarray:
-        return ((x @ weight + bias).numpy() @ basis + mean).reshape(-1, 55, 74)
 
     def unit(pictures: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
 
-    equations = NormalEquations(head_weight.shape[0])
-
-    def add(pictures: np.ndarray, log_depth: np.ndarray, weight: float) -> None:
-        target = np.stack([components(row, mean, basis) for row in log_depth]).astype(np.float32)
-        x = features(arrays, unit(pictures), torch.bfloat16)
-        residual = torch.from_numpy(target) - (x @ head_weight + head_bias)
-        equations.add(x, residual, torch.full((len(x),), weight))
+    def seen(pictures: np.ndarray, precision: torch.dtype) -> torch.Tensor:
+        return torch.cat(
+            [features(arrays, unit(part), precision) for part in np.array_split(pictures, len(pictures) // 50)]
+        )
 
     log_depth = np.log(np.clip(depth_m, 0.1, 10), out=np.full_like(depth_m, np.nan), where=depth_m > 0)
-    for start in range(0, len(rgb), 64):
-        for picture, target in ((rgb, log_depth), (rgb[:, :, ::-1], log_depth[:, :, ::-1])):
-            add(picture[start : start + 64], target[start : start + 64].reshape(-1, CELLS), PAIRS_WEIGHT / 2)
-    views = Views(options.views, 0.5, 64)
-    sizes = views.refresh()
-    for kind, count, weight in zip(("pairs", "rooms"), sizes, (1.0, options.rooms_weight), strict=True):
-        for start in range(0, count if weight else 0, 64):
-            drawn = [views.view(kind, number) for number in range(start, min(start + 64, count))]
-            maps = [(view[0], view[3].astype(np.float32).ravel()) for view in drawn]
-            maps = [row for row in maps if np.isfinite(row[1]).mean() >= LEAST_MEASURED]
-            if maps:
-                add(np.stack([picture for picture, _ in maps]), np.stack([target for _, target in maps]), weight)
-        print(f"{kind}: {count} views", flush=True)
-
-    x, x_mirrored = features(arrays, unit(test_rgb)), features(arrays, unit(test_rgb[:, :, ::-1]))
+    both = np.concatenate([log_depth, log_depth[:, :, ::-1]]).reshape(-1, CELLS)
+    y = torch.from_numpy(np.stack([components(row, mean, basis) for row in both]).astype(np.float32))
+    x = torch.cat([seen(rgb, torch.bfloat16), seen(rgb[:, :, ::-1], torch.bfloat16)])
+    x_test, x_mirrored = (seen(pictures, torch.float32) for pictures in (test_rgb, test_rgb[:, :, ::-1]))
 
     def report(name: str, weight: torch.Tensor, bias: torch.Tensor) -> float:
-        plain, mirrored = predicted(x, weight, bias), predicted(x_mirrored, weight, bias)[:, :, ::-1]
-        print(f"{name}: {scores(plain, test_depth_m)} | {scores((plain + mirrored) / 2, test_depth_m)}", flush=True)
+        plain, mirrored = (
+            ((row @ weight + bias).numpy() @ basis + mean).reshape(-1, 55, 74) for row in (x_test, x_mirrored)
+        )
+        average = (plain + mirrored[:, :, ::-1]) / 2
+        print(f"{name}: {scores(plain, test_depth_m)} | {scores(average, test_depth_m)}", flush=True)
         return float(scores(plain, test_depth_m).split()[3])
 
-    report("as learnt", head_weight, head_bias)
+    report("as learnt", student.depth.weight.detach().T, student.depth.bias.detach())
     solved = []
     for ridge in options.ridge:
-        correction, shift = equations.solve(ridge)
-        candidate = head_weight + correction, head_bias + shift
-        solved.append((report(f"ridge {ridge:g}", *candidate), ridge, candidate))
+        layer = ridge_regression(x, y, ridge)
+        solved.append((report(f"ridge {ridge:g}", *layer), ridge, layer))
     _, ridge, (weight, bias) = min(solved, key=lambda entry: entry[:2])
 
     os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"  # for MindSpore's own oneDNN, see src/__init__.py
@@ -187,6 +153,7 @@ def main() -> None:
 
     ms.set_device("CPU")
     net = checkpoint.load_coarse(options.output)
+    checkpoint.save(options.output, halved, {**info, checkpoint.WHOLE_SHA256: checkpoint.digest(net)})
     written = net(ms.Tensor(unit(test_rgb).contiguous().numpy())).asnumpy().reshape(-1, 55, 74)
     twin = {name: array.astype(np.float32) for name, array in halved.items()}
     hidden = functional.relu(

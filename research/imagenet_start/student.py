@@ -1,6 +1,6 @@
 """Teach PaperCoarseNet's convolutions to give the teacher's maps and the depth.
 
-    python student.py VIEWS student.pt NYU --images 200000 [--start CONVOLUTIONS.npz | STATE.pt]
+    python student.py VIEWS student.pt NYU --images 200000 [--start CONVOLUTIONS.ckpt | STATE.pt]
 
 The five convolutions have batch normalisation while they learn; solve.py folds it into their weights. conv4 learns the
 teacher's 168 finer maps and conv5 its 352 coarser ones, each through a 1x1 convolution that is thrown away later. The
@@ -160,9 +160,11 @@ def depth_losses(
 
 
 def load_convolutions(student: Student, path: Path, rgb: torch.Tensor) -> None:
-    """Start from convolutions that were folded for RGB in [0, 1] (`conv1.weight`, `conv1.bias`, ...): batch
-    normalisation begins as the identity on these pictures."""
-    arrays = np.load(path)
+    """Start from convolutions that were folded for RGB in [0, 1] : batch normalisation begins as the identity
+    on these pictures."""
+    from src.nets import checkpoint
+
+    arrays = checkpoint.load(path).arrays
     x = (rgb - 0.45) / 0.25
     with torch.no_grad():
         for index, (conv, norm) in enumerate(zip(student.convs, student.norms, strict=True)):
@@ -196,7 +198,11 @@ def main() -> None:
     parser.add_argument("state", type=Path)
     parser.add_argument("nyu", type=Path)
     parser.add_argument("--images", type=int, default=200_000, help="image-steps until the cosine schedule ends")
-    parser.add_argument("--start", type=Path, help="convolutions (.npz) or the averaged weights of a state (.pt)")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        help="convolutions (.ckpt, as solve.py writes them) or the averaged weights of a state (.pt)",
+    )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--labelled_share", type=float, default=0.5)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
@@ -224,7 +230,7 @@ def main() -> None:
     )
     student.depth_mean.copy_(torch.from_numpy(mean))
     student.depth_basis.copy_(torch.from_numpy(basis))
-    if options.start and options.start.suffix == ".npz":
+    if options.start and options.start.suffix == ".ckpt":
         load_convolutions(student, options.start, torch.cat([views.draw(options.seed, step)[0] for step in range(4)]))
     elif options.start:
         student.load_state_dict(torch.load(options.start, weights_only=True)["average"])

@@ -1,1 +1,1 @@
-"""What every command needs and nothing here knows of depth: types, files, signals, arguments, errors."""
+"""Shared by all commands and independent of depth: types, files, signals, command-line arguments, errors."""

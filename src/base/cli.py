@@ -1,4 +1,4 @@
-"""What every command shares: argument types, logging to the screen, and the exit code of a user's mistake."""
+"""Command-line code shared by all commands: argument types, logging, progress bars, and exit codes."""
 
 import argparse
 import contextlib
@@ -23,18 +23,18 @@ Needs: TypeAlias = Mapping[str, tuple[str, Callable[[Any], bool]]]
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Names the defaults that are values."""
+    """Adds the default to the help of each option, unless it is None or False."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
-# The scripts set it when they are run from scripts/.
+# Set by the scripts when they are run from scripts/.
 MODEL = Path(os.environ.get("DEPTHNET_MODEL", "Model"))
 
 
 def positive_int(text: str) -> int:
-    """An argparse type: an integer from 1."""
+    """Argparse type: an integer >= 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1")
@@ -42,7 +42,7 @@ def positive_int(text: str) -> int:
 
 
 def non_negative_int(text: str) -> int:
-    """An argparse type: an integer from 0."""
+    """Argparse type: an integer >= 0."""
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0")
@@ -50,7 +50,7 @@ def non_negative_int(text: str) -> int:
 
 
 def seed(text: str) -> int:
-    """An argparse type: what MindSpore and NumPy take as a seed."""
+    """Argparse type: a random seed that MindSpore and NumPy accept."""
     value = int(text)
     if not 0 <= value < 2**32:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to {2**32 - 1}")
@@ -58,7 +58,7 @@ def seed(text: str) -> int:
 
 
 def finite_float(text: str) -> float:
-    """An argparse type: a finite number."""
+    """Argparse type: a finite number."""
     value = float(text)
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text} is not a finite number")
@@ -66,7 +66,7 @@ def finite_float(text: str) -> float:
 
 
 def positive_float(text: str) -> float:
-    """An argparse type: a finite number above 0."""
+    """Argparse type: a finite number > 0."""
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
@@ -74,7 +74,7 @@ def positive_float(text: str) -> float:
 
 
 def non_negative_float(text: str) -> float:
-    """An argparse type: a finite number from 0."""
+    """Argparse type: a finite number >= 0."""
     value = finite_float(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is not a number from 0")
@@ -82,7 +82,7 @@ def non_negative_float(text: str) -> float:
 
 
 def share(text: str) -> float:
-    """An argparse type: a number from 0 to below 1."""
+    """Argparse type: a number in [0, 1)."""
     value = float(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to below 1")
@@ -118,30 +118,32 @@ NETS_NEED: Needs = dict.fromkeys(("coarse_ckpt_model", "fine_ckpt_model", "devic
 
 
 def add_nets(parser: argparse.ArgumentParser) -> None:
-    """The options of a command that predicts: which nets, where they run, and how. For `predict.from_options`."""
+    """Add the options that choose the nets, their runtime and their device, for `nets.files_from_options`."""
     add = parser.add_argument
     add("--coarse_ckpt_model", type=Path, help="default: Model/Ckpt/FinalCoarseNet.ckpt, or else weights/ of this repo")
     add("--fine_ckpt_model", type=Path, help="default: Model/Ckpt/FinalFineNet.ckpt, or else weights/ of this repo")
-    add("--coarse_onnx", type=Path, help="with --fine_onnx: run export.py's ONNX files instead, without MindSpore")
+    add("--coarse_onnx", type=Path, help="with --fine_onnx: ONNX files written by export.py, run without MindSpore")
     add("--fine_onnx", type=Path)
     add("--flip_average", action="store_true",
-        help="average with the prediction for the mirror image: a little better, half as fast")
+        help="average log depth with that of the mirror image: slightly more accurate, half as fast")
     add("--batch_size", type=positive_int, default=8)
     add("--device_target", choices=("auto", "Ascend", "GPU", "CPU"), default="auto")
     add("--device_id", type=non_negative_int, default=0)
 
 
 def check_nets(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Refuse options of `add_nets` that do not belong together."""
+    """Exit with an error if the options of `add_nets` do not belong together."""
     if (options.coarse_onnx is None) != (options.fine_onnx is None):
         parser.error("--coarse_onnx and --fine_onnx belong together")
 
 
-SHIPPED = {net: Path(__file__).resolve().parents[2] / "weights" / f"{net}.ckpt" for net in ("CoarseNet", "FineNet")}
+WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
+SHIPPED = {"CoarseNet": WEIGHTS / "PaperCoarseNet.ckpt", "FineNet": WEIGHTS / "FineNet.ckpt"}
 
 
 def default_or_shipped_checkpoints() -> list[Path]:
-    """The `default_checkpoint` of CoarseNet and of FineNet; where there is neither, this repo's, which is said."""
+    """Return the `default_checkpoint` of CoarseNet and of FineNet. If neither exists, log that and return weights/ of
+    this repo."""
     defaults = [default_checkpoint(net) for net in SHIPPED]
     if any(path.exists() for path in defaults) or not all(path.exists() for path in SHIPPED.values()):
         return defaults
@@ -151,30 +153,30 @@ def default_or_shipped_checkpoints() -> list[Path]:
 
 
 def default_checkpoint(net: str) -> Path:
-    """MODEL/Ckpt/Final<net>.ckpt, or what a distributed run has left in its place, which is said."""
-    alone = MODEL / "Ckpt" / f"Final{net}.ckpt"
-    distributed = alone.with_stem(f"{alone.stem}_rank0")
-    if distributed.exists() and not alone.exists():
-        logging.info("no %s: taking %s", alone, distributed)
+    """Return MODEL/Ckpt/Final<net>.ckpt. If only the checkpoint of a distributed run exists, log that and return it."""
+    single = MODEL / "Ckpt" / f"Final{net}.ckpt"
+    distributed = single.with_stem(f"{single.stem}_rank0")
+    if distributed.exists() and not single.exists():
+        logging.info("no %s: taking %s", single, distributed)
         return distributed
-    return alone
+    return single
 
 
 def default_workers() -> int:
-    """Threads for decoding: one a processor that this process may use, at most 8."""
+    """Return the default number of decoding threads: one per available processor, at most 8."""
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 class _Formatter(logging.Formatter):
-    """Names that are no text are shown all the same."""
+    """Escapes invalid file names."""
 
     def format(self, record: logging.LogRecord) -> str:
         return "\n".join(map(printable, super().format(record).split("\n")))
 
 
 class _Screen(logging.StreamHandler[Any]):
-    """Standard output. When it cannot be written any more (a closed terminal or pipe, a full disk) the work goes on in
-    silence, and `error` holds why: a result that nobody got is no success."""
+    """Logs to standard output. If that fails (closed terminal or pipe, full disk), the command continues without
+    output and `error` keeps the reason, so that `run` can exit with a failure."""
 
     error: OSError | None = None
 
@@ -190,14 +192,16 @@ class _Screen(logging.StreamHandler[Any]):
 
 
 def run(main: Callable[..., int]) -> NoReturn:
-    """Run `main` and exit with its code; a user's mistake is one line on stderr and exit code 2, a failed
-    check the same with 1.
+    """Run `main` and exit with the code that it returns.
 
-    `main` takes the StopRequest when it has a parameter; by itself a signal exits with 128 + its number, and leaves
-    nothing half-written.
+    UserError and OSError print one line on stderr and exit with 2, CheckFailed with 1. A signal exits with 128 + its
+    number and leaves no partial file.
+
+    Args:
+        main: the command. If it has a parameter, it gets the StopRequest.
     """
     _open_streams()
-    os.environ.pop("MPLBACKEND", None)  # a notebook's, for a module that this environment may not have
+    os.environ.pop("MPLBACKEND", None)  # set by notebooks, to a backend that may not be installed here
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -205,8 +209,8 @@ def run(main: Callable[..., int]) -> NoReturn:
     screen = _Screen(sys.stdout)
     screen.setFormatter(_Formatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[screen])
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its caches, and of a matplotlibrc's mistakes
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # of damage that it reads past; what it cannot read is named
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # hide messages on its font cache and on matplotlibrc
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # on damage that Pillow tolerates; other damage is an ImageError
     try:
         _check_current_folder()
         code = main(stop) if main.__code__.co_argcount else main()
@@ -219,13 +223,13 @@ def run(main: Callable[..., int]) -> NoReturn:
         code = _complain(f"Python has no {error.name}: pip install -r {requirements}", USER_MISTAKE)
     except CheckFailed as error:
         code = _complain(error, CHECK_FAILED)
-    except KeyboardInterrupt:  # where signals cannot be waited for
+    except KeyboardInterrupt:  # on Windows, where StopRequest handles no signals
         code = 130
     sys.exit(_flushed(screen, code))
 
 
 def _check_current_folder() -> None:
-    """Raise UserError where it is gone: MindSpore cannot be imported there, and crashes."""
+    """Raise UserError if the current folder no longer exists: importing MindSpore would crash."""
     try:
         os.getcwd()
     except OSError as error:
@@ -233,26 +237,26 @@ def _check_current_folder() -> None:
 
 
 def _open_streams() -> None:
-    """Have standard streams that are closed lead nowhere, as /dev/null does: the next files that are opened would have
-    their numbers, and get what is written to them."""
+    """Open closed standard streams on /dev/null. Otherwise the next file opened would get a stream's descriptor, and
+    receive the output written to that stream."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free descriptor
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def _flushed(screen: _Screen, code: int) -> int:
-    """The exit code after the last of standard output is out, or could not be."""
+    """Flush standard output. Returns `code`, or CHECK_FAILED if the output could not be written."""
     try:
         sys.stdout.flush()
     except OSError as error:
         screen.error = screen.error or error
     if screen.error is None:
         return code
-    sys.stdout = None  # the interpreter would flush it again, and complain
+    sys.stdout = None  # keeps the interpreter from flushing it again and printing an error
     return code or _complain(f"standard output could not be written: {screen.error.strerror}", CHECK_FAILED)
 
 
@@ -264,14 +268,14 @@ def _complain(error: object, code: int) -> int:
 
 
 class _LogProgress(contextlib.AbstractContextManager[Any]):
-    """What tqdm is on a terminal, as a plain line now and then."""
+    """A progress bar for logs: logs a line every `interval_s` seconds."""
 
     def __init__(self, total: int | None, desc: str, unit: str, initial: int = 0, interval_s: float = 10.0) -> None:
         self.total, self.desc, self.unit, self.done, self.interval_s = total, desc, unit, initial, interval_s
         self.last = time.monotonic()
 
     def update(self, count: int = 1) -> None:
-        """`count` more are done."""
+        """Add `count` to the units done."""
         self.done += count
         if time.monotonic() - self.last >= self.interval_s:
             self.last = time.monotonic()
@@ -283,7 +287,7 @@ class _LogProgress(contextlib.AbstractContextManager[Any]):
 
 
 def _has_tqdm() -> bool:
-    """On a terminal, where tqdm is: a 310 host runs preprocess.py with NumPy, OpenCV and Pillow only."""
+    """Return whether stderr is a terminal and tqdm is installed; a 310 host may lack it."""
     if not sys.stderr or not sys.stderr.isatty():
         return False
     try:
@@ -294,26 +298,33 @@ def _has_tqdm() -> bool:
 
 
 class Bar(Protocol):
-    """What is told of each step, picture or frame that is done."""
+    """Counts the steps, pictures or frames done."""
 
     def update(self, count: int = 1, /) -> object: ...
 
 
 class Progress(Bar, Protocol):
-    """A tqdm bar, or what stands for it in a log."""
+    """A Bar that is a context manager: tqdm or _LogProgress."""
 
     def __enter__(self) -> "Progress": ...
     def __exit__(self, *_: object) -> bool | None: ...
 
 
 def progress(total: int | None, desc: str, unit: str, initial: int = 0) -> Progress:
-    """A tqdm bar on a terminal; in a log a line every ten seconds. `total` None is not known."""
+    """Return a tqdm bar on a terminal, else a bar that logs a line every ten seconds.
+
+    Args:
+        total: number of units, None if unknown.
+        desc: what is being done, such as "predicting".
+        unit: name of a unit, such as "image".
+        initial: units done before.
+    """
     if not _has_tqdm():
         return _LogProgress(total, desc, unit, initial)
     from tqdm import tqdm
 
     class Quiet(tqdm):
-        """Goes on in silence when the terminal is closed."""
+        """Ignores errors of a closed terminal."""
 
         def display(self, *arguments: Any, **named: Any) -> Any:
             with contextlib.suppress(OSError):
@@ -323,7 +334,7 @@ def progress(total: int | None, desc: str, unit: str, initial: int = 0) -> Progr
 
 
 def log_above_progress() -> contextlib.AbstractContextManager[None]:
-    """A context in which log lines do not tear a progress bar."""
+    """Return a context in which log lines are printed above the progress bar."""
     if not _has_tqdm():
         return contextlib.nullcontext()
     from tqdm.contrib.logging import logging_redirect_tqdm

@@ -1,13 +1,13 @@
-"""The two errors that the commands print as one line: exit code 2 for the user's mistake, 1 for a failed check."""
+"""Errors that the commands print as one line, with exit code 2 (UserError) or 1 (CheckFailed)."""
 
 
 class UserError(ValueError):
-    """What is wrong, where, and what was expected."""
+    """A mistake of the user. The message says what is wrong, where, and what was expected."""
 
 
 class CheckFailed(Exception):
-    """The program's own result did not pass its own check."""
+    """A result of the program failed its own check."""
 
 
 class NotFinite(CheckFailed):
-    """A net's prediction is NaN or infinite somewhere. The message names the picture."""
+    """A prediction contains NaN or infinity. The message names the picture."""

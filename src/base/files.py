@@ -1,4 +1,4 @@
-"""Output files that are complete or absent, and what file names may hold."""
+"""Writes files atomically, removes partial files, and escapes file names."""
 
 import contextlib
 import errno
@@ -20,7 +20,7 @@ except ImportError:  # Windows
 
 StrPath: TypeAlias = str | os.PathLike[str]
 
-_PARTIAL = ".partial-"  # and a random part: two processes that write the same file do not meet
+_PARTIAL = ".partial-"  # followed by random characters, so that processes writing the same file do not collide
 _TEMPORARY = "depthnet-temporary-"
 
 _open_partials: set[Path] = set()
@@ -28,27 +28,29 @@ _exiting = threading.Lock()
 
 
 def printable(name: object) -> str:
-    """A file name as text that every screen, page and picture can show: bytes that are not UTF-8 and control
-    characters as \\xNN."""
-    def shown(letter: str) -> str:
+    """Return a file name as printable text: bytes that are not UTF-8 and control characters become \\xNN."""
+    def escaped(letter: str) -> str:
         if letter.isprintable():
             return letter
-        byte = ord(letter) - 0xDC00  # how Python keeps a byte that is not UTF-8
+        byte = ord(letter) - 0xDC00  # surrogateescape: Python's form of a byte that is not UTF-8
         return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else letter.encode("unicode_escape").decode()
 
-    return "".join(map(shown, str(name)))
+    return "".join(map(escaped, str(name)))
 
 
 def partial_path(path: StrPath, ending: str = "") -> Path:
-    """A new short name beside `path`, for what is not complete yet."""
+    """Return a new hidden path in the folder of `path`, for a file that is not complete yet."""
     return Path(path).parent / f"{_PARTIAL}{secrets.token_hex(6)}{ending}"
 
 
 @contextlib.contextmanager
 def replacing(path: StrPath, mode: str = "w", durable: bool = True) -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path`; when the block ends well it takes the name, else it goes.
+    """Open a temporary file beside `path`. It replaces `path` if the block succeeds, and is removed otherwise.
 
-    `durable`: it is on disk (fsync) before it takes the name, so that a power cut leaves the old file or the new one.
+    Args:
+        path: the file to write.
+        mode: "w" for UTF-8 text, "wb" for bytes.
+        durable: flush to disk (fsync) before replacing, so that a power cut leaves the old file or the new one.
     """
     path = Path(path)
     partial = partial_path(path)
@@ -66,32 +68,31 @@ def replacing(path: StrPath, mode: str = "w", durable: bool = True) -> Iterator[
 
 @contextlib.contextmanager
 def discarded_at_exit(partial: Path) -> Iterator[Path]:
-    """While entered, `partial` (a file or a folder) is removed when the process is told to stop; at the end it is
-    removed, too, unless it has got another name by then."""
+    """Remove `partial`, a file or a folder, when the block or the process ends, unless it has been renamed by then."""
     with _exiting:
         _open_partials.add(partial)
     try:
         yield partial
     finally:
-        with _exiting:  # for good where the process is ending: what fails because `partial` is gone is no failure
+        with _exiting:  # blocks for ever if the process is exiting: errors caused by the removal are not reported
             _remove(partial)
             _open_partials.discard(partial)
 
 
 def discard_partials() -> None:
-    """Remove what this process is writing: it is about to exit, and other threads begin nothing new."""
+    """Remove all partial files of this process, which is about to exit. Other threads can start no new ones."""
     _exiting.acquire()
     for partial in list(_open_partials):
         with contextlib.suppress(OSError):
-            _remove(partial.rename(partial_path(partial)))  # nobody puts anything into a folder that is gone
+            _remove(partial.rename(partial_path(partial)))  # renamed first: no thread can add files to it
 
 
 @contextlib.contextmanager
 def temporary_folder(parent: StrPath | None = None) -> Iterator[Path]:
-    """A new folder in `parent` (default: the system's temporary one) that goes when the block or the process ends.
+    """Create a folder in `parent` (default: the system's temporary folder); remove it when the block or process ends.
 
-    A process that is killed by SIGKILL leaves its folder; the next that makes one in `parent` removes it. Each holds a
-    lock on its own, which the kernel lets go of.
+    A process killed by SIGKILL leaves its folder. The next call with the same `parent` removes it: each process locks
+    its folder, and the kernel releases the lock of a dead process.
     """
     prefix = _TEMPORARY if parent is None else f"{_PARTIAL}{_TEMPORARY}"
     parent = Path(tempfile.gettempdir() if parent is None else parent)
@@ -101,7 +102,7 @@ def temporary_folder(parent: StrPath | None = None) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         while True:
             folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-            with contextlib.suppress(FileNotFoundError):  # taken for one that was left, before it was locked
+            with contextlib.suppress(FileNotFoundError):  # another process removed it before it was locked
                 stack.enter_context(_locked(folder))
                 if folder.exists():
                     break
@@ -110,7 +111,7 @@ def temporary_folder(parent: StrPath | None = None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _locked(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of a folder. Where there are no locks: with `wait` do without, else raise OSError."""
+    """Hold the lock of a folder. If locks are not supported: continue without one if `wait`, else raise OSError."""
     if fcntl is None:
         if wait:
             yield
@@ -136,20 +137,19 @@ def _remove(partial: Path) -> None:
 
 
 def remove_partial(folder: StrPath) -> None:
-    """Remove what processes that were killed while writing into `folder` have left there. Only for a folder that no
-    other process writes to."""
+    """Remove partial files that killed processes left in `folder`. No other process may be writing to it."""
     for path in Path(folder).glob(f"{_PARTIAL}*"):
         _remove(path)
 
 
 def write_text(path: StrPath, text: str) -> None:
-    """Write `text` to `path`, whole or not at all."""
+    """Write `text` to `path` atomically."""
     with replacing(path) as file:
         file.write(text)
 
 
 def writable_folder(path: StrPath) -> Path:
-    """Create folder `path` and prove that a file can be written there. Raises UserError."""
+    """Create folder `path` and check that a file can be written there. Raises UserError if not."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -161,8 +161,10 @@ def writable_folder(path: StrPath) -> Path:
 
 
 def claim(paths: Iterable[StrPath], overwrite: bool) -> None:
-    """Decide that these outputs may be written. Raises UserError naming the one that is there already (unless
-    `overwrite`), that is a folder, or that two inputs would write."""
+    """Check that output paths may be written.
+
+    Raises UserError naming a path that exists (unless `overwrite`), is a folder, or occurs twice.
+    """
     seen = set()
     for path in map(Path, paths):
         if path in seen:
@@ -175,14 +177,14 @@ def claim(paths: Iterable[StrPath], overwrite: bool) -> None:
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 raise
-            exists = False  # writing it will fail, and be said
+            exists = False  # writing it will raise the error
         if exists and not overwrite:
             raise UserError(f"{path} is there already: --overwrite replaces it, --output_dir names another folder")
 
 
 @contextlib.contextmanager
 def linked(path: StrPath) -> Iterator[Path]:
-    """A link to `path` of which the whole name is letters, digits and a few signs, for libraries that want that."""
+    """Create a temporary link to `path` with a plain ASCII name, for libraries that reject other names."""
     path = Path(path)
     with temporary_folder() as folder:
         link = folder / f"link{path.suffix}"
@@ -190,7 +192,7 @@ def linked(path: StrPath) -> Iterator[Path]:
         yield link
 
 
-# What file systems answer that cannot flush a folder (SMB, FUSE, those of virtual machines). EIO is no such answer.
+# Errors of file systems that cannot flush a folder (SMB, FUSE, virtual machines). EIO is a real failure.
 _NO_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EBADF)
 
 

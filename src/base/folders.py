@@ -1,7 +1,7 @@
-"""What a search through a folder takes, and what it names because it does not take it: one rule for every command.
+"""Searches folders for files, with the same rules in every command.
 
-What file servers and desktops leave in folders (LITTER) is passed over in silence. Links are followed; a folder that
-several of them lead to is searched once, so that a circle ends.
+Files of file servers and desktops (LITTER) are ignored. Links are followed. A folder reached twice is searched once, so
+that cycles end.
 """
 
 import fnmatch
@@ -14,12 +14,12 @@ from pathlib import Path
 
 from src.base.files import StrPath
 
-# Hidden names (of macOS, Jupyter, NFS and rsync as well); macOS, Windows, Linux; Synology and QNAP.
+# Hidden names (including those of macOS, Jupyter, NFS and rsync); macOS, Windows, Linux; Synology and QNAP.
 LITTER = re.compile(
     r"\..*|__MACOSX|Icon\r|(eh)?Thumbs\.db|desktop\.ini|\$RECYCLE\.BIN|System Volume Information|lost\+found"
     r"|@eaDir|@tmp|@__thumb|[#@]recycle|[#@](Recently-)?Snapshot|.*@Syno(EAStream|Resource)",
     re.IGNORECASE | re.DOTALL)
-BELOW = ("**",)  # the pattern of all that is below a folder
+BELOW = ("**",)  # the pattern for all files below a folder
 
 OTHER_ENDING = "another ending than is taken"
 FOLDER = "a folder, which is not searched"
@@ -30,12 +30,12 @@ _NAMED = 5
 
 @dataclass
 class Found:
-    """What a search has found.
+    """The result of a search.
 
     Attributes:
-        files: what is taken, sorted. A link with a taken ending is among them, wherever it leads: reading it will tell.
-        unread: a sentence for each folder that cannot be read, and link that cannot be followed.
-        left_out: the other paths that the pattern means, by why they are not taken.
+        files: the matching files, sorted. A broken link with a matching name is included: reading it will fail.
+        unread: a message for each folder that cannot be read and each link that cannot be followed.
+        left_out: other paths that match the pattern, by the reason why they were left out.
     """
 
     files: list[Path] = field(default_factory=list)
@@ -44,18 +44,23 @@ class Found:
 
 
 def is_litter(name: str) -> bool:
-    """Whether a file or folder of this name is nothing that a user has put there."""
+    """Return whether a file or folder of this name was put there by a system and not by the user."""
     return LITTER.fullmatch(name) is not None
 
 
 def search(root: StrPath, pattern: Sequence[str] = BELOW, endings: tuple[str, ...] = ("",)) -> Found:
-    """The files below folder `root` that the parts of a glob pattern mean, and that have one of these `endings` in
-    lower or upper case."""
+    """Find the files below folder `root` that match a glob pattern and have one of these endings.
+
+    Args:
+        root: the folder.
+        pattern: the parts of the pattern, such as ("*", "**").
+        endings: in lower case; upper case matches too.
+    """
     found, known = Found(), set()
     folders: list[tuple[str, ...]] = [()]
     links: list[tuple[str, ...]] = []
     while folders or links:
-        parts = folders.pop() if folders else links.pop(0)  # what a link leads to may be found without it
+        parts = folders.pop() if folders else links.pop(0)  # links last: their targets may be reachable without them
         folder = Path(root, *parts)
         try:
             status, entries = folder.stat(), list(os.scandir(folder))
@@ -89,8 +94,8 @@ def search(root: StrPath, pattern: Sequence[str] = BELOW, endings: tuple[str, ..
 
 
 def _kind(entry: os.DirEntry[str], is_taken: bool) -> str:
-    """FOLDER, "file", NO_FILE (a pipe would be waited for), or why a link cannot be followed. A link to nothing with
-    a name `is_taken` for a file."""
+    """Return FOLDER, "file", NO_FILE (such as a pipe, which would block), or why a link cannot be followed. A broken
+    link counts as a file if `is_taken`."""
     try:
         if entry.is_dir():
             return FOLDER
@@ -105,7 +110,7 @@ def _kind(entry: os.DirEntry[str], is_taken: bool) -> str:
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether a glob pattern means this path."""
+    """Return whether a path matches a glob pattern."""
     if not parts or not pattern:
         return not parts and set(pattern) <= {"**"}
     if pattern[0] == "**":
@@ -114,14 +119,14 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def _leads(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether a glob pattern may mean something in the folder of this path."""
+    """Return whether a path in this folder could match a glob pattern."""
     if not parts or not pattern or pattern[0] == "**":
         return bool(pattern)
     return fnmatch.fnmatch(parts[0], pattern[0]) and _leads(parts[1:], pattern[1:])
 
 
 def named(names: Iterable[object]) -> str:
-    """The first of these names, and how many more there are."""
+    """Return the first names as text, and the number of the others."""
     texts = list(map(str, names))
     more = f" and {len(texts) - _NAMED} more" if len(texts) > _NAMED else ""
     return ", ".join(texts[:_NAMED]) + more

@@ -1,5 +1,5 @@
-"""SIGTERM, SIGINT and SIGHUP: leave nothing half-written, and no process; while training, finish the step and save
-first."""
+"""Handles SIGTERM, SIGINT and SIGHUP: removes partial files and child processes, then exits. Training finishes its
+step and saves first."""
 
 import contextlib
 import ctypes
@@ -30,7 +30,7 @@ R = TypeVar("R")
 
 
 class Stopped(Exception):
-    """Training was asked to stop and has saved its state; `signal_number` is the signal that asked."""
+    """Training received the signal `signal_number`, saved its state and stops."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)
@@ -38,14 +38,14 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Notes the signals in threads of its own; `signal_number` is the one that came, 0 is none.
+    """Waits for signals in its own threads. `signal_number` is the signal received, or 0.
 
-    A Python signal handler would not do: it runs only between two steps. SIGTERM and SIGHUP reach their thread through
-    a pipe that Python writes to at once. SIGINT is blocked and waited for: MindSpore's own handler turns it into
-    SIGTERM. The others are not blocked, for a child that inherits that cannot be ended by them. A signal that the
-    process was started to ignore, as nohup does with SIGHUP, stays ignored.
+    A Python signal handler would run only between two steps. SIGTERM and SIGHUP reach a thread through a pipe, which
+    Python writes to immediately. SIGINT is blocked and waited for, because MindSpore's own handler turns it into
+    SIGTERM. The other signals are not blocked: children would inherit that and could not be ended. A signal that the
+    process ignores from the start, as under nohup, stays ignored.
 
-    To be made before MindSpore is imported: its threads must inherit that SIGINT is blocked.
+    Create it before importing MindSpore, whose threads must inherit the blocked SIGINT.
     """
 
     def __init__(self) -> None:
@@ -72,9 +72,9 @@ class StopRequest:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """While entered, the first signal is only noted; at any other time it exits at once."""
+        """Within this context the first signal only sets `signal_number`. Outside it, a signal exits at once."""
         if signal.SIGINT in self._watched:
-            # Starting it unblocks SIGINT; a pool that CANN's compiler starts ("forkserver") would do that later.
+            # Starting the tracker unblocks SIGINT, so start it now: CANN's compiler would start it later.
             resource_tracker.ensure_running()
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         self._deferred = True
@@ -95,12 +95,12 @@ class StopRequest:
                 for child in multiprocessing.active_children():
                     child.kill()
                 discard_partials()
-                os._exit(128 + (self.signal_number or number))  # what has its name is complete
+                os._exit(128 + (self.signal_number or number))  # files under their final names are complete
             self.signal_number = number
             logger.info("%s: finishing this step, then saving", signal.Signals(number).name)
 
     def _forget(self) -> None:
-        """In a child: the signals end it, and tell its parent nothing."""
+        """Restore the default signal handlers in a forked child."""
         signal.set_wakeup_fd(-1)
         for number in self._watched:
             signal.signal(number, signal.SIG_DFL)
@@ -108,17 +108,23 @@ class StopRequest:
 
 
 def in_processes(function: Callable[[T], R], jobs: Iterable[T], processes: int | None = None) -> Iterator[R]:
-    """Yield what `function` returns for each job, as they are done, in processes (default: one a processor) that end
-    with this one, however it ends.
+    """Run `function` on each job in a pool of processes, and yield its results in order of completion.
 
-    Raises what `function` raises, and ChildProcessError when one of the processes was ended by something else.
+    The processes end with this one, even if it is killed.
+
+    Args:
+        function: called with one job.
+        jobs: its arguments.
+        processes: number of processes. Default: one per processor.
+
+    Raises whatever `function` raises, and ChildProcessError if a process was killed from outside.
     """
     with ProcessPoolExecutor(processes, initializer=_end_with, initargs=(os.getpid(),)) as pool:
-        try:  # no `pool.map`: it cancels what is left when a process has ended, and then Python 3.11 waits for ever
+        try:  # not `pool.map`: if a process dies, it cancels the other jobs and hangs in Python 3.11
             for future in as_completed([pool.submit(function, job) for job in jobs]):
                 yield future.result()
         except BrokenProcessPool as error:
-            time.sleep(1)  # a signal to the whole group is this process' end, too
+            time.sleep(1)  # if the whole group got a signal, this process ends here
             raise ChildProcessError("a process of the pool was ended from outside: too little memory?") from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -126,9 +132,9 @@ def in_processes(function: Callable[[T], R], jobs: Iterable[T], processes: int |
 
 
 def _end_with(parent: int) -> None:
-    """In a process of the pool: end when the parent does, were it by SIGKILL."""
+    """Have this process of the pool end when its parent does, even by SIGKILL."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it has ended already
+        if os.getppid() != parent:  # the parent has ended already
             os._exit(1)

@@ -1,1 +1,1 @@
-"""From the files of a data set to samples: geometry, listing, order, augmentation, the packed form."""
+"""Turns the files of a data set into samples: geometry, listing, order, augmentation, packed form."""

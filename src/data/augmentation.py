@@ -1,4 +1,4 @@
-"""Random changes of training pairs, drawn from a generator that the caller passes."""
+"""Augments training pairs at random, with a generator passed by the caller."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -10,22 +10,24 @@ from src.base.arrays import Array, Floats, Pixels
 from src.data import image
 
 BRIGHTNESS = (0.8, 1.0)
-
-
 SHARPNESS = (0.8, 1.2)
-
 
 # The paper's augmentation (section 3.4).
 PAPER_SCALE, PAPER_ROTATION_DEGREES, PAPER_COLOUR = (1.0, 1.5), 5.0, (0.8, 1.2)
 
 
 def augment(rgb: Pixels, depth_m: Floats, rng: np.random.Generator, rgb_out: Pixels, depth_out: Floats) -> None:
-    """Flip both, change the brightness and the sharpness of RGB, and write them into the batch's arrays.
+    """Flip RGB and depth with probability 0.5, and change the brightness and sharpness of RGB.
 
-    uint8 (228, 304, 3) and metres (55, 74) -> uint8 (3, 228, 304) and float32 (1, 55, 74).
+    Sharpness is defined as in Pillow's ImageEnhance: c * rgb + (1 - c) * smooth, where smooth is 5/13 of the pixel plus
+    1/13 of each of its eight neighbours, which equals 4/13 of the pixel plus 9/13 of the 3x3 mean.
 
-    Sharpness is that of Pillow's ImageEnhance: c * rgb + (1 - c) * smooth, where smooth weighs the pixel with 5/13 and
-    its eight neighbours with 1/13 each, which is 4/13 of the pixel and 9/13 of the 3x3 mean.
+    Args:
+        rgb: uint8 (228, 304, 3).
+        depth_m: metres (55, 74).
+        rng: source of all randomness.
+        rgb_out: the result, uint8 (3, 228, 304), written in place.
+        depth_out: the result, float32 metres (1, 55, 74), written in place.
     """
     flip = rng.random() < 0.5
     brightness, sharpness = rng.uniform(*BRIGHTNESS), rng.uniform(*SHARPNESS)
@@ -39,28 +41,34 @@ def augment(rgb: Pixels, depth_m: Floats, rng: np.random.Generator, rgb_out: Pix
 
 
 def augment_as_paper(rgb: Pixels, pixels: Pixels, rng: np.random.Generator, rgb_out: Pixels, depth_out: Floats) -> None:
-    """The paper's augmentation (section 3.4): the scale grows by 1 to 1.5 and the depth is divided by it, rotation
-    within 5 degrees, a translation as far as the picture reaches, each colour times 0.8 to 1.2, a flip.
+    """Augment as in the paper (section 3.4): scale by 1 to 1.5 and divide the depth by it, rotate by up to 5 degrees,
+    translate within the picture, multiply each colour by 0.8 to 1.2, and flip with probability 0.5.
 
-    The whole picture at half size, uint8 (240, 320, 3), and its depth pixels (240, 320) -> uint8 (3, 228, 304) and
-    float32 metres (1, 55, 74), bilinear over the measured pixels. What turns in from outside is the picture's mirror
-    image, without depth.
+    RGB outside the picture is its mirror image; depth outside is not measured. Depth is resampled bilinearly over the
+    measured pixels.
+
+    Args:
+        rgb: the whole picture at half size, uint8 (240, 320, 3).
+        pixels: its training depth pixels, uint8 (240, 320).
+        rng: source of all randomness.
+        rgb_out: the result, uint8 (3, 228, 304), written in place.
+        depth_out: the result, float32 metres (1, 55, 74), written in place.
     """
     flip, scale = rng.random() < 0.5, rng.uniform(*PAPER_SCALE)
     angle = np.deg2rad(rng.uniform(-PAPER_ROTATION_DEGREES, PAPER_ROTATION_DEGREES))
-    place, colour = rng.uniform(-1, 1, 2), rng.uniform(*PAPER_COLOUR, 3)
+    offset, colour = rng.uniform(-1, 1, 2), rng.uniform(*PAPER_COLOUR, 3)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / scale
     full, seen = np.array(image.HALF_SIZE[::-1]), np.array(image.RGB_SIZE[::-1])  # as (x, y)
     room = np.maximum(full - np.abs(turn) @ seen, 0)
-    centre = full / 2 + place * room / 2
+    centre = full / 2 + offset * room / 2
     turn = turn @ np.diag([-1 if flip else 1, 1])
 
     def cut(array: Array, size: tuple[int, int], border: int) -> Array:
-        """The window on a grid of `size` (height, width) cells, half-pixel centres."""
+        """Sample the window on a grid of `size` (height, width) cells with half-pixel centres."""
         cells = np.array(size[::-1])
         matrix = turn @ np.diag(seen / cells)
-        offset = centre - 0.5 - matrix @ (cells - 1) / 2
-        return cv2.warpAffine(array, np.column_stack([matrix, offset]), size[::-1],
+        origin = centre - 0.5 - matrix @ (cells - 1) / 2
+        return cv2.warpAffine(array, np.column_stack([matrix, origin]), size[::-1],
                               flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=border)
 
     rgb = cut(rgb, image.RGB_SIZE, cv2.BORDER_REFLECT_101)
@@ -71,6 +79,5 @@ def augment_as_paper(rgb: Pixels, pixels: Pixels, rng: np.random.Generator, rgb_
 
 
 Augmentation: TypeAlias = Callable[[Pixels, Array, np.random.Generator, Pixels, Floats], None]
-
 
 AUGMENTATIONS: dict[str, Augmentation] = {"reference": augment, "paper": augment_as_paper}

@@ -1,7 +1,7 @@
-"""Reading NYU pictures, and the one geometry of the project: crop, then bilinear resize.
+"""Reads pictures and depth maps, and defines the geometry used everywhere: crop, then bilinear resize.
 
-The crop is rows 12..468 and columns 16..624 of 480x640 (the same share of any picture with that ratio);
-bilinear is OpenCV's INTER_LINEAR: half-pixel centres, no anti-aliasing. Depth 0 means "not measured".
+The crop is rows 12..468 and columns 16..624 of 480x640, or the same share of a larger picture of that aspect ratio.
+Bilinear is OpenCV's INTER_LINEAR: half-pixel centres, no anti-aliasing. Depth 0 means "not measured".
 """
 
 import contextlib
@@ -30,27 +30,27 @@ HALF_ROWS, HALF_COLUMNS = slice(6, 234), slice(8, 312)  # the crop at half size:
 DEPTH_SIZE = (55, 74)
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 4 * MAX_PIXELS
-# Of a JPEG that is not progressive: with more than MAX_PIXELS it is decoded at half its size, which needs the memory of
-# that alone. A progressive one has to be in memory as a whole.
+# Limit for a baseline JPEG. Above MAX_PIXELS it is decoded at half its size, in the memory that this size needs. A
+# progressive JPEG is always decoded as a whole.
 MAX_JPEG_PIXELS = 250_000_000
-# Pillow would try all that it knows, Ghostscript included, whatever a file is called.
+# Without this list Pillow tries every format it knows, even Ghostscript, whatever the file name.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
-# What a JPEG may be called: .jfif is what Windows saves from a browser.
+# File name endings of JPEG; browsers on Windows save .jfif.
 JPEG_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif")
-# Formats of photographs that are not read: how their files begin.
+# Photo formats that are not supported, and the first bytes of their files.
 _UNREAD = (("AVIF", rb"....ftyp(avi[fs]|mif1.{0,20}avif)"), ("HEIC", rb"....ftyp(hei[cmsx]|hev[cmx]|mif1|msf1)"),
            ("JPEG XL", rb"\xff\n|\0\0\0\x0cJXL "), ("JPEG 2000", rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"))
-# EXIF's orientation: what turns the picture upright.
+# EXIF orientation -> the transpose that turns the picture upright.
 _TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
           5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
           8: Image.Transpose.ROTATE_90}
-# The 35 mm equivalent focal lengths that are believed, in mm: from fisheyes to superzooms.
+# Accepted range of 35 mm equivalent focal lengths in mm, from fisheyes to superzooms.
 FOCAL_35MM = (5, 3000)
 
 TRAIN_DEPTH_SCALE = np.float32(10 / 255)  # 8-bit pixel -> metres
 TEST_DEPTH_SCALE = np.float32(1 / 1000)  # 16-bit pixel -> metres
 
-MOST_TEST_DEPTH_M = 65.535  # of 16 bits of millimetres
+MOST_TEST_DEPTH_M = 65.535  # largest depth that 16-bit millimetres can hold
 
 _DEPTH_BITS = {"L": 8, "I;16": 16, "I;16B": 16, "I": 16}
 
@@ -59,20 +59,20 @@ logger = logging.getLogger(__name__)
 
 
 class ImageError(UserError):
-    """A picture that cannot be used. The message names the file."""
+    """A picture cannot be used. The message names the file."""
 
 
 class SizeError(ImageError):
-    """A picture of a size, or a pair of two sizes, that the geometry does not take."""
+    """A picture's size is not supported, or RGB and depth differ in size."""
 
 
 class BitDepthError(ImageError):
-    """A depth map in another encoding than its folder's: the 8/16-bit mix-up."""
+    """A depth map has the bit depth of the other folder (Train: 8, Test: 16)."""
 
 
 @contextlib.contextmanager
 def _naming(path: StrPath) -> Iterator[None]:
-    """Make what Pillow raises an ImageError that names `path`."""
+    """Convert Pillow's exceptions to an ImageError that names `path`."""
     try:
         yield
     except ImageError:
@@ -90,7 +90,7 @@ def _naming(path: StrPath) -> Iterator[None]:
 
 
 def _opened(path: StrPath) -> tuple[bytes, Image.Image]:
-    """(content, Pillow image of which nothing but the header was read). Raises ImageError."""
+    """Return (content, Pillow image with only its header read). Raises ImageError."""
     with _naming(path):
         if Path(path).stat().st_size > MAX_BYTES:
             raise ImageError(f"{path}: more than {MAX_BYTES:,} bytes: refused")
@@ -100,16 +100,15 @@ def _opened(path: StrPath) -> tuple[bytes, Image.Image]:
         for name, beginning in _UNREAD:
             if re.match(beginning, content[:40], re.DOTALL):
                 raise ImageError(f"{path}: {name} is not read: save it as JPEG or PNG first")
-        if content.startswith(b"\xff\xd8\xff"):  # Image.open refuses 180 million pixels, however few are asked for
+        if content.startswith(b"\xff\xd8\xff"):  # Image.open refuses 180 million pixels, even at half size
             return content, JpegImageFile(io.BytesIO(content))
         return content, Image.open(io.BytesIO(content), formats=FORMATS)
 
 
 def _read(path: StrPath) -> tuple[bytes, Image.Image]:
-    """(content, Pillow image that is not decoded yet, and will be at half its size where it has more than MAX_PIXELS
-    and may have them). Raises ImageError.
+    """Return (content, Pillow image, not decoded yet). A JPEG above MAX_PIXELS will be decoded at half its size.
 
-    What a file could fill the memory with is looked at first: its own size, and the size that it declares.
+    Checks the size of the file and of the picture first, so that a file cannot fill the memory. Raises ImageError.
     """
     content, image = _opened(path)
     pixels, size = image.width * image.height, f"{image.height}x{image.width}"
@@ -126,20 +125,23 @@ def _read(path: StrPath) -> tuple[bytes, Image.Image]:
 
 
 def _is_plain_jpeg(content: bytes, image: Image.Image) -> bool:
-    """Whether OpenCV decodes it to the pixels that Pillow would: complete, whole, RGB or grey, and not rotated by
-    EXIF."""
+    """Return whether OpenCV decodes a JPEG to the same pixels as Pillow: complete, full size, RGB or grey, no EXIF."""
     return (isinstance(image, JpegImageFile) and not image.decoderconfig and image.mode in ("RGB", "L")
             and "exif" not in image.info and content.endswith(b"\xff\xd9"))
 
 
 def load_rgb(path: StrPath) -> Pixels:
-    """Read any picture as uint8 (H, W, 3): EXIF rotation applied, grey repeated, alpha dropped, 16 bits to 8.
+    """Read a picture: EXIF rotation applied, grey repeated, alpha dropped, 16 bits reduced to 8.
 
-    A JPEG of more than MAX_PIXELS is read at half its size, which is logged. Raises ImageError when it is missing,
-    broken, truncated or too large.
+    A JPEG of more than MAX_PIXELS is read at half its size, which is logged.
+
+    Returns:
+        uint8 RGB (H, W, 3).
+
+    Raises ImageError if the file is missing, broken, truncated or too large.
     """
     content, image = _read(path)
-    if _is_plain_jpeg(content, image):  # the same library behind both, but OpenCV takes two thirds of the time
+    if _is_plain_jpeg(content, image):  # both use libjpeg-turbo, but OpenCV takes two thirds of the time
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
         if pixels is not None:
             return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, pixels)
@@ -148,12 +150,12 @@ def load_rgb(path: StrPath) -> Pixels:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The decoded picture, turned as its EXIF says. Whatever else is in there, and damage in it, is of no interest."""
+    """Decode a picture and rotate it by its EXIF orientation. Other EXIF data, and damage in them, are ignored."""
     turn = None
-    with contextlib.suppress(Exception):  # as many types as kinds of damage
+    with contextlib.suppress(Exception):  # Pillow raises a different type for every kind of damage
         exif = image.getexif()
         turn = _TURNS.get(exif[ExifTags.Base.Orientation])
-        if image.format == "TIFF":  # Pillow turns it while loading it; and writes its EXIF anew, all that is left
+        if image.format == "TIFF":  # Pillow rotates it on load, and rewrites its EXIF, damage included
             for tag in set(exif) - {ExifTags.Base.Orientation}:
                 del exif[tag]
     image.load()
@@ -161,8 +163,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Pixels:
-    """The pixels of a Pillow image as uint8 (H, W, 3): grey repeated, alpha dropped, 16 bits and floats
-    from 0 to 1 to 8."""
+    """Convert a Pillow image to uint8 RGB (H, W, 3): grey repeated, alpha dropped, 16 bits and floats in [0, 1] reduced
+    to 8 bits."""
     if image.mode.startswith("I"):
         return np.repeat(_high_byte(np.asarray(image))[..., None], 3, axis=2)
     if image.mode == "F" and (pixels := to_8_bits(np.asarray(image))) is not None:
@@ -175,8 +177,7 @@ def _high_byte(pixels: Array) -> Pixels:
 
 
 def to_8_bits(pixels: Array) -> Pixels | None:
-    """Pixels of uint8, uint16, bool or floating-point numbers from 0 to 1 as uint8 of the same shape; None for
-    others."""
+    """Convert uint8, uint16, bool, or floats in [0, 1] to uint8 of the same shape. Returns None for other arrays."""
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype == np.uint16:
@@ -187,28 +188,27 @@ def to_8_bits(pixels: Array) -> Pixels | None:
 
 
 def focal_length_35mm(path: StrPath) -> float | None:
-    """The focal length in mm that a 36x24 mm picture of the same angle would have, as the EXIF of a photograph tells
-    it; None where it does not, or tells what is outside FOCAL_35MM."""
+    """Return the 35 mm equivalent focal length in mm from a photo's EXIF, or None if absent or outside FOCAL_35MM."""
     try:
         exif = _opened(path)[1].getexif()
         focal = float(exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm, 0))
-    except Exception:  # a picture of that kind is read, or named as broken, by load_rgb
+    except Exception:  # load_rgb will read the picture, or report the damage
         return None
     return focal if FOCAL_35MM[0] <= focal <= FOCAL_35MM[1] else None
 
 
-def _load_depth_pixels(path: StrPath, bits: int, trap: str) -> Array:
+def _load_depth_pixels(path: StrPath, bits: int, hint: str) -> Array:
     content, image = _read(path)
-    found = _DEPTH_BITS.get(image.mode)
-    if found != bits:
-        kind = f"{found}-bit grey" if found else f"mode {image.mode}"
-        raise BitDepthError(f"{path}: {kind}, expected {bits}-bit grey depth ({trap})")
+    own_bits = _DEPTH_BITS.get(image.mode)
+    if own_bits != bits:
+        kind = f"{own_bits}-bit grey" if own_bits else f"mode {image.mode}"
+        raise BitDepthError(f"{path}: {kind}, expected {bits}-bit grey depth ({hint})")
     pixels = None
     if image.format == "PNG":
         with _naming(path):
-            Image.open(io.BytesIO(content), formats=("PNG",)).verify()  # checksums: libpng would print what is wrong
+            Image.open(io.BytesIO(content), formats=("PNG",)).verify()  # else libpng prints errors
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None:  # of another format, or damaged: Pillow says how
+    if pixels is None:  # another format, or damaged: Pillow reads it or raises
         with _naming(path):
             image.load()
         pixels = np.asarray(image)
@@ -216,41 +216,45 @@ def _load_depth_pixels(path: StrPath, bits: int, trap: str) -> Array:
 
 
 def load_train_depth_pixels(path: StrPath) -> Pixels:
-    """Read an 8-bit training depth map as uint8 (H, W); times TRAIN_DEPTH_SCALE it is metres, 0 = not measured."""
+    """Read an 8-bit training depth map as uint8 (H, W), 0 = not measured. Raises ImageError.
+
+    Metres are the pixels times TRAIN_DEPTH_SCALE.
+    """
     return _load_depth_pixels(path, 8, "Train is 8-bit, metres = pixel / 255 * 10; 16-bit millimetres belong in Test")
 
 
 def load_train_depth(path: StrPath) -> Floats:
-    """Read an 8-bit training depth map as float32 metres (H, W): pixel / 255 * 10, 0 = not measured."""
+    """Read 8-bit training depth: float32 metres (H, W), pixel / 255 * 10, 0 = not measured. Raises ImageError."""
     return load_train_depth_pixels(path).astype(np.float32) * TRAIN_DEPTH_SCALE
 
 
 def load_test_depth(path: StrPath) -> Floats:
-    """Read a 16-bit test depth map as float32 metres (H, W): pixel / 1000, 0 = not measured."""
+    """Read a 16-bit test depth map: float32 metres (H, W), pixel / 1000, 0 = not measured. Raises ImageError."""
     pixels = _load_depth_pixels(path, 16, "Test is 16-bit millimetres; 8-bit pixel / 255 * 10 belongs in Train")
     return pixels.astype(np.float32) * TEST_DEPTH_SCALE
 
 
 def encode_train_depth(depth_m: Floats) -> Pixels:
-    """Metres -> Train's uint8 pixels, the inverse of `load_train_depth`; what is measured stays above 0."""
+    """Encode metres (H, W) as Train's uint8 pixels, the inverse of `load_train_depth`. Measured pixels stay above 0."""
     return np.where(_measured(depth_m), np.clip(np.rint(depth_m / 10 * 255), 1, 255), 0).astype(np.uint8)
 
 
 def encode_test_depth(depth_m: Floats) -> npt.NDArray[np.uint16]:
-    """Metres -> Test's uint16 millimetres, the inverse of `load_test_depth`; what is deeper than MOST_TEST_DEPTH_M is
-    that deep."""
+    """Encode metres (H, W) as Test's uint16 millimetres, the inverse of `load_test_depth`, clipped to
+    MOST_TEST_DEPTH_M."""
     return np.where(_measured(depth_m), np.rint(depth_m * 1000).clip(0, 65535), 0).astype(np.uint16)
 
 
 def _measured(depth_m: Floats) -> npt.NDArray[np.bool_]:
-    """Where there is a depth: NaN and infinite ones are none."""
+    """Return where the depth is measured: positive and finite."""
     return (depth_m > 0) & (depth_m < np.inf)
 
 
 def crop(array: Array) -> Array:
-    """The part that the nets see: rows 12..468, columns 16..624 at 480x640, the same share at k times that size.
+    """Crop an array (H, W) or (H, W, C) to what the nets see: rows 12..468 and columns 16..624 of 480x640, or the same
+    share of another size.
 
-    Raises ImageError for any other ratio or below 228x304 after the crop.
+    Raises SizeError unless the size is 480x640 times a factor >= 0.5.
     """
     height, width = array.shape[:2]
     scale = height / FULL_SIZE[0]
@@ -263,14 +267,15 @@ def crop(array: Array) -> Array:
 
 
 def resize(array: Array, size: tuple[int, ...]) -> Array:
-    """OpenCV bilinear to `size` (height, width)."""
+    """Resize to `size` (height, width) with OpenCV's bilinear interpolation."""
     return cv2.resize(array, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 def resize_depth(depth_m: Array, size: tuple[int, ...]) -> Floats:
-    """Bilinear over the measured pixels only, float32; 0 where less than half of the weight is measured.
+    """Resize depth (H, W) to `size` (height, width), bilinear over the measured pixels only.
 
-    Without unmeasured pixels it is `resize`.
+    Returns:
+        float32; 0 where less than half of the interpolation weight is measured. Equals `resize` if all is measured.
     """
     if depth_m.min() > 0:
         return resize(depth_m.astype(np.float32, copy=False), size)
@@ -281,49 +286,46 @@ def resize_depth(depth_m: Array, size: tuple[int, ...]) -> Floats:
 
 
 def _full(rgb: Pixels) -> Pixels:
-    """uint8 (H, W, 3) of about 4:3 -> (480, 640, 3). Pixels are averaged where they are too many."""
+    """Resize uint8 RGB (H, W, 3) of about 4:3 to (480, 640, 3); larger pictures are averaged (INTER_AREA)."""
     if rgb.shape[:2] == FULL_SIZE:
         return rgb
-    fewer = rgb.shape[0] > FULL_SIZE[0]
-    return cv2.resize(rgb, FULL_SIZE[::-1], interpolation=cv2.INTER_AREA if fewer else cv2.INTER_LINEAR)
+    shrinks = rgb.shape[0] > FULL_SIZE[0]
+    return cv2.resize(rgb, FULL_SIZE[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 def view(rgb: Pixels) -> Pixels:
-    """uint8 (H, W, 3) of about 4:3 -> what the nets see of it at 480x640: uint8 (456, 608, 3).
-
-    The one way of every picture to the nets.
-    """
+    """Resize uint8 RGB (H, W, 3) of about 4:3 to 480x640 and crop what the nets see: uint8 (456, 608, 3)."""
     return crop(_full(rgb))
 
 
 def network_rgb(rgb: Pixels) -> Floats:
-    """uint8 (H, W, 3) of about 4:3 -> float32 (3, 228, 304) in [0, 1]: what the nets take."""
+    """Convert uint8 RGB (H, W, 3) of about 4:3 to the input of the nets: float32 (3, 228, 304) in [0, 1]."""
     resized = resize(view(rgb).astype(np.float32), RGB_SIZE)
     return np.ascontiguousarray(resized.transpose(2, 0, 1)) / np.float32(255)
 
 
 def network_pixels(rgb: Pixels) -> Pixels:
-    """The same, rounded: uint8 (228, 304, 3), what is kept and augmented while training."""
+    """As `network_rgb`, but rounded: uint8 (228, 304, 3), for training."""
     return resize(view(rgb), RGB_SIZE)
 
 
 def half_pixels(rgb: Pixels) -> Pixels:
-    """The whole picture at half of 480x640: uint8 (240, 320, 3), with `network_pixels` in its middle, bit for bit."""
+    """Resize the whole picture to uint8 (240, 320, 3). Its centre equals `network_pixels` bit for bit."""
     return resize(_full(rgb), HALF_SIZE)
 
 
 def half_depth(pixels: Pixels) -> Pixels:
-    """The whole of a training depth map at half of 480x640, in its own encoding: uint8 (240, 320), 0 = not measured."""
+    """Resize a whole training depth map to uint8 (240, 320), in its own encoding, 0 = not measured."""
     return np.rint(resize_depth(pixels, HALF_SIZE)).astype(np.uint8)
 
 
 def network_depth(depth_m: Array) -> Floats:
-    """Depth (480, 640) in any unit -> float32 (1, 55, 74) in the same: the target's grid."""
+    """Crop and resize depth (480, 640) to the grid of the nets: float32 (1, 55, 74), in the same unit."""
     return resize_depth(crop(depth_m), DEPTH_SIZE)[None]
 
 
 def check_pair(rgb: Pixels, depth_m: Array, rgb_path: StrPath, depth_path: StrPath) -> None:
-    """Raise ImageError, naming the files, unless RGB and depth have one size and `crop` takes it."""
+    """Raise SizeError naming the files unless RGB and depth have the same size and `crop` accepts it."""
     if rgb.shape[:2] != depth_m.shape[:2]:
         raise SizeError(f"{rgb_path} is {rgb.shape[0]}x{rgb.shape[1]} but {depth_path} is "
                         f"{depth_m.shape[0]}x{depth_m.shape[1]} (height x width)")

@@ -1,4 +1,4 @@
-"""The pairs of a NYU folder by name, and what is no pair."""
+"""Lists the pairs of picture and depth map in a NYU folder."""
 
 import hashlib
 import logging
@@ -13,23 +13,21 @@ from src.data import image
 
 logger = logging.getLogger(__name__)
 
-
 LAYOUT = "expected NYU/Train/<scene>_out/<n>.jpg + <n>.png and NYU/Test/<id>_colors.png + <id>_depth.png"
-
 
 T = TypeVar("T")
 
 
 class DataError(UserError):
-    """A data folder that cannot be used. The message names the folder or the files."""
+    """A data folder cannot be used. The message names the folder or the files."""
 
 
 class TwoFiles(DataError):
-    """Two files that would be one sample. The message names them."""
+    """Two files stand for the same sample. The message names them."""
 
 
 class Pair(NamedTuple):
-    """One picture and its depth map; `name` is the id of a test pair, `<scene>/<n>` of a training pair."""
+    """A picture and its depth map. `name` is <id> for a test pair and <scene>/<n> for a training pair."""
 
     name: str
     rgb: Path
@@ -37,12 +35,12 @@ class Pair(NamedTuple):
 
 
 def _natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Numbers in numeric order: 2 before 10."""
+    """Sort key that orders numbers by value: 2 before 10."""
     return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in name.split("/")]
 
 
 def _split_folder(folder: StrPath, split: str) -> Path:
-    """`folder`/`split`, or `folder` itself when it is that split's folder. Raises DataError saying what was found."""
+    """Return `folder`/`split`, or `folder` itself if that is its name. Raises DataError if there is neither."""
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; {LAYOUT}")
@@ -50,12 +48,12 @@ def _split_folder(folder: StrPath, split: str) -> Path:
         return folder / split
     if folder.resolve().name == split:
         return folder
-    found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
-    raise DataError(f"{folder}: no {split} folder in it (found: {found}); {LAYOUT}")
+    content = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
+    raise DataError(f"{folder}: no {split} folder in it (found: {content}); {LAYOUT}")
 
 
 def missing_partners(rgb_by_name: Mapping[str, Path], depth_by_name: Mapping[str, Path]) -> list[str]:
-    """A sentence for each file whose partner is missing."""
+    """Return a message for each file whose partner is missing."""
     def missing(name: str) -> str:
         return f"{rgb_by_name[name]} has no depth map" if name in rgb_by_name \
             else f"{depth_by_name[name]} has no RGB image"
@@ -64,13 +62,13 @@ def missing_partners(rgb_by_name: Mapping[str, Path], depth_by_name: Mapping[str
 
 
 def matched(rgb_by_name: Mapping[str, Path], depth_by_name: Mapping[str, Path]) -> list[Pair]:
-    """The Pairs of the names that have both, in natural order."""
+    """Return a Pair for each name that has both files, in natural order."""
     return [Pair(name, rgb_by_name[name], depth_by_name[name])
             for name in sorted(set(rgb_by_name) & set(depth_by_name), key=_natural_key)]
 
 
 class Files(NamedTuple):
-    """The files of Train or Test, paired or not, by the names of their samples; and what the search did not take."""
+    """The files of Train or Test by sample name, paired or not, and the result of the search."""
 
     rgb: dict[str, Path]
     depth: dict[str, Path]
@@ -78,7 +76,7 @@ class Files(NamedTuple):
 
 
 def train_files(folder: StrPath) -> Files:
-    """The Files of `folder`/Train. Raises DataError when there is no such folder."""
+    """Find the files of `folder`/Train. Raises DataError if there is no such folder or two files are one sample."""
     root = _split_folder(folder, "Train")
     found = folders.search(root, ("*", "*"), (*image.JPEG_ENDINGS, ".png"))
     if outside := folders.search(root, ("*",)).files:
@@ -91,7 +89,7 @@ def train_files(folder: StrPath) -> Files:
 
 
 def test_files(folder: StrPath) -> Files:
-    """The Files of `folder`/Test. Raises DataError when there is no such folder."""
+    """Find the files of `folder`/Test. Raises DataError if there is no such folder or two files are one sample."""
     found = folders.search(_split_folder(folder, "Test"), ("*",), ("_colors.png", "_depth.png"))
 
     def name_of(path: Path) -> str:
@@ -110,18 +108,18 @@ def _by_name(found: folders.Found, endings: tuple[str, ...], name_of: Callable[[
 
 
 def list_train(folder: StrPath) -> list[Pair]:
-    """The pairs of `folder`/Train by scene and number, in the same order on every machine. Raises DataError."""
+    """List the pairs of `folder`/Train by scene and number, in the same order on every machine. Raises DataError."""
     return _all_pairs(folder, train_files(folder))
 
 
 def list_test(folder: StrPath) -> list[Pair]:
-    """The pairs of `folder`/Test by id. Raises DataError."""
+    """List the pairs of `folder`/Test by id. Raises DataError."""
     return _all_pairs(folder, test_files(folder))
 
 
 def _all_pairs(folder: StrPath, files: Files) -> list[Pair]:
-    """The Pairs, all of them: a folder that cannot be read, and a file without its partner, are DataErrors. What else
-    is not taken is logged."""
+    """Return the Pairs. Raises DataError if a folder cannot be read, a partner is missing, or there is no pair. Logs
+    other files that are left out."""
     if files.found.unread:
         raise DataError("; ".join(files.found.unread[:3]) + _more(files.found.unread))
     for why, paths in files.found.left_out.items():
@@ -139,11 +137,11 @@ def _more(sentences: Sequence[str]) -> str:
 
 
 def names_digest(names: Iterable[str]) -> str:
-    """Hexadecimal text that stands for these samples in this order."""
+    """Return a hexadecimal digest of these names in this order."""
     return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def evenly(sequence: Sequence[T], most: int) -> list[T]:
-    """`most` items of a list or range, evenly spaced, or all where there are fewer."""
+    """Return at most `most` items of a list or range, evenly spaced."""
     count = min(most, len(sequence))
-    return [sequence[place * len(sequence) // count] for place in range(count)]
+    return [sequence[number * len(sequence) // count] for number in range(count)]

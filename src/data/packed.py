@@ -1,7 +1,7 @@
-"""A packed training set: every pair decoded, cropped and resized once, in MindRecord shards beside a manifest.
+"""Packs a training set: every pair is decoded, cropped and resized once, and stored in MindRecord shards.
 
-The samples are bit for bit those that `data_loader.PlainPairs` makes of the files, under the same names and in the
-same order, so that a seed gives the same batches from either form.
+The samples equal those of `plain.PlainPairs` bit for bit, with the same names and order, so that a seed gives the same
+batches from both forms.
 """
 
 import copy
@@ -28,7 +28,7 @@ from src.data_loader import keep_freed_memory
 MANIFEST = "manifest.json"
 PAIRS_A_SHARD = 4096  # about 1 GB
 
-# What a packed sample depends on. Raise the version when src/image.py changes what it makes of a file.
+# Properties that a packed sample depends on. Raise the version when src/data/image.py changes its results.
 GEOMETRY: dict[str, Any] = {
     "version": 3,
     "full_size": list(image.FULL_SIZE), "crop_rows": list(image.CROP_ROWS), "crop_columns": list(image.CROP_COLUMNS),
@@ -41,21 +41,29 @@ _COLUMNS = ("rgb", "depth_m", "pixels")
 _SCHEMA = {"index": {"type": "int32"}, **{name: {"type": "bytes"} for name in _COLUMNS},
            **{f"{name}_crc": {"type": "int64"} for name in _COLUMNS}}
 
-# A row is 316 KB, and a page holds the rows of one write: 12 fill it.
+# A page holds the rows of one write: 12 rows of 316 KB.
 _PAGE_BYTES, _ROWS_A_WRITE = 4 << 20, 12
 _PREFETCHED_BATCHES = 4
 
 
 def pack(folder: StrPath, out: StrPath, workers: int) -> dict[str, Any]:
-    """Write the Train part of NYU `folder` into the new folder `out`; the manifest comes last.
+    """Pack the Train part of a NYU folder. The manifest is written last, so that an unfinished packing has none.
 
-    An unfinished packing in `out` is written anew. Returns the manifest. Raises DataError and image.ImageError.
+    Args:
+        folder: the NYU folder.
+        out: a new or empty folder, or one with an unfinished packing, which is overwritten.
+        workers: decoding threads.
+
+    Returns:
+        The manifest.
+
+    Raises DataError, or image.ImageError naming a file that cannot be read.
     """
     source, out = PlainPairs(folder), Path(out)
     if out.is_dir():
-        others = [path.name for path in out.iterdir() if not path.name.startswith("train_")]
-        if others:
-            raise DataError(f"{out}: holds {sorted(others)[0]}; expected an empty or a new folder")
+        foreign = [path.name for path in out.iterdir() if not path.name.startswith("train_")]
+        if foreign:
+            raise DataError(f"{out}: holds {sorted(foreign)[0]}; expected an empty or a new folder")
     writable_folder(out)
     keep_freed_memory()
     shards: list[dict[str, Any]] = []
@@ -65,7 +73,7 @@ def pack(folder: StrPath, out: StrPath, workers: int) -> dict[str, Any]:
             path = out / f"train_{len(shards):03d}.mindrecord"
             _write_shard(path, source, indices, pool, bar)
             for file in (path, _index_file(path)):
-                file.chmod(out.stat().st_mode & 0o666)  # MindRecord gives them to their owner alone
+                file.chmod(out.stat().st_mode & 0o666)  # MindRecord allows only their owner to read them
             shards.append({"pairs": len(indices), "files": [_fingerprint(path), _fingerprint(_index_file(path))]})
     manifest = {"source": str(folder), "data": source.data_digest(), "geometry": GEOMETRY, "pairs": len(source.names),
                 "shards": shards, "names": source.names}
@@ -99,7 +107,7 @@ def _write_shard(path: Path, source: PlainPairs, indices: range, pool: ThreadPoo
 
 
 def _sample(pair: Pair) -> tuple[Pixels, Floats, Pixels]:
-    """The whole picture, the target and the whole depth map: what both augmentations start from."""
+    """Read the inputs of both augmentations: whole picture, target, and whole depth map, as in GEOMETRY."""
     rgb, pixels = decode_train_pair(pair)
     return image.half_pixels(rgb), train_target(pixels), image.half_depth(pixels)
 
@@ -110,7 +118,7 @@ def _row(index: int, sample: Sequence[Array]) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    """The line of MindSpore's message that says what is wrong."""
+    """Return the line of MindSpore's message that states the error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if line.startswith("[ERROR]")), lines[0] if lines else str(error))
 
@@ -124,13 +132,13 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 
 
 def _shaped(name: str, rows: Pixels) -> Array:
-    """The samples of one column, as GEOMETRY describes them."""
+    """View the bytes of a column as arrays of the type and shape that GEOMETRY gives."""
     dtype, *shape = GEOMETRY[name]
     return rows.view(dtype).reshape(-1, *shape)
 
 
 def open_training(folder: StrPath) -> "PlainPairs | PackedPairs":
-    """The training pairs of a NYU folder or of a packed one: PlainPairs or PackedPairs. Raises DataError."""
+    """Open a NYU folder (PlainPairs) or a packed folder (PackedPairs). Raises DataError."""
     folder = Path(folder)
     if (folder / MANIFEST).is_file():
         return PackedPairs(folder)
@@ -140,9 +148,9 @@ def open_training(folder: StrPath) -> "PlainPairs | PackedPairs":
 
 
 class PackedPairs:
-    """The training pairs of a packed folder, read by MindSpore's MindDataset in whole batches.
+    """The training pairs of a packed folder, read by MindSpore's MindDataset in whole batches. See PlainPairs.
 
-    Raises DataError when the manifest does not fit this code's geometry, or a shard its manifest.
+    Raises DataError if the manifest does not match GEOMETRY, or a shard does not match the manifest.
     """
 
     form = "packed"
@@ -171,7 +179,7 @@ class PackedPairs:
                 raise DataError(f"{path}: missing or not of {file['bytes']} bytes, as {MANIFEST} says")
 
     def part(self, indices: Sequence[int]) -> "PackedPairs":
-        """Some of the samples, as a source of their own."""
+        """Return a source of only these samples."""
         part = copy.copy(self)
         part.names = [self.names[index] for index in indices]
         part._row_numbers = [self._row_numbers[index] for index in indices]
@@ -186,22 +194,22 @@ class PackedPairs:
                 raise DataError(f"{path}: damaged: does not match its checksum in {MANIFEST}")
 
     def data_digest(self) -> str:
-        """Hexadecimal text that stands for the files that were packed: the same as theirs."""
+        """Return the digest of the files that were packed, as PlainPairs.data_digest computed it."""
         return self._data
 
     def file(self, index: int) -> str:
-        """What to call sample `index` in a message."""
+        """Return the name of sample `index` for messages."""
         return f"{self.folder}: {self.names[index]}"
 
     def read(self, schedule: Schedule, first_step: int, last_step: int, workers: int,
              whole: bool) -> Iterator[tuple[int, Indices, Load]]:
-        """Yield (epoch, sample indices, function that returns one of them, as PlainPairs.load does) of each step."""
+        """Yield (epoch, sample indices, function that returns a sample as PlainPairs.load) for each step."""
         step, depth = first_step, "pixels" if whole else "depth_m"
         rows, columns = (slice(None), slice(None)) if whole else (image.HALF_ROWS, image.HALF_COLUMNS)
         while step < last_step:
-            epoch, place = divmod(step, schedule.steps_per_epoch)
-            steps = min(last_step - step, schedule.steps_per_epoch - place)
-            indices = schedule.shard(epoch)[place * schedule.batch_size:(place + steps) * schedule.batch_size]
+            epoch, position = divmod(step, schedule.steps_per_epoch)
+            steps = min(last_step - step, schedule.steps_per_epoch - position)
+            indices = schedule.shard(epoch)[position * schedule.batch_size:(position + steps) * schedule.batch_size]
             for batch, *arrays in self._rows(indices, schedule.batch_size, workers, ["rgb", depth]):
                 rgb, depths = (_shaped(name, array) for name, array in zip(("rgb", depth), arrays, strict=True))
                 samples = dict(zip(batch.tolist(), zip(rgb[:, rows, columns], depths, strict=True), strict=True))
@@ -209,21 +217,21 @@ class PackedPairs:
             step += steps
 
     def depth_maps(self, indices: Sequence[int], workers: int,
-                   skip_bad: bool) -> Iterator[Floats]:  # packing has left nothing bad to skip
-        """Yield the depth (55, 74) in metres of some samples."""
+                   skip_bad: bool) -> Iterator[Floats]:  # unused: pack() refuses bad files
+        """Yield the depth (55, 74) in metres of these samples."""
         for _, depth_m in self._rows(indices, 64, workers, ["depth_m"]):
             yield from _shaped("depth_m", depth_m)
 
     def samples(self, indices: Sequence[int], workers: int,
                 skip_bad: bool) -> Iterator[tuple[int, Pixels, Floats]]:
-        """Yield (index, RGB, depth in metres) of some samples, as PlainPairs.load has them."""
+        """Yield (index, RGB, depth in metres) of these samples, in the shapes of PlainPairs.load."""
         for batch, rgb, depth_m in self._rows(indices, 64, workers, ["rgb", "depth_m"]):
             yield from zip(batch.tolist(), _shaped("rgb", rgb)[:, image.HALF_ROWS, image.HALF_COLUMNS],
                            _shaped("depth_m", depth_m), strict=True)
 
     def _rows(self, indices: Sequence[int] | Indices, batch_size: int, workers: int,
               columns: Sequence[str]) -> Iterator[Any]:
-        """Yield (indices, *columns) of batch after batch, in the order that is asked for."""
+        """Yield (indices, *columns) of batches, in the order of `indices`."""
         import mindspore.dataset as ds
 
         row_numbers = [self._row_numbers[int(index)] for index in indices]
@@ -246,7 +254,8 @@ class PackedPairs:
 
     def _check_rows(self, name: str, indices: Sequence[int] | Indices, sums: npt.NDArray[np.int64],
                     rows: Pixels) -> None:
-        """Compare rows that are read for the first time with their checksums. Raises DataError naming the sample."""
+        """Compare rows that are read for the first time with their checksums. Raises DataError naming a sample that
+        differs."""
         checked = self._checked[name]
         for index, expected, row in zip(map(int, indices), sums, rows, strict=True):
             if index not in checked:

@@ -1,4 +1,4 @@
-"""Training and test pairs read from the files of a NYU folder."""
+"""Reads training and test pairs from the files of a NYU folder."""
 
 import copy
 import functools
@@ -17,35 +17,33 @@ from src.data import image
 from src.data.listing import Pair, list_train, names_digest
 from src.data.sampling import Schedule
 
-KEPT_BYTES = 1_000_000_000  # of decoded depth: all of NYU's targets, of 16 KB each
-
+KEPT_BYTES = 1_000_000_000  # of decoded depth kept in memory: all of NYU's targets, of 16 KB each
 
 Sample: TypeAlias = tuple[Pixels, Array]  # RGB and depth, in one of the two forms of `PlainPairs.load`
-
-
 Load: TypeAlias = Callable[[int], Sample]
 
 
 def decoding_pool(workers: int | None = None) -> ThreadPoolExecutor:
-    """Threads that read pictures. OpenCV then starts none: each of these would have as many as there are processors."""
+    """Return a pool of decoding threads. Turns OpenCV's own threads off: each thread would start one per processor."""
     cv2.setNumThreads(1)
     return ThreadPoolExecutor(workers)
 
 
 def load_test_pair(pair: Pair) -> tuple[Floats, Floats]:
-    """(3, 228, 304) RGB in [0, 1] and the full (H, W) depth in metres. Raises image.ImageError."""
+    """Read a test pair: RGB float32 (3, 228, 304) in [0, 1] and the full depth (H, W) in metres. Raises
+    image.ImageError."""
     rgb, depth_m = image.load_rgb(pair.rgb), image.load_test_depth(pair.depth)
     image.check_pair(rgb, depth_m, pair.rgb, pair.depth)
     return image.network_rgb(rgb), depth_m
 
 
 class PlainPairs:
-    """The training pairs of a NYU folder as files: decoded, cropped and resized whenever they are asked for.
+    """The training pairs of a NYU folder as files, decoded, cropped and resized on demand.
 
-    A depth map is decoded once: what becomes of it is kept, up to KEPT_BYTES of them. That is almost half of the work
-    in every epoch but the first.
+    Resized depth maps are kept in memory, up to KEPT_BYTES. This saves almost half of the work in every epoch but the
+    first.
 
-    Raises DataError when the folder cannot be used.
+    Raises DataError if the folder cannot be used.
     """
 
     form = "plain"
@@ -57,18 +55,18 @@ class PlainPairs:
         self._kept_bytes = 0
 
     def part(self, indices: Sequence[int]) -> "PlainPairs":
-        """Some of the samples, as a source of their own."""
+        """Return a source of only these samples."""
         part = copy.copy(self)
         part.pairs, part._kept = [self.pairs[index] for index in indices], {}
         part.names = [pair.name for pair in part.pairs]
         return part
 
     def file(self, index: int) -> object:
-        """What to call sample `index` in a message."""
+        """Return the name of sample `index` for messages."""
         return self.pairs[index].rgb
 
     def data_digest(self) -> str:
-        """Hexadecimal text that changes with the size or the time of any file."""
+        """Return a hexadecimal digest of the sizes and modification times of all files."""
         def facts(path: Path) -> str:
             status = os.stat(path)
             return f"{status.st_size} {status.st_mtime_ns}"
@@ -76,8 +74,18 @@ class PlainPairs:
         return names_digest([f"{facts(pair.rgb)} {facts(pair.depth)}" for pair in self.pairs])
 
     def load(self, index: int, whole: bool = False) -> Sample:
-        """One sample: what the nets see, uint8 RGB (228, 304, 3) and metres (55, 74); or the `whole` picture at half
-        size, uint8 RGB (240, 320, 3) and depth pixels (240, 320). Raises image.ImageError."""
+        """Read a sample.
+
+        Args:
+            index: number of the sample.
+            whole: return the whole picture instead of the crop that the nets see.
+
+        Returns:
+            uint8 RGB (228, 304, 3) and metres (55, 74); if `whole`, uint8 RGB (240, 320, 3) and uint8 depth pixels
+            (240, 320).
+
+        Raises image.ImageError.
+        """
         pair, kept = self.pairs[index], self._kept.get((index, whole))
         if kept is not None:
             rgb = image.load_rgb(pair.rgb)
@@ -91,13 +99,13 @@ class PlainPairs:
 
     def read(self, schedule: Schedule, first_step: int, last_step: int, workers: int,
              whole: bool) -> Iterator[tuple[int, Indices, Load]]:
-        """Yield (epoch, sample indices, function that loads one of them) of each step."""
+        """Yield (epoch, sample indices, function that loads a sample by index) for steps first_step..last_step - 1."""
         for step in range(first_step, last_step):
             yield *schedule.batch(step), functools.partial(self.load, whole=whole)
 
     def depth_maps(self, indices: Iterable[int], workers: int, skip_bad: bool) -> Iterator[Floats]:
-        """Yield the depth (55, 74) in metres of some samples; one that cannot be read raises image.ImageError, or with
-        `skip_bad` is all unmeasured."""
+        """Yield the depth (55, 74) in metres of these samples. Raises image.ImageError for an unreadable file; if
+        `skip_bad`, yields an unmeasured map instead."""
         def depth_map(index: int) -> Floats:
             try:
                 return train_target(image.load_train_depth_pixels(self.pairs[index].depth))
@@ -111,8 +119,8 @@ class PlainPairs:
 
     def samples(self, indices: Iterable[int], workers: int,
                 skip_bad: bool) -> Iterator[tuple[int, Pixels, Floats]]:
-        """Yield (index, RGB, depth in metres) of some samples, as `load` has them; one that cannot be read raises
-        image.ImageError, or with `skip_bad` is left out."""
+        """Yield (index, RGB, depth in metres) of these samples, in the shapes of `load`. Raises image.ImageError for an
+        unreadable file; if `skip_bad`, leaves it out."""
         def sample(index: int) -> tuple[int, Pixels, Floats] | None:
             try:
                 return index, *self.load(index)
@@ -126,7 +134,7 @@ class PlainPairs:
 
 
 class Source(Protocol):
-    """Training pairs by index: PlainPairs, packed.PackedPairs."""
+    """Training pairs by index: interface of PlainPairs and packed.PackedPairs, documented in PlainPairs."""
 
     @property
     def form(self) -> str: ...
@@ -144,18 +152,18 @@ class Source(Protocol):
 
 
 def decode_train_pair(pair: Pair) -> tuple[Pixels, Pixels]:
-    """uint8 RGB (H, W, 3) and depth pixels (H, W) of a training pair. Raises image.ImageError."""
+    """Read a training pair: uint8 RGB (H, W, 3) and uint8 depth pixels (H, W). Raises image.ImageError."""
     rgb, pixels = image.load_rgb(pair.rgb), image.load_train_depth_pixels(pair.depth)
     image.check_pair(rgb, pixels, pair.rgb, pair.depth)
     return rgb, pixels
 
 
 def load_train_pair(pair: Pair) -> tuple[Pixels, Floats]:
-    """Decoded, cropped and resized: uint8 (228, 304, 3) and float32 metres (55, 74). Raises image.ImageError."""
+    """Read, crop and resize a training pair: uint8 (228, 304, 3), float32 metres (55, 74). Raises image.ImageError."""
     rgb, pixels = decode_train_pair(pair)
     return image.network_pixels(rgb), train_target(pixels)
 
 
 def train_target(pixels: Pixels) -> Floats:
-    """uint8 (H, W) -> metres (55, 74). The unit is changed last, on the small map: the resize is linear."""
+    """Convert training depth pixels, uint8 (H, W), to the target: float32 metres (55, 74)."""
     return image.network_depth(pixels)[0] * image.TRAIN_DEPTH_SCALE

@@ -1,1 +1,1 @@
-"""Networks outside training: checkpoints, devices and exports."""
+"""Networks outside training: checkpoints, running both nets, devices and exports."""

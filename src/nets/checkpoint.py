@@ -1,9 +1,8 @@
-"""Checkpoints: written whole or not at all, checked when loaded, readable by `mindspore.load_checkpoint`.
+"""Saves checkpoints atomically and verifies them on load. `mindspore.load_checkpoint` can read them too.
 
-A file holds parameters under their own names, and one entry more, `depthnet`: a JSON text with what the
-numbers mean (net, step, options) and the SHA-256 of the parameters. Files from elsewhere, such as those
-published for the model-zoo DepthNet, have no such entry; they load all the same. A weight may be float16, or two
-factors (tools/compress_weights.py) that are multiplied out when it is loaded.
+A file holds the parameters by name, and an additional entry `depthnet`: a JSON text with the net, step and options, and
+the SHA-256 of the parameters. Files from other sources, such as the model zoo's DepthNet, lack this entry and load as
+well. A weight may be stored as float16 or as two factors (tools/compress_weights.py), which are multiplied on load.
 """
 
 import hashlib
@@ -26,16 +25,16 @@ from src.base.files import StrPath, replacing
 from src.net import COARSE_NETS, FineNet
 
 INFO_KEY = "depthnet"
-LEFT, RIGHT = ".left", ".right"  # the names of a weight's two factors
-# In what is written beside FineNet's weights: the digest of the CoarseNet that it was trained on. Beside those of a
-# compressed CoarseNet: the digest of the whole one.
+LEFT, RIGHT = ".left", ".right"  # endings of the names of a weight's two factors
+# Keys of `depthnet`: in FineNet's checkpoint the digest of the CoarseNet that it was trained on, in a compressed
+# CoarseNet's checkpoint the digest of the uncompressed CoarseNet.
 COARSE_SHA256, WHOLE_SHA256 = "coarse_sha256", "whole_sha256"
 
 _DTYPES = {name: np.dtype(name.lower()) for name in (
     "Float16", "Float32", "Float64", "Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64")}
 _TYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
-# What optimizers leave in a checkpoint beside the net's own parameters.
+# Entries of optimizers, which are not parameters of the net.
 _OPTIMIZER_PREFIXES = ("ema.", "moment1.", "moment2.", "moments.", "accum.")
 _OPTIMIZER_NAMES = ("global_step", "learning_rate", "beta1_power", "beta2_power", "momentum", "scale_value", "counter",
                     "scale_sense", "current_iterator_step", "last_overflow_iterator_step", "epoch_num", "step_num")
@@ -44,12 +43,11 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is missing, damaged or of another net. The message names the file."""
+    """A checkpoint is missing, damaged or of another net. The message names the file."""
 
 
 class Checkpoint(NamedTuple):
-    """A loaded file: float arrays by parameter name, what was written beside them, and whether the arrays were
-    compressed (tools/compress_weights.py)."""
+    """A loaded checkpoint: arrays by parameter name, the `depthnet` entry, and whether the arrays were compressed."""
 
     path: Path
     arrays: dict[str, Array]
@@ -58,10 +56,14 @@ class Checkpoint(NamedTuple):
 
 
 def save(path: StrPath, parameters: Mapping[str, Any], info: Mapping[str, Any]) -> None:
-    """Write `parameters` (name -> Parameter, Tensor or array) and the JSON-able `info` to `path`.
+    """Write a checkpoint atomically and durably: temporary file, fsync, rename.
 
-    The file appears under its name complete and on disk, or not at all: temporary file, fsync, rename.
-    Raises OSError when it cannot be written, a full disk included.
+    Args:
+        path: the file.
+        parameters: name to Parameter, Tensor or array.
+        info: the `depthnet` entry, convertible to JSON.
+
+    Raises OSError if it cannot be written, for example on a full disk.
     """
     path = Path(path)
     arrays = {name: np.asarray(value.asnumpy() if hasattr(value, "asnumpy") else value)
@@ -69,14 +71,14 @@ def save(path: StrPath, parameters: Mapping[str, Any], info: Mapping[str, Any]) 
     text = json.dumps({**info, "sha256": _hash(arrays, info)}, sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, "wb") as file:
-        # The text comes first: a file that was cut off between two entries does not match its checksum.
+        # The checksum comes first, so that a file truncated between two entries does not match it.
         file.write(_entry(INFO_KEY, "str", (0,), text.encode("utf-32-le")))
         for name, array in arrays.items():
             file.write(_entry(name, _TYPE_NAMES[array.dtype], array.shape, array.tobytes()))
 
 
 def _entry(name: str, kind: str, shape: tuple[int, ...], content: bytes) -> bytes:
-    """One value of MindSpore's checkpoint format: a file is these, one after the other."""
+    """Return an entry of MindSpore's checkpoint format. A file is a sequence of entries."""
     message = checkpoint_pb2.Checkpoint()
     value = message.value.add(tag=name)
     value.tensor.dims.extend(shape)
@@ -95,12 +97,12 @@ def _hash(arrays: Mapping[str, Array], info: Mapping[str, Any]) -> str:
 
 
 def digest(net: nn.Cell) -> str:
-    """SHA-256 of a net's parameters, as hexadecimal text."""
+    """Return the SHA-256 of a net's parameters in hexadecimal."""
     return _hash({parameter.name: parameter.asnumpy() for parameter in net.get_parameters()}, {})
 
 
 def load(path: StrPath) -> Checkpoint:
-    """Read and verify a checkpoint. Raises CheckpointError when it is missing or damaged in any way."""
+    """Read and verify a checkpoint. Raises CheckpointError if it is missing or damaged."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint: train.py makes one, tools/get_weights.py fetches the "
@@ -126,7 +128,7 @@ def load(path: StrPath) -> Checkpoint:
 
 
 def _multiplied_out(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """The arrays with the product in place of each pair of factors."""
+    """Replace each pair of factors by its product."""
     whole = {}
     for name, array in arrays.items():
         if name.endswith(LEFT):
@@ -138,16 +140,16 @@ def _multiplied_out(arrays: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def _parse(content: bytes) -> dict[str, Array]:
-    """The arrays of a checkpoint file by name. `mindspore.load_checkpoint` would do, but on some damaged files it
-    corrupts the memory of the process."""
+    """Parse a checkpoint file into arrays by name. `mindspore.load_checkpoint` is not used because some damaged files
+    make it corrupt the memory of the process."""
     message = checkpoint_pb2.Checkpoint()
     message.ParseFromString(content)
     if not message.value:
         raise ValueError("no parameters")
-    if any(isinstance(entry.tag, bytes) for entry in message.value):  # protobuf's implementation in C leaves it at that
+    if any(isinstance(entry.tag, bytes) for entry in message.value):  # the C implementation of protobuf does not raise
         raise ValueError("a name that is not text")
     chunks: dict[str, list[Any]] = {}
-    for entry in message.value:  # a parameter over 512 MiB is in several
+    for entry in message.value:  # a parameter over 512 MiB is split into several entries
         chunks.setdefault(entry.tag, []).append(entry.tensor)
     return {name: _array(tensors) for name, tensors in chunks.items()}
 
@@ -176,13 +178,13 @@ def assign(net: nn.Cell, checkpoint: Checkpoint, names: Collection[str] | None =
 
 
 def weights_only(checkpoint: Checkpoint) -> dict[str, Array]:
-    """A checkpoint's arrays less what belongs to the optimizer."""
+    """Return a checkpoint's arrays without those of the optimizer."""
     return {name: array for name, array in checkpoint.arrays.items()
             if not name.startswith(_OPTIMIZER_PREFIXES) and name not in _OPTIMIZER_NAMES}
 
 
 def load_coarse(path: StrPath) -> nn.Cell:
-    """The coarse net of a checkpoint, default or paper, as the checkpoint says. Raises CheckpointError."""
+    """Load a CoarseNet or PaperCoarseNet, as the checkpoint says. Raises CheckpointError."""
     checkpoint = load(path)
     kind = checkpoint.info.get("coarse_net") or ("paper" if "fc7.weight" in checkpoint.arrays else "default")
     if kind not in COARSE_NETS or checkpoint.info.get("stage", "coarse") != "coarse":
@@ -191,12 +193,12 @@ def load_coarse(path: StrPath) -> nn.Cell:
 
 
 def load_fine(path: StrPath) -> FineNet:
-    """The FineNet of a checkpoint. Raises CheckpointError."""
+    """Load a FineNet. Raises CheckpointError."""
     return _loaded(FineNet, load(path))
 
 
 def _loaded(kind: type[nn.Cell], checkpoint: Checkpoint) -> Any:
-    with no_init_parameters():  # what the checkpoint replaces: two seconds of random numbers for PaperCoarseNet
+    with no_init_parameters():  # saves two seconds for PaperCoarseNet
         net = kind()
     assign(net, checkpoint)
     net.set_train(False)
@@ -208,8 +210,12 @@ _ORIGIN = "loaded_from"
 
 
 def warn_of_another_coarse(coarse: nn.Cell, fine: nn.Cell) -> None:
-    """Log a warning when a FineNet says that it was trained on another CoarseNet than this. Both as `load_coarse` and
-    `load_fine` give them. A CoarseNet that was compressed before its digest was kept may be any."""
+    """Log a warning if a FineNet was trained on another CoarseNet.
+
+    Args:
+        coarse, fine: as returned by `load_coarse` and `load_fine`. Nothing is logged for a compressed CoarseNet without
+            the digest of the original.
+    """
     of_coarse, of_fine = coarse.__dict__[_ORIGIN], fine.__dict__[_ORIGIN]
     options = of_fine.info.get("options")
     expected = options.get(COARSE_SHA256) if isinstance(options, dict) else None

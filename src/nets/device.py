@@ -1,4 +1,4 @@
-"""The device, its precision, and the processes that train together: all that differs on Ascend."""
+"""Selects the device and the precision, and connects the processes of a distributed run: all Ascend-specific code."""
 
 import functools
 import glob
@@ -20,12 +20,12 @@ logger = logging.getLogger(__name__)
 
 
 class DeviceError(UserError):
-    """A device that MindSpore cannot use."""
+    """MindSpore cannot use a device."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a process runs on, and which of the processes that train together it is."""
+    """The device of this process, and its rank in a distributed run."""
 
     target: str
     rank: int = 0
@@ -33,31 +33,31 @@ class Device:
 
     @property
     def is_first(self) -> bool:
-        """Rank 0: the one that writes files and logs."""
+        """Whether this is rank 0, which writes files and logs."""
         return self.rank == 0
 
     def sum(self, values: Sequence[float] | Array) -> Floats:
-        """The sum of a few float32 numbers over all ranks; each rank waits for the others."""
+        """Return the sum of float32 numbers over all ranks. Blocks until all ranks call it."""
         values = np.asarray(values, np.float32)
         if self.ranks == 1:
             return values
         return _all_reduce()(ms.Tensor(values)).asnumpy()
 
     def broadcast(self, parameters: Iterable[ms.Parameter]) -> None:
-        """Give every rank the values that rank 0 has in these Parameters."""
+        """Copy rank 0's values of these Parameters to every rank."""
         if self.ranks == 1:
             return
         parameters = list(parameters)
         for dtype in {parameter.dtype for parameter in parameters}:
-            alike = [parameter for parameter in parameters if parameter.dtype == dtype]
-            values = self._broadcast(np.concatenate([parameter.asnumpy().ravel() for parameter in alike]))
-            ends = np.cumsum([parameter.size for parameter in alike])
-            for parameter, part in zip(alike, np.split(values, ends[:-1]), strict=True):
+            same_type = [parameter for parameter in parameters if parameter.dtype == dtype]
+            values = self._broadcast(np.concatenate([parameter.asnumpy().ravel() for parameter in same_type]))
+            ends = np.cumsum([parameter.size for parameter in same_type])
+            for parameter, part in zip(same_type, np.split(values, ends[:-1]), strict=True):
                 parameter.set_data(ms.Tensor(part.reshape(parameter.shape), dtype))
 
     @staticmethod
     def _broadcast(values: Array) -> Array:
-        """Rank 0's array on every rank, piece by piece of one size: one graph is compiled for all."""
+        """Return rank 0's array on every rank. Pieces of equal size need only one compiled graph."""
         first = _Collective(ops.Broadcast(0))
         size = min(len(values), _BROADCAST_VALUES)
         pieces = [values[start:start + size] for start in range(0, len(values), size)]
@@ -65,7 +65,7 @@ class Device:
                                for piece in pieces])
 
     def broadcast_int(self, value: int) -> int:
-        """Rank 0's `value` on every rank."""
+        """Return rank 0's `value` on every rank."""
         return int(self.sum([value if self.is_first else 0])[0])
 
 
@@ -80,21 +80,25 @@ class _Collective(nn.Cell):
 
 @functools.cache
 def _all_reduce() -> _Collective:
-    """One cell a process: it runs after every step, and a new one would be compiled again."""
+    """Return the process's only AllReduce cell; a new cell would be compiled again."""
     return _Collective(ops.AllReduce())
 
 
 def _cannot_use() -> str:
-    """That MindSpore cannot use the Ascend, and why, where it says so."""
+    """Return a message that MindSpore cannot use the Ascend, with its reason if known."""
     reason = str(ms._c_expression.MSContext.get_instance().load_plugin_error()).strip().splitlines()
     return f"MindSpore {ms.__version__} cannot use it" + (f" ({reason[0]})" if reason else "")
 
 
 def choose(target: str, available: Callable[[str], bool], davinci: Sequence[str] = ()) -> str:
-    """The target meant by `target`: "auto" is Ascend where it is available, else CPU.
+    """Choose the device target.
 
-    Raises DeviceError when MindSpore cannot use it, or when "auto" would pass over a chip (`davinci`: /dev/davinci*):
-    it would train on the CPU for days.
+    Args:
+        target: "Ascend", "GPU", "CPU", or "auto" for Ascend if available, else CPU.
+        available: returns whether MindSpore can use a target.
+        davinci: device files of Ascend chips (/dev/davinci*).
+
+    Raises DeviceError if MindSpore cannot use the target, or if "auto" would ignore a chip and train on the CPU.
     """
     if target == "auto":
         if available("Ascend"):
@@ -111,7 +115,7 @@ def choose(target: str, available: Callable[[str], bool], davinci: Sequence[str]
 
 
 def auto() -> str:
-    """The target that "auto" means here. Raises DeviceError."""
+    """Return the target that "auto" means on this machine. Raises DeviceError."""
     target = choose("auto", ms.hal.is_available, sorted(glob.glob("/dev/davinci[0-9]*")))
     if target == "CPU":
         logger.warning("no Ascend here: going to the CPU")
@@ -119,17 +123,21 @@ def auto() -> str:
 
 
 def select(target: str = "auto", device_id: int = 0) -> Device:
-    """Make `target` MindSpore's device, join the other processes of a distributed run, and say which it is.
+    """Select MindSpore's device, and join the other processes of a distributed run.
 
-    In a distributed run the launcher's DEVICE_ID counts, not `device_id`. Raises DeviceError when it cannot be used.
+    Args:
+        target: as in `choose`.
+        device_id: number of the device. In a distributed run the launcher's DEVICE_ID replaces it.
+
+    Raises DeviceError if the device cannot be used.
     """
     chosen = auto() if target == "auto" else choose(target, ms.hal.is_available)
-    launched = "MS_ROLE" in os.environ  # by msrun, for one worker too; its scheduler is this program as well
+    launched = "MS_ROLE" in os.environ  # set by msrun, for its workers and its scheduler
     if launched:
         device_id = int(os.environ.get("DEVICE_ID", device_id))
     ms.set_context(mode=ms.GRAPH_MODE)
     try:
-        if chosen != "CPU" and not os.environ.get("MS_SIMULATION_LEVEL"):  # MindSpore's DryRun does without a device
+        if chosen != "CPU" and not os.environ.get("MS_SIMULATION_LEVEL"):  # MindSpore's DryRun needs no device
             check_device_id(device_id, ms.hal.device_count(chosen))
         ms.set_device(chosen, device_id)
     except DeviceError:
@@ -146,7 +154,7 @@ def select(target: str = "auto", device_id: int = 0) -> Device:
 
 
 def check_device_id(device_id: int, count: int) -> None:
-    """Raise DeviceError unless there is such a device: MindSpore says it only when the first net is compiled."""
+    """Raise DeviceError unless device `device_id` exists. MindSpore would fail only when compiling the first net."""
     if device_id >= count:
         raise DeviceError(f"--device_id {device_id}: expected 0 to {count - 1}: there are {count} devices")
 
@@ -156,12 +164,12 @@ def _join(target: str) -> Device:
     device = Device(target, communication.get_rank(), communication.get_group_size())
     ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True,
                                  device_num=device.ranks)
-    device.sum([0])  # the links are made while all are here: later one rank may be busy for longer than HCCL waits
+    device.sum([0])  # connect now: later a rank may be busy for longer than HCCL's timeout
     return device
 
 
 def amp_level(level: str, target: str) -> str:
-    """The precision that "auto" means: fp16 compute (O2) on Ascend, fp32 (O0) elsewhere."""
+    """Return the precision level: `level`, or for "auto" O2 (fp16 compute) on Ascend and O0 (fp32) elsewhere."""
     if level != "auto":
         return level
     return "O2" if target == "Ascend" else "O0"

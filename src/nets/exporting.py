@@ -1,4 +1,4 @@
-"""Export a net to MindIR, AIR or ONNX. A file gets its final name only after it has been read back and compared."""
+"""Exports a net to MindIR, AIR or ONNX. A file gets its final name only after it was read back and compared."""
 
 import logging
 import os
@@ -19,23 +19,28 @@ from src.net import DEPTH_SHAPE, RGB_SHAPE, FineNet
 FOLDERS = {"MINDIR": "MindIR", "AIR": "AIR", "ONNX": "ONNX"}
 TOLERANCE = 1e-4
 
-# What MindIR 3 passes as trailing inputs, and MindIR 1 keeps as attributes of the operator.
+# Arguments that MindIR 3 passes as trailing inputs, and MindIR 1 as attributes of the operator.
 _VERSION_1_ATTRIBUTES = {"Concat": ("axis",), "BiasAdd": ("format",), "MatMul": ("transpose_a", "transpose_b")}
 
 logger = logging.getLogger(__name__)
 
 
 def export(net: nn.Cell, file_format: str, folder: StrPath, batch_size: int = 1, mindir_version: str = "1") -> Path:
-    """Write `net` as `folder`/<MindIR, AIR or ONNX>/Final<net>.<ending> and return the path.
+    """Export a net, compare the file with the net, and save it.
 
     Args:
+        net: a coarse net or FineNet.
         file_format: "MINDIR", "AIR" (only on Ascend) or "ONNX".
-        batch_size: the fixed batch of MindIR and AIR; ONNX takes any.
-        mindir_version: "1", which all MindSpore Lite runtimes read, or "native", what MindSpore wrote.
+        folder: the parent of the folders MindIR, AIR and ONNX.
+        batch_size: the fixed batch size of MindIR and AIR. ONNX accepts any.
+        mindir_version: "1", which all MindSpore Lite runtimes read, or "native", as MindSpore wrote it.
+
+    Returns:
+        `folder`/<MindIR, AIR or ONNX>/Final<net>.<ending>.
 
     Raises:
-        CheckFailed: the file does not compute what the net does; nothing is left behind.
-        UserError: the format cannot be written here.
+        CheckFailed: the file's outputs differ from the net's. No file is left.
+        UserError: the format cannot be written on this machine.
     """
     if file_format == "AIR" and ms.get_context("device_target") != "Ascend":
         raise UserError("AIR can be exported on Ascend only: use MINDIR, or run this where MindSpore has an Ascend")
@@ -43,15 +48,15 @@ def export(net: nn.Cell, file_format: str, folder: StrPath, batch_size: int = 1,
     name = "FinalFineNet" if isinstance(net, FineNet) else "FinalCoarseNet"
     target = Path(folder) / FOLDERS[file_format] / f"{name}.{file_format.lower()}"
     writable_folder(target.parent)
-    if file_format == "AIR":  # MindSpore 2.10's other levels run kernel by kernel, and export nothing
+    if file_format == "AIR":  # MindSpore 2.10 exports nothing at other levels
         ms.set_context(jit_config={"jit_level": "O2"})
     with temporary_folder(target.parent) as work:
         written = work / target.name
-        with linked(written.parent) as link:  # MindSpore refuses names with spaces and others
+        with linked(written.parent) as link:  # MindSpore rejects names with spaces and some other characters
             ms.export(net, *_tensors(net, batch_size), file_name=str(link / name), file_format=file_format)
         if not written.is_file():
             raise UserError(f"{target}: MindSpore has written nothing: it exports AIR on Ascend 910A only; use MINDIR")
-        written.chmod(target.parent.stat().st_mode & 0o666)  # MindSpore's files are 0400
+        written.chmod(target.parent.stat().st_mode & 0o666)  # MindSpore writes files with mode 0400
         if file_format == "MINDIR" and mindir_version == "1":
             written.write_bytes(to_version_1(written.read_bytes()))
         if file_format == "ONNX":
@@ -64,7 +69,7 @@ def export(net: nn.Cell, file_format: str, folder: StrPath, batch_size: int = 1,
 
 
 def example_inputs(net: nn.Cell, batch_size: int, seed: int = 0) -> list[Floats]:
-    """Random inputs of the net's kind: RGB in [0, 1], and for FineNet a plausible coarse log depth."""
+    """Return random inputs: RGB (N, 3, 228, 304) in [0, 1], and for FineNet also coarse log depth (N, 1, 55, 74)."""
     rng = np.random.default_rng(seed)
     inputs = [rng.random((batch_size, *RGB_SHAPE), np.float32)]
     if isinstance(net, FineNet):
@@ -77,9 +82,9 @@ def _tensors(net: nn.Cell, batch_size: int, seed: int = 0) -> list[ms.Tensor]:
 
 
 def to_version_1(content: bytes) -> bytes:
-    """MindIR format 3 rewritten as format 1: constants that are inputs of an operator become its attributes.
+    """Convert MindIR format 3 to format 1: constant inputs of an operator become its attributes.
 
-    Raises CheckFailed when two uses of one operator disagree, which format 1 cannot tell apart.
+    Raises CheckFailed if two uses of an operator have different constants, which format 1 cannot express.
     """
     model = mind_ir_pb2.ModelProto()
     model.ParseFromString(content)
@@ -95,7 +100,7 @@ def to_version_1(content: bytes) -> bytes:
             attribute = primitive.attribute.add()
             attribute.CopyFrom(constants[output].attribute[0])
             attribute.name = name
-            if name == "format":  # an enumeration in format 3, a text in format 1
+            if name == "format":  # an enumeration in format 3, a string in format 1
                 attribute.CopyFrom(mind_ir_pb2.AttributeProto(name=name, s=b"NCHW",
                                                               type=mind_ir_pb2.AttributeProto.STRING))
     used = {name for node in model.graph.node for name in node.input} | {out.name for out in model.graph.output}
@@ -106,14 +111,14 @@ def to_version_1(content: bytes) -> bytes:
 
 
 def _pop_inputs(node: Any, count: int) -> list[str]:
-    """Take the last `count` inputs off a node and return their names."""
+    """Remove the last `count` inputs of a node and return their names."""
     names = list(node.input)[len(node.input) - count:]
     del node.input[len(node.input) - count:]
     return names
 
 
 def mend_onnx(path: Path) -> None:
-    """Mend what MindSpore 2.10 writes wrongly, name the output, and make the batch dynamic. In place."""
+    """Correct errors of MindSpore 2.10 in an ONNX file, name its output, and make its batch size dynamic. In place."""
     import onnx
 
     model = onnx.load(path)
@@ -124,8 +129,8 @@ def mend_onnx(path: Path) -> None:
                 top, bottom, left, right = attribute.ints
                 attribute.ints[:] = (top, left, bottom, right)
             if node.op_type == "ConvTranspose" and attribute.name == "output_shape":
-                node.attribute.remove(attribute)  # it holds all four dimensions, ONNX wants two; stride and kernel do
-        if node.op_type == "Constant":  # only Reshape has constant inputs here: let the batch vary
+                node.attribute.remove(attribute)  # has four dimensions, ONNX expects two; stride and kernel suffice
+        if node.op_type == "Constant":  # the shape input of Reshape: make the batch size dynamic
             shape = onnx.numpy_helper.to_array(node.attribute[0].t).copy()
             shape[0] = -1
             node.attribute[0].t.CopyFrom(onnx.numpy_helper.from_array(shape, node.attribute[0].t.name))
@@ -140,7 +145,7 @@ def mend_onnx(path: Path) -> None:
 
 
 def _difference(net: nn.Cell, batch_size: int, run: Callable[..., Array]) -> float:
-    """The largest difference between the net and `run` on random inputs. Raises CheckFailed above TOLERANCE."""
+    """Return the largest difference between the net and `run` on random inputs. Raises CheckFailed above TOLERANCE."""
     largest = 0.0
     for seed in (1, 2):
         inputs = example_inputs(net, batch_size, seed)

@@ -1,1 +1,1 @@
-"""From any picture or video to its depth, and the files that hold it."""
+"""Predicts the depth of pictures and videos, and writes the output files."""

@@ -1,4 +1,4 @@
-"""What predict.py reads and writes: the pictures and videos that are meant, and the forms of a depth map."""
+"""Predicts lists of pictures and videos, and writes their depth maps."""
 
 import contextlib
 import io
@@ -30,33 +30,29 @@ from src.scoring import visual
 if TYPE_CHECKING:
     from src.prediction.video import Video
 
-
-# Pictures wait for each other as long as they have fewer pixels than this together.
+# Largest number of pixels of the pictures that are predicted together, except for the last picture.
 PIXELS_AT_ONCE = 16_000_000
-
-
-# Of so many pictures, or frames of a video, the range of the colours is taken.
+# Number of pictures, or frames of a video, that determine the range of the colours.
 SAMPLED = 16
 
-
 logger = logging.getLogger(__name__)
-
 
 Group: TypeAlias = list[tuple[Job, Pixels | image.ImageError]]
 
 
 @dataclass(frozen=True)
 class Writer:
-    """How depth maps are saved.
+    """Writes depth maps.
 
     Args:
-        kinds: of ENDINGS: coloured PNG with a scale bar, 16-bit PNG in millimetres, float32 .npy and EXR in metres,
-            point cloud, picture and coloured depth side by side.
+        kinds: keys of ENDINGS: coloured PNG with a scale bar, 16-bit PNG in millimetres, float32 .npy and EXR in
+            metres, point cloud, picture and coloured depth side by side.
+        colormap: name of a matplotlib colour map.
         max_depth: metres at the end of the colours.
         camera: function of (height, width) -> Intrinsics, for the point cloud.
-        follow_exif: where a photograph tells its focal length, that is its camera; and as the nets have learnt to take
-            every picture for the Kinect's, what they predict is multiplied by the ratio of the focal lengths: an object
-            that is as large in the picture of a longer lens is that much farther away.
+        follow_exif: use the focal length in a photo's EXIF, if any, for the point cloud, and multiply the depth by its
+            ratio to the Kinect's focal length. The nets learnt from Kinect pictures only: an object that looks equally
+            large through a longer lens is farther away by this ratio.
     """
 
     kinds: tuple[str, ...]
@@ -66,7 +62,12 @@ class Writer:
     follow_exif: bool = False
 
     def of_photograph(self, path: StrPath, size: tuple[int, ...]) -> tuple["Writer", np.float32]:
-        """(the Writer for one photograph, what its depth is multiplied by): as EXIF tells its camera, if it does."""
+        """Return (Writer with the camera of a photo's EXIF, factor for its depth).
+
+        Args:
+            path: the photo.
+            size: (H, W) of its depth map.
+        """
         focal_mm = image.focal_length_35mm(path) if self.follow_exif else None
         if not focal_mm:
             return self, np.float32(1)
@@ -74,10 +75,16 @@ class Writer:
         return replace(self, camera=lambda *_: camera), np.float32(camera.fx / Intrinsics.kinect(*size).fx)
 
     def save(self, paths: Mapping[str, Path], rgb: Pixels, depth_m: Floats) -> None:
-        """Write a depth map in each kind of `paths`, whole or not at all."""
+        """Write a depth map, each file atomically.
+
+        Args:
+            paths: kind to path.
+            rgb: uint8 (H, W, 3).
+            depth_m: metres (H, W).
+        """
         for kind, path in paths.items():
             if kind == "npy":
-                buffer = io.BytesIO()  # into a file, np.save would not say why it cannot
+                buffer = io.BytesIO()  # np.save hides the reason if it cannot write to a file
                 np.save(buffer, depth_m)
                 with replacing(path, "wb") as file:
                     file.write(buffer.getbuffer())
@@ -96,7 +103,7 @@ class Writer:
                 _write_png(path, self.picture(kind, rgb, depth_m))
 
     def picture(self, kind: str, rgb: Pixels, depth_m: Floats) -> Pixels:
-        """The coloured depth with its scale bar, for "side" with the picture before it. uint8 RGB."""
+        """Return the coloured depth with its scale bar, and for "side" the picture on its left. uint8 RGB."""
         coloured = visual.with_scale_bar(visual.colour(depth_m, self.max_depth, self.colormap), self.max_depth,
                                          self.colormap)
         return np.hstack([rgb, coloured]) if kind == "side" else coloured
@@ -113,24 +120,35 @@ def _write_png(path: Path, pixels: Array) -> None:
 
 def predict_all(jobs: Sequence[Job], predictor: DepthPredictor, writer: Writer, size: int, bar: cli.Bar,
                 known: Mapping[Job, Maps] | None = None) -> int:
-    """Predict and save every Job, `size` pictures or frames at a time. The number of those that failed, which are
-    named; the others go on. `known`: of `depth_range`."""
+    """Predict and save every Job. Logs failed Jobs and continues with the others.
+
+    Args:
+        jobs: inputs and outputs.
+        predictor: predicts the depth.
+        writer: writes it.
+        size: pictures or frames predicted at a time.
+        bar: updated for each Job.
+        known: predictions that `depth_range` returned.
+
+    Returns:
+        The number of Jobs that failed.
+    """
     failed = 0
     for group in _groups((job for job in jobs if not job.is_video), size):
         failed += _predict_group(group, predictor, writer, known or {})
         bar.update(len(group))
     for job in (job for job in jobs if job.is_video):
-        failed += not _named(job, partial(_predict_video_shown, job, predictor, writer, size))
+        failed += not _succeeds(job, partial(_predict_video_with_bar, job, predictor, writer, size))
         bar.update()
     return failed
 
 
 def depth_range(jobs: Sequence[Job], predictor: DepthPredictor, writer: Writer) -> tuple[float, dict[Job, Maps]]:
-    """The end of the colours for these Jobs, one for all, and what was predicted for it.
+    """Find a common end of the colours for these Jobs, from at most SAMPLED Jobs, and SAMPLED frames of each video.
 
     Returns:
-        whole metres over the 98th percentile of the depth of at most SAMPLED of the Jobs (of a video, of as many of its
-        frames), 10 where none can be predicted; and the maps (`DepthPredictor.maps`) of those that are pictures.
+        (the next whole metre above the 98th percentile of the depth, or 10 if nothing can be predicted;
+        the results of `DepthPredictor.maps` for the sampled pictures).
     """
     deepest, known = 0.0, {}
     for job in evenly(jobs, SAMPLED):
@@ -146,7 +164,7 @@ def depth_range(jobs: Sequence[Job], predictor: DepthPredictor, writer: Writer) 
 
 
 def colour_end(depth_m: Floats) -> float:
-    """Where the colours of a depth map may end: whole metres over its 98th percentile."""
+    """Return the end of the colours for a depth map: the next whole metre above its 98th percentile."""
     return float(np.floor(np.percentile(depth_m, 98)) + 1)
 
 
@@ -156,8 +174,8 @@ def _sampled_frames(job: Job) -> Iterator[Pixels]:
     return video.Video(job.source).sampled(SAMPLED)
 
 
-def _named(job: Job, work: Callable[[], object]) -> bool:
-    """Whether `work` ended well; else its error is logged with the input that it is about."""
+def _succeeds(job: Job, work: Callable[[], object]) -> bool:
+    """Run `work` and return whether it succeeds. Logs its error with the name of the input."""
     try:
         work()
     except (UserError, NotFinite, OSError) as error:
@@ -167,7 +185,7 @@ def _named(job: Job, work: Callable[[], object]) -> bool:
 
 
 def _groups(jobs: Iterable[Job], size: int) -> Iterator[Group]:
-    """Lists of (job, RGB or the error that it cannot be read), at most `size` and PIXELS_AT_ONCE each."""
+    """Yield lists of (Job, its RGB or the error on reading it), of at most `size` Jobs and about PIXELS_AT_ONCE."""
     group: Group = []
     pixels = 0
     for job in jobs:
@@ -186,33 +204,34 @@ def _groups(jobs: Iterable[Job], size: int) -> Iterator[Group]:
 
 
 def _predict_group(group: Group, predictor: DepthPredictor, writer: Writer, known: Mapping[Job, Maps]) -> int:
-    """Predict and save a group; the number that failed. When it cannot be predicted together, each is by itself."""
+    """Predict and save a group of pictures; if that fails, each picture separately. Returns the number that failed."""
     loaded = [(job, rgb) for job, rgb in group if isinstance(rgb, np.ndarray)]
-    for _, error in (one for one in group if not isinstance(one[1], np.ndarray)):
-        logger.warning("skipped: %s", error)
+    for _, error in group:
+        if not isinstance(error, np.ndarray):
+            logger.warning("skipped: %s", error)
     failed = len(group) - len(loaded)
     try:
         new = [(job, rgb) for job, rgb in loaded if job not in known]
         maps = predictor.maps([rgb for _, rgb in new], [job.source for job, _ in new])
-        known = {**known, **{job: one for (job, _), one in zip(new, maps, strict=True)}}
+        known = {**known, **{job: of_job for (job, _), of_job in zip(new, maps, strict=True)}}
     except (UserError, NotFinite) as error:
         if len(group) > 1:
-            return failed + sum(_predict_group([one], predictor, writer, known) for one in loaded)
+            return failed + sum(_predict_group([member], predictor, writer, known) for member in loaded)
         logger.warning("skipped: %s", error)
         return failed + 1
 
     def save(job: Job, rgb: Pixels) -> None:
         depth_m = blended(rgb.shape[:2], known[job])
         job.target.parent.mkdir(parents=True, exist_ok=True)
-        one, factor = writer.of_photograph(job.source, depth_m.shape)
-        if one is not writer:
+        own_writer, factor = writer.of_photograph(job.source, depth_m.shape)
+        if own_writer is not writer:
             logger.info("%s: another lens than the Kinect's, by its EXIF: depth times %.2f", job.source, factor)
-        one.save(job.outputs(writer.kinds), rgb, depth_m * factor)
+        own_writer.save(job.outputs(writer.kinds), rgb, depth_m * factor)
 
-    return failed + sum(not _named(job, partial(save, job, rgb)) for job, rgb in loaded)
+    return failed + sum(not _succeeds(job, partial(save, job, rgb)) for job, rgb in loaded)
 
 
-def _predict_video_shown(job: Job, predictor: DepthPredictor, writer: Writer, size: int) -> None:
+def _predict_video_with_bar(job: Job, predictor: DepthPredictor, writer: Writer, size: int) -> None:
     from src.prediction import video
 
     clip = video.Video(job.source)
@@ -221,12 +240,17 @@ def _predict_video_shown(job: Job, predictor: DepthPredictor, writer: Writer, si
 
 
 def predict_video(job: Job, clip: "Video", predictor: DepthPredictor, writer: Writer, size: int, bar: cli.Bar) -> None:
-    """Predict a video frame by frame: all of its outputs, or none; `bar` is told of each. Raises VideoError naming it,
-    also (after the outputs are written) when the video ends before it says it does.
+    """Predict a video frame by frame, and write all of its outputs or none.
 
     Args:
+        job: input and outputs.
         clip: the job's source, opened.
-        size: frames that are predicted at a time.
+        predictor: predicts the depth.
+        writer: writes it.
+        size: frames predicted at a time.
+        bar: updated for each frame.
+
+    Raises VideoError naming the file; also, after writing the outputs, if the video is truncated.
     """
     from src.prediction import video
 
@@ -237,11 +261,11 @@ def predict_video(job: Job, clip: "Video", predictor: DepthPredictor, writer: Wr
         frames_out = stack.enter_context(_Frames(frames_folder, writer)) if frames_folder else None
         number, frames = 0, clip.frames()
         while batch := list(itertools.islice(frames, size)):
-            names = [f"{job.source}: frame {number + place}" for place in range(len(batch))]
+            names = [f"{job.source}: frame {number + index}" for index in range(len(batch))]
             depths = predictor.predict([rgb for rgb, _ in batch], names)
-            for (rgb, at), depth_m in zip(batch, depths, strict=True):
+            for (rgb, seconds), depth_m in zip(batch, depths, strict=True):
                 for kind, out in videos.items():
-                    out.add(writer.picture(kind, rgb, depth_m), at)
+                    out.add(writer.picture(kind, rgb, depth_m), seconds)
                 if frames_out:
                     frames_out.add(rgb, depth_m)
                 number += 1
@@ -254,7 +278,7 @@ def predict_video(job: Job, clip: "Video", predictor: DepthPredictor, writer: Wr
 
 
 class _Frames(contextlib.ExitStack):
-    """A file a frame, in a new folder that takes the place of an earlier one's frames when it is complete."""
+    """Writes a file per frame into a temporary folder; `finish` moves them, replacing the frames of an earlier run."""
 
     def __init__(self, folder: Path, writer: Writer) -> None:
         super().__init__()
@@ -268,7 +292,7 @@ class _Frames(contextlib.ExitStack):
         self.count += 1
 
     def finish(self) -> None:
-        """Put the frames in their place; those of an earlier, longer video go."""
+        """Move the frames to their folder, and remove the remaining frames of an earlier, longer video."""
         self.folder.mkdir(exist_ok=True)
         new = {path.name for path in self.partial.iterdir()}
         for name in sorted(new):

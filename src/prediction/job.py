@@ -1,4 +1,4 @@
-"""What predict.py is asked to read, and where its outputs go."""
+"""Finds the inputs of predict.py and names their outputs."""
 
 import collections
 import glob
@@ -18,29 +18,20 @@ from src.data import image
 
 logger = logging.getLogger(__name__)
 
-
 PICTURES = (*image.JPEG_ENDINGS, ".png", ".bmp", ".webp", ".tif", ".tiff")
-
-
-HEIF = (".heic", ".heif")  # found, so that it can be said that they are not read
-
-
+HEIF = (".heic", ".heif")  # not supported, but searched for, so that they are reported
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 
-
+# File name endings of each kind of output; of a video some kinds are videos and the others a folder of frames.
 ENDINGS = {"color": "_depth.png", "png16": "_depth16.png", "npy": "_depth.npy", "exr": "_depth.exr", "ply": ".ply",
            "side": "_side.png"}
-
-
 VIDEO_ENDINGS = {"color": "_depth.mp4", "side": "_side.mp4"}
-
-
 FRAMES = "_frames"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One input, and where its outputs go: `target` is a path without ending."""
+    """An input file, and the path of its outputs without their endings (`target`)."""
 
     source: Path
     target: Path
@@ -51,38 +42,43 @@ class Job:
         return self.source.suffix.lower() in VIDEOS
 
     def outputs(self, kinds: Collection[str]) -> dict[str, Path]:
-        """The path of each kind of output file; of a video's frames see `frames`."""
+        """Return the path of each kind of output file. For the frames of a video see `frames`."""
         if not self.is_video:
             return {kind: Path(f"{self.target}{ENDINGS[kind]}") for kind in kinds}
         return {kind: Path(f"{self.target}{VIDEO_ENDINGS[kind]}") for kind in kinds if kind in VIDEO_ENDINGS}
 
     def frames(self, kinds: Collection[str]) -> Path | None:
-        """The folder of a video's outputs that are a file a frame, or None."""
+        """Return the folder for those outputs of a video that are a file per frame, or None if there are none."""
         return Path(f"{self.target}{FRAMES}") if self.is_video and set(kinds) - set(VIDEO_ENDINGS) else None
 
 
 def find_jobs(inputs: Iterable[StrPath], output_dir: Path) -> tuple[list[Job], list[str]]:
-    """The Jobs of files, folders (searched through) and glob patterns; folders are kept below `output_dir`.
+    """Find the input files.
 
-    What an earlier run has made of a picture beside it, what lies in an `output_dir` within a folder, and depth maps
-    beside their pictures in a NYU folder, are no inputs; what a search leaves out is logged. A file that is named by
-    itself is taken, whatever it is.
+    A search leaves out, and logs: outputs of an earlier run beside their pictures, files in `output_dir`, and depth
+    maps beside their pictures in a NYU folder. A file that is named by the user is always taken.
+
+    Args:
+        inputs: files, folders (searched recursively) and glob patterns.
+        output_dir: the folder for the outputs, which keeps the subfolders of the inputs.
 
     Returns:
-        the Jobs, and a sentence for each folder and link that cannot be read. Raises UserError.
+        (Jobs, a message for each folder or link that cannot be read).
+
+    Raises UserError if an input matches no file, or if two files would have the same outputs.
     """
     sources, unread = [], []
     for text in map(str, inputs):
-        root, found = _expand(text, output_dir)
-        for sentence in found.unread:
-            logger.warning("%s", sentence)
-        for why, paths in found.left_out.items():
+        root, search = _expand(text, output_dir)
+        for message in search.unread:
+            logger.warning("%s", message)
+        for why, paths in search.left_out.items():
             logger.warning("left out, %s: %s", why, folders.named(paths))
-        if not found.files:
+        if not search.files:
             raise UserError(f"{text}: no picture or video; expected a file, a folder or a pattern of "
                             f"{' '.join((*PICTURES, *VIDEOS))}")
-        sources += [(path, path.relative_to(root)) for path in found.files]
-        unread += found.unread
+        sources += [(path, path.relative_to(root)) for path in search.files]
+        unread += search.unread
     stems = collections.Counter(relative.with_suffix("") for _, relative in sources)
     jobs: dict[Path, Job] = {}
     for path, relative in sources:
@@ -95,9 +91,9 @@ def find_jobs(inputs: Iterable[StrPath], output_dir: Path) -> tuple[list[Job], l
 
 
 def check_outputs(jobs: Sequence[Job], kinds: Collection[str], overwrite: bool) -> None:
-    """Decide that all outputs of the Jobs may be written. Raises UserError."""
+    """Check that all outputs of the Jobs may be written. Raises UserError if not, naming the output."""
     if "exr" in kinds:
-        os.environ["OPENCV_IO_ENABLE_OPENEXR"] = "1"  # OpenCV wants to be asked, for the sake of who reads such files
+        os.environ["OPENCV_IO_ENABLE_OPENEXR"] = "1"  # OpenCV's EXR support is off by default
         if not cv2.haveImageWriter(".exr"):
             raise UserError(f"OpenCV {cv2.__version__} was built without EXR: see requirements-predict.txt")
     outputs = [path for job in jobs for path in job.outputs(kinds).values()]
@@ -118,51 +114,50 @@ def check_outputs(jobs: Sequence[Job], kinds: Collection[str], overwrite: bool) 
 
 
 def _expand(text: str, output_dir: Path) -> tuple[Path, folders.Found]:
-    """(folder that the outputs' folders are relative to, what was found) of one input."""
+    """Search one input. Returns (folder that the output paths are relative to, search result)."""
     path = Path(text)
     if path.is_file():
         return path.parent, folders.Found([path])
     root = path if path.is_dir() else next(parent for parent in path.parents if not glob.has_magic(str(parent)))
-    found = folders.search(root, path.relative_to(root).parts or folders.BELOW, PICTURES + HEIF + VIDEOS)
+    search = folders.search(root, path.relative_to(root).parts or folders.BELOW, PICTURES + HEIF + VIDEOS)
     here, out = root.resolve(), output_dir.resolve()
-    stems = {file.with_suffix("") for file in found.files}
+    stems = {file.with_suffix("") for file in search.files}
 
-    def why_not(file: Path) -> str | None:
+    def reason_to_skip(file: Path) -> str | None:
         if here in out.parents and out in file.resolve().parents:
             return "in the output folder"
         if _is_output(file, stems):
             return "what this program has made of a picture or video beside it"
         return "the depth map of a picture beside it" if _is_nyu_depth(file) else None
 
-    taken = []
-    for file in found.files:
-        if why := why_not(file):
-            found.left_out[why].append(file)
+    inputs = []
+    for file in search.files:
+        if reason := reason_to_skip(file):
+            search.left_out[reason].append(file)
         else:
-            taken.append(file)
-    return root, replace(found, files=taken)
+            inputs.append(file)
+    return root, replace(search, files=inputs)
 
 
 def _is_output(path: Path, stems: set[Path]) -> bool:
-    """Whether predict.py has made it of another of the inputs: by its name, and a PNG by its mark."""
-    made = any(path.name.endswith(ending) and path.with_name(path.name.removesuffix(ending)) in stems
+    """Return whether a file is an output of predict.py for another input: by its name, and a PNG also by its mark."""
+    is_named_so = any(path.name.endswith(ending) and path.with_name(path.name.removesuffix(ending)) in stems
                for ending in (*ENDINGS.values(), *VIDEO_ENDINGS.values())) \
         or (path.parent.name.endswith(FRAMES) and _FRAME.fullmatch(path.name) is not None
             and path.parent.with_name(path.parent.name.removesuffix(FRAMES)) in stems)
-    return made and (path.suffix != ".png" or _is_marked(path))
+    return is_named_so and (path.suffix != ".png" or _is_marked(path))
 
 
 def _is_marked(path: Path) -> bool:
     try:
         with open(path, "rb") as file:
             return file.read(_MARK_AT + len(_MARK)).endswith(_MARK)
-    except OSError:  # who reads it will say so
+    except OSError:  # reported when the file is read
         return False
 
 
-# The first chunk that `_write_png` puts behind a PNG's header, less its length.
+# The chunk that marks PNG files of predict.py, without its length, and its position in the file.
 _MARK, _MARK_AT = b"tEXtSoftware\0DepthNet on MindSpore", 37
-
 
 _FRAME = re.compile(r"\d{6,}(" + "|".join(map(re.escape, ENDINGS.values())) + ")")
 

@@ -1,8 +1,8 @@
-"""Reading and writing videos with PyAV (FFmpeg's libraries): the frames as a player shows them, and their times.
+"""Reads and writes videos with PyAV (FFmpeg's libraries): the frames as a player shows them, and their times.
 
-What a file says of itself is believed only as far as it can be true. Frames are counted. A frame lasts from SHORTEST to
-LONGEST seconds, or else as long as the frame before it. Frames are turned by right angles only. A length of over
-LONGEST_VIDEO seconds counts as not given.
+Metadata of a file are checked for plausibility. Frames are counted. A frame lasts SHORTEST to LONGEST seconds; outside
+this range it gets the duration of the previous frame. Frames are rotated by multiples of 90 degrees only. A length over
+LONGEST_VIDEO seconds is ignored.
 """
 
 import contextlib
@@ -29,17 +29,16 @@ try:
 except ImportError as error:
     raise UserError(f"videos need PyAV ({error}): pip install -r requirements-predict.txt") from error
 
-# Seconds that a frame lasts: at least, at most, and where nothing tells it.
+# Duration of a frame in seconds: minimum, maximum, and default if unknown.
 SHORTEST, LONGEST, USUAL = Fraction(1, 1000), Fraction(60), Fraction(1, 25)
 LONGEST_VIDEO = 24 * 3600
-WIDEST_PIXEL = 4  # times as wide as it is high, or as high as it is wide
-# How many of a video's frames may be missing at its end: containers estimate the number.
+WIDEST_PIXEL = 4  # largest accepted aspect ratio of a pixel, either way
+# Largest accepted share of missing frames at the end of a video. Containers only estimate the number of frames.
 MISSING_FRAMES = 0.02
-# Containers that name no other file. By itself FFmpeg tries all that it knows, whatever a file is called: playlists of
-# addresses, too.
+# Container formats that cannot refer to other files. By default FFmpeg also accepts playlists of addresses.
 FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg"
-# The first that PyAV has here is taken. PyAV's wheels have them all; a distribution's may lack those of H.264.
-# "bf": frames are stored in the order in which they are seen, so that the last one's duration is the video's end.
+# The first encoder that PyAV has is used. PyAV's wheels have all; the package of a distribution may lack H.264.
+# "bf": 0 stores frames in display order, so that the duration of the last frame ends the video.
 ENCODERS = {"libx264": {"crf": "18", "preset": "fast", "bf": "0"}, "libopenh264": {"b": "8000000"},
             "libvpx-vp9": {"crf": "24", "b": "0", "deadline": "realtime", "cpu-used": "6"}}
 _BT709, _TV_RANGE = 1, 1  # FFmpeg's numbers
@@ -48,23 +47,23 @@ logger = logging.getLogger(__name__)
 
 
 class VideoError(UserError):
-    """A video that cannot be read or written. The message names the file."""
+    """A video cannot be read or written. The message names the file."""
 
 
 class Video:
-    """A video that is read.
+    """A video to read.
 
     Args:
         path: the file.
-        max_pixels: of a frame (default: image.MAX_PIXELS).
+        max_pixels: largest accepted size of a frame. Default: image.MAX_PIXELS.
 
     Attributes:
-        count: frames in the file that are to be seen; of some it may turn out that they cannot be decoded.
-        missing: frames that the file claims to have, and has not.
-        seconds: how long they last together.
+        count: number of visible frames in the file, including frames that turn out not to be decodable.
+        missing: number of frames that the header states and the file lacks.
+        seconds: their total duration.
         tick: the container's unit of time, in seconds.
 
-    Raises VideoError when the file cannot be read, or its frames have more than `max_pixels`.
+    Raises VideoError if the file cannot be read or its frames have more than `max_pixels`.
     """
 
     def __init__(self, path: StrPath, max_pixels: int | None = None) -> None:
@@ -77,8 +76,8 @@ class Video:
                        if not packet.is_discard]  # by the edit list of a video that was trimmed
             self.count, self._times = len(packets), sorted(time for time in packets if time is not None)
             claimed_s = container.duration / av.time_base if container.duration else 0.0
-            believed = 0 < claimed_s <= LONGEST_VIDEO and stream.frames * SHORTEST <= claimed_s
-            claimed = stream.frames if believed else 0
+            is_plausible = 0 < claimed_s <= LONGEST_VIDEO and stream.frames * SHORTEST <= claimed_s
+            claimed = stream.frames if is_plausible else 0
         if not self.count:
             raise VideoError(f"{path}: not a readable video: it has no frames")
         self.missing = 0
@@ -92,14 +91,15 @@ class Video:
 
     @contextlib.contextmanager
     def _opened(self, **more: str) -> Iterator[tuple[Any, Any]]:
-        """The container and its stream of frames; `more` options of FFmpeg's."""
+        """Open the file with `more` FFmpeg options and yield the container and its video stream. Raises VideoError."""
         options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "max_pixels": str(self.max_pixels)}
         try:
             container = av.open(_address(self.path), options=options | more, metadata_errors="replace")
         except av.FFmpegError as error:
             raise VideoError(f"{self.path}: not a readable video: {error.strerror}") from error
         with container:
-            streams = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
+            streams = [stream for stream in container.streams.video
+                       if not stream.disposition & Disposition.attached_pic]
             if not streams or streams[0].time_base is None:
                 raise VideoError(f"{self.path}: not a readable video: it has no frames")
             if streams[0].codec_context is None:
@@ -107,11 +107,9 @@ class Video:
             yield container, streams[0]
 
     def frames(self) -> Iterator[tuple[Pixels, Fraction]]:
-        """Decode the video.
+        """Decode the video. Yields (RGB uint8 (H, W, 3), seconds since the first frame) of each frame.
 
-        Returns: for each frame its RGB, uint8 (H, W, 3), and the seconds since the first frame.
-
-        Raises VideoError when no frame can be decoded, or when a frame is too large.
+        Raises VideoError if no frame can be decoded or a frame is too large.
         """
         clock, decoded = _Clock(), False
         with self._opened() as (container, stream):
@@ -128,29 +126,28 @@ class Video:
             raise VideoError(f"{self.path}: not a readable video: none of its frames can be decoded")
 
     def sampled(self, most: int) -> Iterator[Pixels]:
-        """At most `most` of the frames, evenly over the video, as `frames` gives them; those that cannot be decoded are
-        left out."""
+        """Yield the RGB of at most `most` frames, evenly spaced, without frames that cannot be decoded."""
         with self._opened() as (container, stream):
             for time in evenly(self._times, most):
                 with contextlib.suppress(av.FFmpegError):
                     container.seek(time, stream=stream)
-                    frames = (one for one in container.decode(stream) if one.pts is None or one.pts >= time)
+                    frames = (frame for frame in container.decode(stream) if frame.pts is None or frame.pts >= time)
                     if frame := next(frames, None):
                         yield self._upright(frame, stream)
 
     def check_whole(self) -> None:
-        """After `frames`: raise VideoError when the file has fewer frames than it claims."""
+        """Raise VideoError if the file has fewer frames than its header states. Call it after `frames`."""
         whole, missing = self.count + self.missing, self.missing + self.undecoded
         if missing > max(1, MISSING_FRAMES * whole):
             raise VideoError(f"{self.path}: cut off: {whole - missing} of its {whole} frames could be read, and were "
                              "predicted")
 
     def _check_size(self, height: int, width: int) -> None:
-        if not 0 < height * width <= self.max_pixels:  # 0 for what `max_pixels` has kept FFmpeg from decoding
+        if not 0 < height * width <= self.max_pixels:  # FFmpeg reports size 0 above its own max_pixels
             raise VideoError(f"{self.path}: frames of no size, or of more than {self.max_pixels:,} pixels: refused")
 
     def _upright(self, frame: Any, stream: Any) -> Pixels:
-        """The RGB of a frame as it is to be shown: square pixels, turned and mirrored by its display matrix."""
+        """Return the RGB of a frame as a player shows it: with square pixels, rotated by its display matrix."""
         shape = stream.sample_aspect_ratio or 1
         width = round(frame.width * shape) if 1 / WIDEST_PIXEL <= shape <= WIDEST_PIXEL else frame.width
         self._check_size(frame.height, width)
@@ -160,7 +157,7 @@ class Video:
 
 
 def _packets(container: Any, stream: Any, and_end: bool = False) -> Iterator[Any]:
-    """The encoded frames, as far as the file can be read; `and_end`: with the empty packet that ends the decoding."""
+    """Yield the encoded frames up to the first read error, and if `and_end` the empty packet that ends decoding."""
     with contextlib.suppress(av.FFmpegError):
         for packet in container.demux(stream):
             if packet.size or and_end:
@@ -168,8 +165,8 @@ def _packets(container: Any, stream: Any, and_end: bool = False) -> Iterator[Any
 
 
 def _turned(rgb: Pixels, matrix: npt.NDArray[np.int32]) -> Pixels:
-    """`rgb` after a display matrix (ISO 14496-12): x' = a x + c y, y' = b x + d y; by other than right angles, as it
-    is."""
+    """Apply a display matrix (ISO 14496-12: x' = a x + c y, y' = b x + d y) to RGB. Rotations by other angles than
+    multiples of 90 degrees are ignored."""
     a, b, _, c, d = matrix[:5].tolist()
     if a and d and not b and not c:
         across, down = a, d
@@ -181,7 +178,7 @@ def _turned(rgb: Pixels, matrix: npt.NDArray[np.int32]) -> Pixels:
 
 
 class _Clock:
-    """Turns the times that a container gives to its frames, in order, into seconds since the first frame."""
+    """Converts the times of frames in a container, in order, to seconds since the first frame."""
 
     def __init__(self) -> None:
         self.since_first, self.lasted = Fraction(0), USUAL
@@ -189,7 +186,7 @@ class _Clock:
         self.begun = False
 
     def at(self, time: Fraction | None) -> Fraction:
-        """Seconds since the first frame, for the time of the next frame; None is not known."""
+        """Return the seconds since the first frame for the time of the next frame, or None if that is unknown."""
         if self.begun:
             if time is not None and self.before is not None and SHORTEST <= time - self.before <= LONGEST:
                 self.lasted = time - self.before
@@ -199,13 +196,13 @@ class _Clock:
 
 
 class Writer(contextlib.ExitStack):
-    """An MP4 that takes its name when it is complete, and has been read back: H.264, or else VP9, which is said.
+    """Writes an MP4, H.264 or else VP9 (logged). The file gets its name when it is complete and was read back.
 
     Args:
         path: the file.
-        tick: seconds; the times of the frames are multiples of it (`Video.tick`).
+        tick: unit of the frames' times in seconds (`Video.tick`).
 
-    Raises VideoError, naming `path`, when it cannot be written.
+    Raises VideoError naming `path` if it cannot be written.
     """
 
     def __init__(self, path: Path, tick: Fraction) -> None:
@@ -216,7 +213,7 @@ class Writer(contextlib.ExitStack):
         self.partial = self.enter_context(temporary_folder(path.parent)) / f"video{path.suffix}"
         self.stream: Any = None
         with self._naming():
-            # The index before the frames, so that a browser can begin before it has all of the file.
+            # faststart: index before the frames, so that a browser can play before it has the whole file.
             self.container = av.open(_address(self.partial), "w", format="mp4", options={"movflags": "+faststart"})
         self.callback(self._abandon)
 
@@ -224,8 +221,8 @@ class Writer(contextlib.ExitStack):
         """Append a frame.
 
         Args:
-            rgb: uint8 (H, W, 3). The first frame decides the size. H.264 wants it even: an odd last row or column is
-                doubled.
+            rgb: uint8 (H, W, 3). The first frame determines the size. H.264 needs an even size: an odd last row or
+                column is repeated.
             at: seconds since the first frame.
         """
         height, width = rgb.shape[:2]
@@ -240,7 +237,7 @@ class Writer(contextlib.ExitStack):
         self.count += 1
 
     def finish(self) -> None:
-        """Complete the file, count its frames, and give it its name."""
+        """Complete the file, count its frames, and rename it to its final name. Raises VideoError."""
         with self._naming():
             self._mux(self.stream.encode(None))
             self.container.close()
@@ -250,12 +247,12 @@ class Writer(contextlib.ExitStack):
         os.replace(self.partial, self.path)
 
     def _new_stream(self, height: int, width: int) -> Any:
-        encoder = next((one for one in ENCODERS if one in av.codecs_available), None)
+        encoder = next((name for name in ENCODERS if name in av.codecs_available), None)
         if encoder is None:
             raise VideoError(f"{self.path}: PyAV has none of the encoders {' '.join(ENCODERS)}")
         if "264" not in encoder:
             logger.info("%s: VP9, for PyAV has no encoder for H.264 here", self.path)
-        # The rate is a hint for the encoder: the frames have times.
+        # The rate is only a hint for the encoder, because every frame has a time.
         stream = self.container.add_stream(encoder, 30, options=ENCODERS[encoder], width=width, height=height,
                                            pix_fmt="yuv420p", time_base=self.time_base)
         context = stream.codec_context
@@ -265,7 +262,7 @@ class Writer(contextlib.ExitStack):
 
     def _mux(self, packets: list[Any]) -> None:
         for packet in packets:
-            packet.duration = round(self.clock.lasted / self.time_base)  # a player asks only the last for it
+            packet.duration = round(self.clock.lasted / self.time_base)  # only used for the last frame
             self.container.mux(packet)
 
     def _abandon(self) -> None:
@@ -281,5 +278,5 @@ class Writer(contextlib.ExitStack):
 
 
 def _address(path: StrPath) -> str:
-    """`path` for FFmpeg, which takes what stands before a colon for a protocol."""
+    """Return `path` as a URL for FFmpeg, which takes text before a colon for a protocol."""
     return f"file:{os.fspath(path)}"

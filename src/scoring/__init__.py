@@ -1,1 +1,1 @@
-"""Scores of predictions, what they are compared with, and the reports and pictures of both."""
+"""Scores predictions and baselines, and writes reports and figures."""

@@ -1,6 +1,6 @@
-"""What a net has to beat: a constant depth, the mean map of the training pairs, and that map at a better scale.
+"""Baselines: a constant depth, the mean log-depth map of the training pairs, and that map rescaled.
 
-`SEEN` names those that are fitted to the targets they are scored against.
+`SEEN` names the baselines that are fitted to the targets they are scored against.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ SEEN = (CONSTANT, BEST_SCALE, OWN_SCALES)
 
 
 class Baselines:
-    """The baselines of a set of test pairs. Those of the mean map need a Train folder beside them.
+    """The baselines of a set of test pairs. Those with the mean map need a Train folder beside Test.
 
     Args:
         folder: the NYU folder, or its Test folder.
@@ -41,8 +41,7 @@ class Baselines:
         self.constant, self.shift = _fit_to_targets(pairs, self.mean_map, workers)
 
     def before(self, rgb: Floats) -> dict[str, Floats]:
-        """The baselines that are shown before the nets: RGB (N, 3, 228, 304) in [0, 1] -> dict of name to log depth
-        (N, 1, 55, 74)."""
+        """Return the baselines listed before the nets: RGB (N, 3, 228, 304) -> name to log depth (N, 1, 55, 74)."""
         ones = np.ones((len(rgb), 1, *image.DEPTH_SIZE), np.float32)
         if self.mean_map is None:
             return {CONSTANT: ones * self.constant}
@@ -50,15 +49,15 @@ class Baselines:
                 BEST_SCALE: ones * (self.mean_map + self.shift)}
 
     def after(self, depth_m: Floats) -> dict[str, Floats]:
-        """Those that are shown after the nets: target metres (N, 1, 55, 74) -> dict of name to log depth."""
+        """Return the baselines listed after the nets: target metres (N, 1, 55, 74) -> name to log depth, same shape."""
         if self.mean_map is None:
             return {}
-        shifts = [_mean_difference(one, self.mean_map) for one in depth_m]
+        shifts = [_mean_difference(target_m, self.mean_map) for target_m in depth_m]
         return {OWN_SCALES: np.stack([self.mean_map + np.float32(shift) for shift in shifts])}
 
 
 def mean_map(source: Source, workers: int, skip_bad: bool = False) -> Floats:
-    """The mean log-depth map (1, 55, 74) of at most MOST_PAIRS training pairs."""
+    """Return the mean log-depth map (1, 55, 74) of at most MOST_PAIRS training pairs, evenly spaced."""
     return mean_log_depth(source.depth_maps(_spread(source), workers, skip_bad))
 
 
@@ -67,20 +66,20 @@ def _spread(source: Source) -> Sequence[int]:
 
 
 def _with_training_pairs(folder: StrPath) -> Path | None:
-    """The NYU folder of these test pairs where it has training pairs, else None."""
+    """Return the NYU folder that contains these test pairs if it has a Train folder, else None."""
     folder = Path(folder)
     root = folder.parent if folder.resolve().name == "Test" and not (folder / "Test").is_dir() else folder
     return root if (root / "Train").is_dir() else None
 
 
 def _mean_difference(depth_m: Floats, log_depth: Floats | float) -> float:
-    """The mean of log target - prediction over the measured pixels; 0 when there are none."""
+    """Return the mean of log target minus prediction over the measured pixels, or 0 if there are none."""
     measured = depth_m > 0
     return float((clipped_log(depth_m) - log_depth)[measured].mean()) if measured.any() else 0.0
 
 
 def _fit_to_targets(pairs: Sequence[Pair], mean_map: Floats | None, workers: int) -> tuple[np.float32, np.float32]:
-    """The log depth that is the best constant, and the best shift of the mean map, for the targets of `pairs`."""
+    """Return the best constant log depth and the best shift of the mean log-depth map for the targets of `pairs`."""
     logs, shifts = [], []
     with decoding_pool(workers) as pool:
         for depth_m in pool.map(lambda pair: image.network_depth(image.load_test_depth(pair.depth)), pairs):
@@ -93,15 +92,12 @@ def _fit_to_targets(pairs: Sequence[Pair], mean_map: Floats | None, workers: int
 
 
 def clipped_log(depth_m: Array) -> Array:
-    """The natural logarithm of metres, which are clipped as the metrics clip them."""
+    """Return the natural logarithm of metres clipped to DEPTH_RANGE_M."""
     return np.log(np.clip(depth_m, *DEPTH_RANGE_M))
 
 
 def mean_log_depth(depth_maps: Iterable[Floats]) -> Floats:
-    """The mean log depth of each cell over an iterable of depth maps (55, 74) in metres: (1, 55, 74).
-
-    It is the constant prediction to beat. Unmeasured pixels do not count.
-    """
+    """Return the mean log depth (1, 55, 74) of depth maps (55, 74) in metres. Unmeasured pixels do not count."""
     total = np.zeros((2, *image.DEPTH_SIZE))
     for depth_m in depth_maps:
         measured = depth_m > 0

@@ -1,4 +1,4 @@
-"""Two evaluations side by side: the same pictures through other nets, and how much of the difference may be chance."""
+"""Compares two evaluations of the same pictures, with confidence intervals of the differences."""
 
 import csv
 import json
@@ -16,8 +16,13 @@ RESAMPLES = 10_000
 
 
 def read(path: StrPath) -> tuple[dict[str, Any], dict[str, dict[str, list[float]]]]:
-    """(metrics.json as a dict, {net: {image: (8,) metrics}}) of an evaluation's folder or its metrics.json. Raises
-    UserError."""
+    """Read an evaluation from its folder or its metrics.json.
+
+    Returns:
+        (metrics.json as a dict, {net: {image: list of METRICS values}}).
+
+    Raises UserError if a file is missing or not written by eval.py.
+    """
     path = Path(path)
     folder = path.parent if path.name == "metrics.json" else path
     try:
@@ -35,10 +40,10 @@ def read(path: StrPath) -> tuple[dict[str, Any], dict[str, dict[str, list[float]
 
 
 def compare(first: StrPath, second: StrPath) -> str:
-    """The text that sets two evaluations side by side: for each net that differs the means, their difference, and the
-    95 % interval of the difference by a bootstrap over the pictures (Efron, 1979).
+    """Compare two evaluations as text: for each net the means, their difference, and its 95 % interval by a bootstrap
+    over the pictures (Efron, 1979).
 
-    Raises UserError when they are not of the same pictures under one protocol.
+    Raises UserError unless both used the same pictures and protocol and have a net in common.
     """
     from tabulate import tabulate
 
@@ -50,23 +55,30 @@ def compare(first: StrPath, second: StrPath) -> str:
     for net in (net for net in ours if net in theirs):
         if ours[net].keys() != theirs[net].keys():
             raise UserError(f"{first} and {second}: {net} was scored on other pictures")
-        a, b = (np.array([one[net][image] for image in ours[net]]) for one in (ours, theirs))
+        a, b = (np.array([metrics[net][image] for image in ours[net]]) for metrics in (ours, theirs))
         if np.array_equal(a, b, equal_nan=True):
             parts.append(f"{net}: the same")
             continue
         rows = {f"{first} ": np.nanmean(a, 0), f"{second}": np.nanmean(b, 0), "difference": np.nanmean(b - a, 0),
                 **dict(zip(("95 % from", "to"), interval(b - a), strict=True))}
-        shown = [[label, *(format(value, ".4f" if number < 2 else "+.4f") for value in row)]
+        cells = [[label, *(format(value, ".4f" if number < 2 else "+.4f") for value in row)]
                  for number, (label, row) in enumerate(rows.items())]
-        parts.append("\n" + tabulate(shown, [net, *METRICS], disable_numparse=True, colalign=["left"] + ["right"] * 8))
+        parts.append("\n" + tabulate(cells, [net, *METRICS], disable_numparse=True, colalign=["left"] + ["right"] * 8))
     if not parts:
         raise UserError(f"{first} and {second} have no net in common")
     return "\n".join(parts)
 
 
 def interval(differences: Doubles, share: float = 0.95) -> Doubles:
-    """The percentile bootstrap interval of the mean over the first axis, NaN left out: (low, high), each of the other
-    axes' shape."""
+    """Return the percentile bootstrap interval of the mean over the first axis, ignoring NaN.
+
+    Args:
+        differences: (images, metrics).
+        share: confidence level.
+
+    Returns:
+        (2, metrics): the low and the high end.
+    """
     from scipy.stats import bootstrap
 
     # In batches: all resamples of 654 pictures at once would take 400 MB.

@@ -1,4 +1,4 @@
-"""The report of an evaluation as one HTML file that needs no network: tables and pictures."""
+"""Writes the report of an evaluation as a self-contained HTML file with tables and figures."""
 
 import base64
 import html
@@ -17,7 +17,7 @@ PUBLISHED = {
     "paper, coarse + fine": (0.611, 0.887, 0.971, 0.215, 0.212, 0.907, 0.285, 0.219),
     "model zoo, Ascend 910": (0.618, 0.880, 0.965, 0.228, 0.224, 0.764, 0.272, None),
 }
-PUBLISHED_PAIRS = 654  # beside a set of another size these figures would only mislead
+PUBLISHED_PAIRS = 654  # show the published figures only for a set of this size
 PUBLISHED_NOTE = (
     "Not measured here. The first three rows: Eigen, Puhrsch and Fergus (NIPS 2014), table 1: NYU's 654 test images, "
     "trained on its full raw set, over the valid pixels of the full picture. The last: the model zoo's DepthNet on the "
@@ -42,8 +42,8 @@ def write(path: StrPath, scores: Mapping[str, Scores], details: Mapping[str, Det
     Args:
         scores, details: dicts of net name to evaluation.Scores and evaluation.Details, baselines included.
         panels_png: the bytes of panels.png.
-        checkpoints, versions: dicts of text to show.
-        data: evaluation.data_facts.
+        checkpoints, versions: files and library versions to list.
+        data: as returned by evaluation.data_facts.
     """
     first = next(iter(scores.values()))
     nets = {net: details[net] for net in (baselines.MEAN_MAP, "CoarseNet", "FineNet") if net in details}
@@ -56,24 +56,25 @@ def write(path: StrPath, scores: Mapping[str, Scores], details: Mapping[str, Det
         "<h1>Depth evaluation</h1>",
         f"<p>{data['pairs']} pairs, fingerprint {data['fingerprint']}, {first.pixels:,} pixels; protocol "
         f"<b>{first.protocol}</b>: {html.escape(_PROTOCOLS[first.protocol])}. Means over the images.</p>",
-        _table({net: {**one.means(), evaluation.SCALE_COLUMN: one.scale_correlation()} for net, one in scores.items()}),
-        f"<p class=note>{_seen(scores)}{evaluation.SCALE_COLUMN}: how far the predicted median depth follows the true "
-        "one over the images (Pearson).</p>",
+        _table({net: {**of_net.means(), evaluation.SCALE_COLUMN: of_net.scale_correlation()}
+                for net, of_net in scores.items()}),
+        f"<p class=note>{_seen(scores)}{evaluation.SCALE_COLUMN}: Pearson's correlation of predicted and true median "
+        "depth over the images.</p>",
         "<p class=note>" + html.escape("; ".join(f"{name} {value}" for name, value in
                                                  {**checkpoints, **versions}.items())) + "</p>",
         *(published if data["pairs"] == PUBLISHED_PAIRS else []),
         "<h2>Best, median and worst images</h2>",
-        _figure(panels_png, "by abs_rel of FineNet; the error is cut at 0.5"),
+        _figure(panels_png, "ordered by abs_rel of FineNet; the colours of the error end at 0.5"),
         "<h2>Where the error is</h2>",
         _figure(visual.figure_png(visual.error_by_depth(nets)),
-                "how far away the pixels are, and how many of them there are"),
-        _figure(visual.figure_png(visual.error_by_position(nets)), "where in the picture"),
+                "relative error by true depth, and the share of cells at that depth"),
+        _figure(visual.figure_png(visual.error_by_position(nets)), "relative error by position in the picture"),
         "<h2>Predicted over true depth</h2>",
-        _figure(visual.figure_png(visual.predicted_over_true(nets)), "cells of the 55x74 grid, of all images together"),
-        "<h2>How far away each picture is</h2>",
+        _figure(visual.figure_png(visual.predicted_over_true(nets)), "cells of the 55x74 grid of all images"),
+        "<h2>Scale of each picture</h2>",
         _figure(visual.figure_png(visual.medians(nets)),
-                "one point an image: on the line, the scale of the scene is right; a slope (least squares, of the "
-                "logarithms) below 1 draws all scenes to one scale"),
+                "one point per image; on the grey line the scale is correct; a slope (least squares of the logarithms) "
+                "below 1 means that the predicted scale varies less than the true one"),
     ]
     write_text(path, "<!doctype html>\n<html lang=en><meta charset=utf-8><title>Depth evaluation</title>"
                      f"<style>{_STYLE}</style>\n" + "\n".join(parts) + "\n</html>\n")

@@ -1,4 +1,4 @@
-"""Pictures: training curves and panels of predictions, as PNG files."""
+"""Draws training curves, panels of predictions, coloured depth, and the figures of the report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from src.base.errors import UserError
 from src.base.files import StrPath, printable, replacing
 from src.data import image
 
-if TYPE_CHECKING:  # a third of a second each start, and drawn is at the end
+if TYPE_CHECKING:  # importing these takes a third of a second: do it only to draw
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -27,9 +27,9 @@ Rows: TypeAlias = Sequence[Mapping[str, str]]  # of a CSV file
 
 
 def label(name: object) -> str:
-    """A file's name as matplotlib can draw it: `$` begins no formula, a letter that no font here has is escaped.
+    """Return a file name that matplotlib can draw: `$` is escaped, and so are letters that no installed font has.
 
-    What is drawn next falls back on the fonts that the letters need."""
+    Adds the fonts that the other letters need to matplotlib's defaults."""
     from matplotlib.font_manager import get_font
 
     families: list[str] = matplotlib.rcParams["font.family"]
@@ -48,20 +48,20 @@ def label(name: object) -> str:
 
 @functools.cache
 def _font_with(letter: str) -> str | None:
-    """The name of an installed font that has a letter. (Those called Last Resort have a box for each.)"""
+    """Return the name of an installed font that has a letter. Fonts named Last Resort only draw boxes."""
     from matplotlib.font_manager import fontManager, get_font
 
     fonts = [font for font in fontManager.ttflist if not font.name.startswith("Last Resort")]
     for font in sorted(fonts, key=lambda font: (font.style != "normal", font.weight != 400, font.name)):
-        with contextlib.suppress(OSError, RuntimeError):  # gone since matplotlib has listed it, or of a kind of its own
+        with contextlib.suppress(OSError, RuntimeError):  # removed since matplotlib listed it, or not readable
             if get_font(font.fname).get_char_index(ord(letter)):
                 return font.name
     return None
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches. No matplotlibrc changes it, nor what is drawn after it. No pyplot: it would
-    keep every figure."""
+    """Return an empty figure of this size in inches, with matplotlib's own defaults, whatever matplotlibrc says. Does
+    not use pyplot, which would keep every figure in memory."""
     from matplotlib.figure import Figure
 
     matplotlib.rcdefaults()
@@ -69,20 +69,20 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def subplots(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, Any]:
-    """(`new_figure` of so many inches, its axes (rows, columns))."""
+    """Return a `new_figure` of this size in inches, and its axes (rows, columns)."""
     figure = new_figure(width, height)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def figure_png(figure: Figure) -> bytes:
-    """A figure as the bytes of a PNG file."""
+    """Return a figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
 
 
 def save_figure(figure: Figure, path: StrPath) -> bytes:
-    """Write a figure as PNG, whole or not at all. Returns the file's bytes."""
+    """Write a figure as PNG, atomically. Returns the file's bytes."""
     content = figure_png(figure)
     with replacing(path, "wb") as file:
         file.write(content)
@@ -96,28 +96,37 @@ def check_colormap(name: str) -> None:
 
 
 def colour_table(colormap: str) -> Pixels:
-    """The colours from 0 to the greatest depth: uint8 RGB (256, 3)."""
+    """Return the colours of a matplotlib colour map: uint8 RGB (256, 3)."""
     return (matplotlib.colormaps[colormap](np.linspace(0, 1, 256))[:, :3] * 255).round().astype(np.uint8)
 
 
 def colour(depth_m: Floats, max_depth: float, colormap: str) -> Pixels:
-    """Depth (H, W) in metres as uint8 RGB (H, W, 3): the colour map from 0 to `max_depth`, black where not measured."""
+    """Colour a depth map.
+
+    Args:
+        depth_m: metres (H, W).
+        max_depth: metres at the end of the colour map, which begins at 0.
+        colormap: name of a matplotlib colour map.
+
+    Returns:
+        uint8 RGB (H, W, 3), black where not measured.
+    """
     rgb = colour_table(colormap)[(depth_m * (255 / max_depth)).clip(0, 255).astype(np.uint8)]
     rgb[depth_m <= 0] = 0
     return rgb
 
 
 def with_scale_bar(rgb: Pixels, max_depth: float, colormap: str) -> Pixels:
-    """A picture (H, W, 3) with a bar on its right that tells which colour is how many metres."""
+    """Return a picture (H, W, 3) with a scale bar of the colours in metres on its right."""
     from matplotlib.ticker import MaxNLocator
 
     height = rgb.shape[0]
-    size = max(height / 480, 0.4)  # of the text and the bar
+    size = max(height / 480, 0.4)  # scale of text and bar
     bar = np.full((height, round(96 * size), 3), 255, np.uint8)
     margin, left, right = round(16 * size), round(8 * size), round(32 * size)
     rows = np.arange(margin, height - margin)
-    shown_m = max_depth * (1 - (rows - margin) / max(len(rows) - 1, 1))
-    bar[rows, left:right] = colour(np.maximum(shown_m, 1e-6)[:, None], max_depth, colormap)
+    row_m = max_depth * (1 - (rows - margin) / max(len(rows) - 1, 1))
+    bar[rows, left:right] = colour(np.maximum(row_m, 1e-6)[:, None], max_depth, colormap)
     for tick_m in MaxNLocator(5).tick_values(0, max_depth):
         if 0 <= tick_m <= max_depth:
             y = round(margin + (1 - tick_m / max_depth) * (len(rows) - 1))
@@ -128,11 +137,12 @@ def with_scale_bar(rgb: Pixels, max_depth: float, colormap: str) -> Pixels:
 
 
 def curves(stages: Mapping[str, Rows], path: StrPath, mark: Mapping[str, float] | None = None) -> None:
-    """Training curves of one or both stages.
+    """Draw the training curves of one or both stages and save them as PNG.
 
     Args:
-        stages: dict of stage name to the rows of its CSV file (dicts of text, as csv.DictReader gives them).
-        mark: dict of metric to what has to be beaten, or None.
+        stages: dict of stage name to the rows of its CSV file, as csv.DictReader returns them.
+        path: the PNG file.
+        mark: metrics of the baseline to draw as dashed lines, or None.
     """
     stages = {name: rows for name, rows in stages.items() if rows}
     figure, axes = subplots(len(stages), 2, 11, 3.6 * len(stages), sharex="row")
@@ -171,7 +181,7 @@ def _validation_curve(axis: Axes, name: str, rows: Rows, mark: Mapping[str, floa
 
 
 def _thumbnail(rgb: Pixels) -> Pixels:
-    """What the nets see of a picture, at their size; what has that size is that already."""
+    """Crop a picture to what the nets see and resize it to RGB_SIZE. A picture of that size is returned as it is."""
     if rgb.shape[:2] == image.RGB_SIZE:
         return rgb
     return cv2.resize(image.crop(rgb), image.RGB_SIZE[::-1], interpolation=cv2.INTER_AREA)
@@ -181,10 +191,15 @@ LEARNING_COLUMNS = 8
 
 
 def learning(pictures: Sequence[Pixels], targets_m: Sequence[Floats], maps_m: Mapping[int, Floats]) -> Figure:
-    """A figure of how a net learns to see: a row a picture, from RGB (H, W, 3) and target metres (55, 74) to what was
-    predicted after some of the steps. `maps_m`: dict of step to metres (pictures, 55, 74)."""
+    """Draw how the predictions change during training: a row per picture with RGB, target and predictions.
+
+    Args:
+        pictures: each uint8 RGB (H, W, 3).
+        targets_m: each metres (55, 74).
+        maps_m: dict of step to predicted metres (pictures, 55, 74).
+    """
     steps = sorted(maps_m)
-    chosen = [steps[place] for place in np.unique(np.linspace(0, len(steps) - 1, LEARNING_COLUMNS).round().astype(int))]
+    chosen = [steps[index] for index in np.unique(np.linspace(0, len(steps) - 1, LEARNING_COLUMNS).round().astype(int))]
     titles = ["RGB", "target", *(f"step {step}" for step in chosen)]
     figure, axes = subplots(len(pictures), len(titles), 1.8 * len(titles), 1.45 * len(pictures))
     for axis, title in zip(axes[0], titles, strict=True):
@@ -194,18 +209,18 @@ def learning(pictures: Sequence[Pixels], targets_m: Sequence[Floats], maps_m: Ma
         high = np.nanmax(target_m) if np.isfinite(target_m).any() else 10
         axes[row, 0].imshow(_thumbnail(rgb))
         for axis, depth_m in zip(axes[row, 1:], [target_m, *(maps_m[step][row] for step in chosen)], strict=True):
-            shown = axis.imshow(depth_m, vmin=0, vmax=high, cmap="turbo")
-        figure.colorbar(shown, ax=axes[row].tolist(), label="m", pad=0.01, aspect=12)
+            drawn = axis.imshow(depth_m, vmin=0, vmax=high, cmap="turbo")
+        figure.colorbar(drawn, ax=axes[row].tolist(), label="m", pad=0.01, aspect=12)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     return figure
 
 
 def panels(rows: Sequence[PanelRow]) -> Figure:
-    """A figure with one row a picture: RGB, target, prediction of each net, and the last net's relative error.
+    """Draw a row per picture: RGB, target, the prediction of each net, and the relative error of the last net.
 
     Args:
-        rows: list of (title, rgb uint8 (H, W, 3), target metres (55, 74), dict of net name to metres (55, 74)).
+        rows: list of (title, RGB uint8 (H, W, 3), target metres (55, 74), dict of net name to metres (55, 74)).
     """
     nets = list(rows[0][3])
     titles = ["RGB", "target", *nets, f"relative error of {nets[-1]}"]
@@ -225,23 +240,23 @@ def _panel_row(figure: Figure, axes: Any, title: str, rgb: Pixels, target_m: Flo
     axes[0].imshow(_thumbnail(rgb))
     axes[0].set_ylabel("\n".join(map(label, title.split("\n"))), fontsize=8)
     for axis, depth_m in zip(axes[1:-1], [target_m, *predictions_m.values()], strict=True):
-        shown = axis.imshow(depth_m, vmin=low, vmax=high, cmap="viridis")
-    figure.colorbar(shown, ax=axes[1:-1].tolist(), label="m", shrink=0.9, pad=0.01)
+        drawn = axis.imshow(depth_m, vmin=low, vmax=high, cmap="viridis")
+    figure.colorbar(drawn, ax=axes[1:-1].tolist(), label="m", shrink=0.9, pad=0.01)
     error = np.abs(list(predictions_m.values())[-1] - target_m) / target_m
-    shown = axes[-1].imshow(error, vmin=0, vmax=0.5, cmap="magma")
-    figure.colorbar(shown, ax=axes[-1], shrink=0.9)
+    drawn = axes[-1].imshow(error, vmin=0, vmax=0.5, cmap="magma")
+    figure.colorbar(drawn, ax=axes[-1], shrink=0.9)
     for axis in axes:
         axis.set(xticks=[], yticks=[])
 
 
-FIGURE_WIDTH = 10  # inches, of all figures of the report but the panels
+FIGURE_WIDTH = 10  # inches; for all figures of the report except the panels
 
 
 def error_by_depth(details: Mapping[str, Details]) -> Figure:
-    """A figure of the mean relative error over true depth. `details`: dict of net name to evaluation.Details."""
+    """Draw the mean relative error by true depth. `details`: dict of net name to evaluation.Details."""
     figure, ((axis,), (shares,)) = subplots(2, 1, FIGURE_WIDTH, 5, sharex=True, height_ratios=[3, 1])
-    for net, one in details.items():
-        edges, error, share = one.error_by_depth()
+    for net, of_net in details.items():
+        edges, error, share = of_net.error_by_depth()
         axis.stairs(error, edges, label=net, baseline=None)
     shares.stairs(share, edges, fill=True, color="0.7")
     axis.set(ylabel="mean |p - t| / t", title="relative error over true depth")
@@ -252,7 +267,7 @@ def error_by_depth(details: Mapping[str, Details]) -> Figure:
 
 
 def _side_by_side(count: int, height: float) -> tuple[Figure, Any]:
-    """A figure with an axis for each of `count`, or of three where there are fewer."""
+    """Return a figure with `count` axes in a row, as wide as for at least three."""
     figure, axes = subplots(1, max(count, 3), FIGURE_WIDTH, height)
     for axis in axes[0][count:]:
         axis.axis("off")
@@ -260,23 +275,22 @@ def _side_by_side(count: int, height: float) -> tuple[Figure, Any]:
 
 
 def error_by_position(details: Mapping[str, Details]) -> Figure:
-    """A figure of the mean relative error in each of the 55x74 cells, one map a net."""
-    maps = {net: one.error_by_cell() for net, one in details.items()}
+    """Draw the mean relative error of each of the 55x74 cells, a map per net."""
+    maps = {net: of_net.error_by_cell() for net, of_net in details.items()}
     figure, axes = _side_by_side(len(maps), 2.8)
     high = max(np.nanmax(error) for error in maps.values())
     for axis, (net, error) in zip(axes, maps.items(), strict=False):
-        shown = axis.imshow(error, vmin=0, vmax=high, cmap="magma")
+        drawn = axis.imshow(error, vmin=0, vmax=high, cmap="magma")
         axis.set(title=net, xticks=[], yticks=[])
-    figure.colorbar(shown, ax=axes[:len(maps)].tolist(), label="mean |p - t| / t", shrink=0.9)
+    figure.colorbar(drawn, ax=axes[:len(maps)].tolist(), label="mean |p - t| / t", shrink=0.9)
     return figure
 
 
 def predicted_over_true(details: Mapping[str, Details]) -> Figure:
-    """A figure of how often which depth is predicted where which is true, one map a net, with the median of what is
-    predicted."""
+    """Draw the histogram of predicted by true depth, a map per net, and the median prediction."""
     figure, axes = _side_by_side(len(details), 3.9)
-    for axis, (net, one) in zip(axes, details.items(), strict=False):
-        edges, counts, median = one.predicted_over_true()
+    for axis, (net, of_net) in zip(axes, details.items(), strict=False):
+        edges, counts, median = of_net.predicted_over_true()
         axis.pcolormesh(edges, edges, np.where(counts.T > 0, counts.T, np.nan), norm="log", cmap="Blues")
         axis.plot(edges, edges, color="0.5", lw=1)
         axis.stairs(median, edges, baseline=None, color="tab:red", label="median")
@@ -287,12 +301,12 @@ def predicted_over_true(details: Mapping[str, Details]) -> Figure:
 
 
 def medians(details: Mapping[str, Details]) -> Figure:
-    """A figure of each image's predicted over its true median depth, one axis a net: on the line the scale of the scene
-    is right, a slope below 1 draws all scenes to the same scale."""
+    """Draw each image's predicted by its true median depth, a plot per net, with the line of correct scale and a fitted
+    line. A slope below 1 means that the predicted scale varies less than the true one."""
     figure, axes = _side_by_side(len(details), 3.9)
-    high = 1.05 * max(np.max(one.medians_m) for one in details.values())
-    for axis, (net, one) in zip(axes, details.items(), strict=False):
-        predicted, true = np.array(one.medians_m).T
+    high = 1.05 * max(np.max(of_net.medians_m) for of_net in details.values())
+    for axis, (net, of_net) in zip(axes, details.items(), strict=False):
+        predicted, true = np.array(of_net.medians_m).T
         axis.plot((0, high), (0, high), color="0.5", lw=1)
         axis.plot(true, predicted, "o", ms=4, alpha=0.6)
         title = net

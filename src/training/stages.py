@@ -12,7 +12,6 @@ import mindspore as ms
 from mindspore import nn
 
 from src.base import cli
-from src.base.arrays import Floats, Predict
 from src.base.files import StrPath, remove_partial, writable_folder, write_text
 from src.base.stopping import StopRequest
 from src.data.listing import names_digest
@@ -35,7 +34,7 @@ from src.training.trainer import Trainer
 from src.training.validation import HeldOut, Pictures, TestPictures, Validation, split_scenes
 
 # PaperCoarseNet's convolutions, which research/imagenet_start/ has taught what a network trained on ImageNet sees.
-IMAGENET = Path(__file__).resolve().parents[2] / "weights" / "PaperCoarseNet_imagenet.ckpt"
+IMAGENET = cli.WEIGHTS / "PaperCoarseNet_imagenet.ckpt"
 
 logger = logging.getLogger(__name__)
 
@@ -241,13 +240,3 @@ def _frozen_coarse(path: StrPath, device: Device) -> nn.Cell:
     coarse.set_train(False)
     device.broadcast(coarse.get_parameters())
     return coarse
-
-
-def predictors(coarse: nn.Cell, fine: nn.Cell) -> Predict:
-    """The function of RGB that `evaluation.score` takes: both nets' log depth by name."""
-    def predict(rgb: Floats) -> dict[str, Floats]:
-        tensor = ms.Tensor(rgb)
-        coarse_log_depth = coarse(tensor)
-        return {"CoarseNet": coarse_log_depth.asnumpy(), "FineNet": fine(tensor, coarse_log_depth).asnumpy()}
-
-    return predict
