@@ -2,10 +2,9 @@
 
     python fine.py VIEWS PaperCoarseNet.ckpt NYU FineNet.ckpt --images 40000
 
-FineNet starts as the identity (it predicts what CoarseNet does) and learns local detail: the loss is train.py's
-composite with a weight of its own on the gradient term, and each layer has its own rate (section 3.3: ten times as much
-for conv2). Prints the eight metrics on NYU/Test, and the correlation of the gradients of predicted and true log depth,
-for CoarseNet and for FineNet.
+FineNet starts as the identity (it predicts what CoarseNet does) and learns local detail: the loss leaves each picture's
+scale to CoarseNet, and each layer has its own rate (section 3.3: ten times as much for conv2). Prints the eight metrics
+on NYU/Test, and the correlation of the gradients of predicted and true log depth, for CoarseNet and for FineNet.
 """
 
 import argparse
@@ -76,20 +75,20 @@ def differences(maps: torch.Tensor) -> list[torch.Tensor]:
     return [(maps[:, 1:, :-1] - maps[:, :-1, :-1]), (maps[:, :-1, 1:] - maps[:, :-1, :-1])]
 
 
-def composite_loss(predicted: torch.Tensor, log_depth: torch.Tensor, gradient_weight: float) -> torch.Tensor:
-    """Of (N, 55, 74) with NaN where the target is not measured: L1 + gradients + scale-invariant."""
+def detail_loss(
+    predicted: torch.Tensor, coarse: torch.Tensor, log_depth: torch.Tensor, gradient_weight: float
+) -> torch.Tensor:
+    """Of (N, 55, 74) with NaN where the target is not measured: L1, variance and gradients of the error about its mean,
+    and the square of what FineNet adds on the whole. CoarseNet alone answers for each picture's scale."""
     valid = torch.isfinite(log_depth)
+    count = valid.sum((1, 2), keepdim=True).clamp(min=1)
     error = torch.where(valid, log_depth.nan_to_num() - predicted, 0)
-    count = valid.sum((1, 2)).clamp(min=1)
+    error = torch.where(valid, error - error.sum((1, 2), keepdim=True) / count, 0)
     whole = valid[:, 1:, :-1] & valid[:, :-1, :-1] & valid[:, :-1, 1:]
     slopes = sum((difference.abs() * whole).sum((1, 2)) for difference in differences(error))
-    mean = error.sum((1, 2)) / count
-    return (
-        error.abs().sum((1, 2)) / count
-        + gradient_weight * slopes / count
-        + (error**2).sum((1, 2)) / count
-        - 0.5 * mean**2
-    ).mean()
+    shift = (predicted - coarse).mean((1, 2))
+    local = (error.abs() + error**2).sum((1, 2)) / count[:, 0, 0] + gradient_weight * slopes / count[:, 0, 0]
+    return (local + 10 * shift**2).mean()
 
 
 def gradient_correlation(log_depth: np.ndarray, depth_m: np.ndarray) -> float:
@@ -168,15 +167,16 @@ def main() -> None:
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * share
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=HAS_BFLOAT16):
-            predicted = fine(rgb, coarse(rgb, torch.bfloat16))
-        loss = composite_loss(predicted[:, 0].float(), log_depth, options.gradient_weight)
+            below = coarse(rgb, torch.bfloat16)
+            predicted = fine(rgb, below)
+        loss = detail_loss(predicted[:, 0].float(), below[:, 0], log_depth, options.gradient_weight)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         with torch.no_grad():
             for kept, new in zip(average.parameters(), fine.parameters(), strict=True):
                 kept.lerp_(new, max(0.005, 1 / (step + 1)))
-        if (step + 1) % 250 == 0 or step + 1 == last:
+        if (step + 1) % 100 == 0 or step + 1 == last:
             with torch.no_grad():
                 report(
                     f"{step + 1} of {last}, loss {loss.item():.3f}, {time.time() - begun:.0f} s, FineNet",
