@@ -1,5 +1,5 @@
-"""Check this host's Ascend in a few minutes, and write one text file to send: what is installed, whether the nets'
-layers and first steps agree with the CPU's, what a signal does, whether devices agree, if the MindIR is the net."""
+"""Check this host's Ascend in a few minutes and write a report as a text file: installed software, layers and first
+training steps compared with the CPU, signals, agreement between devices, and the exported MindIR."""
 
 import argparse
 import ctypes
@@ -31,13 +31,13 @@ ROOT = Path(__file__).resolve().parent.parent
 NETS = Path(__file__).with_name("selfcheck_nets.py")
 RIGHT, WRONG, NOT_RUN, NOT_COMPUTED = "right", "WRONG", "not run", "not computed"
 
-# How far the device may be from the CPU in fp32, as a part of the largest value. Ascend's convolutions are HF32 at O0
+# Tolerance of the device against the CPU in fp32, relative to the largest value. Ascend's convolutions are HF32 at O0
 # (10 bits of fraction), fp16 at O2; errors add up over thousands of products and five steps.
 TOLERANCES = {"O0": 5e-3, "O2": 3e-2}
 
 
 class NotRun(Exception):
-    """A check that does not apply here. The message says why."""
+    """A check does not apply to this host. The message says why."""
 
 
 class Check(NamedTuple):
@@ -49,7 +49,7 @@ class Check(NamedTuple):
 
 
 class Host:
-    """Where the checks run, and the file that all they print goes to."""
+    """The host that is checked, and the report file."""
 
     def __init__(self, target: str, device_id: int, limit: int, report: Any, folder: Path) -> None:
         self.target, self.device_id, self.limit, self.report, self.folder = target, device_id, limit, report, folder
@@ -57,7 +57,8 @@ class Host:
         self.devices = _count_devices(self) if target != "CPU" else 2  # MindSpore's own collectives work on CPU
 
     def run(self, *command: object, okay: Sequence[int] = (0,), **variables: str) -> str:
-        """What a command prints, which goes into the report. Raises CheckFailed for another exit code, or too long."""
+        """Run a command, append its output to the report, and return it. Raises CheckFailed for another exit code or a
+        timeout."""
         self.say("$ " + " ".join(map(str, command)))
         with subprocess.Popen(list(map(str, command)), cwd=self.folder, stdout=subprocess.PIPE, text=True,
                               stderr=subprocess.STDOUT, env={**os.environ, **variables},
@@ -76,7 +77,7 @@ class Host:
         return output
 
     def compute(self, what: str, target: str, level: str) -> dict[str, Array]:
-        """The arrays of tools/selfcheck_nets.py; they are computed once."""
+        """Return the arrays that tools/selfcheck_nets.py computes. They are cached."""
         path = self.folder / f"{what}_{target}_{level}.npz"
         if not path.exists():
             self.run(sys.executable, NETS, what, target, self.device_id, level, self.folder)
@@ -90,7 +91,7 @@ class Host:
 
 
 def _is_emulated() -> bool:
-    """Whether CANN is tests/ascend, which computes nothing."""
+    """Return whether CANN is the emulator of tests/ascend, which computes nothing."""
     try:
         return hasattr(ctypes.CDLL("libascendcl.so"), "emulator_operators")
     except OSError:
@@ -106,7 +107,7 @@ def _count_devices(host: Host) -> int:
 
 
 def check_environment(host: Host) -> str:
-    """Versions, driver, CANN's packages, rights on the devices, cores, variables: written down, and not judged."""
+    """Record versions, driver, CANN's packages, permissions of the devices, cores and environment variables."""
     packages = {}
     for package in ("mindspore", "numpy", "te", "hccl", "opencv-python", "opencv-python-headless"):
         try:
@@ -129,7 +130,7 @@ def check_environment(host: Host) -> str:
 
 
 def check_layers(host: Host, level: str) -> str:
-    """Each distinct layer of the nets and its gradients, against the CPU in fp32."""
+    """Compare each distinct layer of the nets and its gradients with the CPU in fp32."""
     expected, computed = host.compute("layers", "CPU", "O0"), host.compute("layers", host.target, level)
     errors = {name: float(np.abs(computed[name] - array).max() / np.abs(array).max())
               for name, array in expected.items()}
@@ -140,8 +141,8 @@ def check_layers(host: Host, level: str) -> str:
 
 
 def check_steps(host: Host, net: str, level: str) -> str:
-    """The losses of the first steps against the CPU in fp32. In mixed precision only the first is compared: what
-    follows depends on which updates overflow while the loss scale is sought."""
+    """Compare the losses of the first steps with the CPU in fp32. In mixed precision compare only the first loss: the
+    others depend on which updates overflow while the loss scale adapts."""
     expected, computed = host.compute(net, "CPU", "O0"), host.compute(net, host.target, level)
     launch, wait = computed["seconds"][1:].mean(axis=0)
     host.say(f"losses {computed['losses']}, CPU {expected['losses']}; loss scale {computed['scale']}")
@@ -158,7 +159,7 @@ def _within(host: Host, error: float, level: str, remark: str) -> str:
 
 
 def check_signal(host: Host) -> str:
-    """SIGTERM while training: saved, exit code 143, and it can be resumed."""
+    """Send SIGTERM to a training. It must save, exit with 143, and be resumable."""
     data = host.folder / "NYU"
     host.run(sys.executable, ROOT / "tools" / "make_sample_nyu.py", data, "--scenes", 1, "--pairs_per_scene", 4,
              "--test_pairs", 1)
@@ -187,7 +188,7 @@ def check_signal(host: Host) -> str:
 
 
 def check_ranks(host: Host) -> str:
-    """Two devices: the same weights after some steps, and an overflow on one skips the update on both."""
+    """Train on two devices. Their weights must agree, and an overflow on one must skip the update on both."""
     if host.devices < 2:
         raise NotRun(f"{host.devices} devices, two are needed")
     host.run("msrun", "--worker_num=2", "--local_worker_num=2", "--join=True", "--log_dir=msrun", "--master_port=18471",
@@ -202,7 +203,7 @@ def check_ranks(host: Host) -> str:
 
 
 def check_export(host: Host) -> str:
-    """The MindIR of this repo's FineNet, which export.py compares with the net."""
+    """Export this repo's FineNet to MindIR; export.py compares it with the net."""
     weights = ROOT / "weights" / "FineNet.ckpt"
     if not weights.exists():
         raise NotRun(f"no {weights}")
@@ -212,12 +213,12 @@ def check_export(host: Host) -> str:
 
 
 def check_310(host: Host) -> str:
-    """The C++ program on an Ascend 310."""
+    """Run the C++ program on an Ascend 310."""
     raise NotRun("not part of this check yet: see docs/inference.md")
 
 
 def checks(host: Host) -> list[tuple[str, Callable[[], str]]]:
-    """The name of each check, and the function that runs it."""
+    """Return (name, function) of each check."""
     listed: list[tuple[str, Callable[[], str]]] = [("environment", lambda: check_environment(host))]
     for level in TOLERANCES:
         listed += [(f"layers, {level}", lambda level=level: check_layers(host, level))]  # type: ignore[misc]
@@ -229,7 +230,7 @@ def checks(host: Host) -> list[tuple[str, Callable[[], str]]]:
 
 
 def run_check(host: Host, name: str, check: Callable[[], str]) -> Check:
-    """Run one check. Whatever goes wrong in it is a row of the table, and the next one runs."""
+    """Run a check and return its row of the table. An error in it does not stop the next checks."""
     host.say(f"\n=== {name}")
     try:
         remark = check()
@@ -246,7 +247,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--device_target", choices=("Ascend", "CPU"), default="Ascend")
     add("--device_id", type=cli.non_negative_int, default=0)
-    add("--limit", type=cli.positive_int, default=300, help="seconds that one program may take")
+    add("--limit", type=cli.positive_int, default=300, help="time limit of each program in seconds")
     add("--output", type=Path, default=Path("ascend_selfcheck.txt"), help="the file to send")
     return parser.parse_args(arguments)
 

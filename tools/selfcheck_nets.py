@@ -1,4 +1,4 @@
-"""Compute what tools/ascend_selfcheck.py compares, in a process of its own: the same code on each device."""
+"""Compute the arrays that tools/ascend_selfcheck.py compares, with the same code on each device."""
 
 import argparse
 import hashlib
@@ -22,9 +22,9 @@ from src.nets import device
 from src.training.trainer import Trainer
 
 STEPS = 5
-SCALE = 2.0**12  # as a loss is scaled, so that fp16 holds its gradients
+SCALE = 2.0**12  # loss scale, so that fp16 can hold the gradients
 NETS: dict[str, Any] = {"coarse": CoarseNet, "paper": PaperCoarseNet, "fine": FineNet}
-# Of each layer: kind, arguments, and the shape of its input. They are those of src/net.py, at a batch of 2.
+# Kind, arguments and input shape of each layer of src/net.py, for a batch of 2.
 LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "conv 7x7 of 3": (lambda: nn.Conv2d(3, 64, 7, has_bias=True), (2, 3, 228, 304)),
     "conv 5x5 of 64, padded by hand": (
@@ -53,13 +53,13 @@ class _MeanSquare(nn.Cell):
 
 
 def distinct_neighbours(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """Random numbers that fp16 holds exactly, no two neighbours the same: a maximum is in one place."""
+    """Return random numbers that fp16 holds exactly. Neighbours differ, so that every maximum is unique."""
     rows, columns = np.indices(shape[-2:])
     return (rng.integers(-16, 16, shape) / 8 + (rows % 2 * 2 + columns % 2) / 64).astype(np.float32)
 
 
 def layers(level: str) -> Iterator[tuple[str, Array]]:
-    """Of each distinct layer: its output, and the gradients of the output's mean square to input and weights."""
+    """Yield the output of each distinct layer, and the gradients of its mean square by input and weights."""
     for name, (make, shape) in LAYERS.items():
         ms.set_seed(0)
         rng, layer = np.random.default_rng(0), make()
@@ -78,7 +78,7 @@ def layers(level: str) -> Iterator[tuple[str, Array]]:
 
 
 def batch(net_name: str, rank: int = 0) -> list[Array]:
-    """A fixed batch of 2: RGB, depth in metres, and what the net takes besides."""
+    """Return a fixed batch of 2: RGB, depth in metres, and the net's further inputs."""
     rng = np.random.default_rng(rank)
     rgb = rng.integers(0, 256, (2, *RGB_SHAPE), np.uint8)
     depth_m = (1 + 3 / 255 * rgb[:, :1, 4:224:4, 4:300:4]).astype(np.float32)
@@ -87,7 +87,7 @@ def batch(net_name: str, rank: int = 0) -> list[Array]:
 
 
 def steps(net_name: str, level: str, chosen: device.Device) -> Iterator[tuple[str, Array]]:
-    """The losses of a few steps, the seconds in launch and in wait, and the loss scale."""
+    """Yield the losses of a few steps, the seconds spent launching and waiting, and the loss scale."""
     ms.set_seed(0)
     trainer = Trainer(NETS[net_name](), "composite", 1e-4, amp_level=level, device=chosen)
     losses, seconds = [], []
@@ -103,8 +103,8 @@ def steps(net_name: str, level: str, chosen: device.Device) -> Iterator[tuple[st
 
 
 def ranks(level: str, chosen: device.Device) -> Iterator[tuple[str, Array]]:
-    """FineNet on several devices: a digest of its weights after some steps, of which the third overflows on the last
-    rank only; and which updates were applied."""
+    """Train FineNet on several devices; the third step overflows on the last rank only. Yields a digest of the weights,
+    and which updates were applied."""
     ms.set_seed(100 + chosen.rank)
     trainer = Trainer(FineNet(), "composite", 1e-4, amp_level=level, device=chosen)
     trainer.synchronise()

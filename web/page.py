@@ -36,7 +36,7 @@ from src.prediction.pointcloud import Intrinsics, write_glb
 from src.prediction.predict import DepthPredictor, blended
 from src.scoring import visual
 from web.gate import MAX_UPLOAD, Gate
-from web.visits import CACHE_S, VISITORS, Shown, Visit, Visits
+from web.visits import CACHE_S, VISITORS, Prediction, Visit, Visits
 
 if TYPE_CHECKING:
     from src.prediction.video import Video
@@ -111,8 +111,8 @@ class Page:
         self.truths = {_digest(pair.rgb): pair.depth for pair in pairs}
         self.visits = Visits(folder)
 
-    def predict(self, path: str | None, before: Shown | None, degrees: float,
-                request: gr.Request | None = None) -> Shown | None:
+    def predict(self, path: str | None, before: Prediction | None, degrees: float,
+                request: gr.Request | None = None) -> Prediction | None:
         """Predict the depth of a picture.
 
         Args:
@@ -135,7 +135,7 @@ class Page:
             depth_m = blended(size, maps) * lens
             seconds = time.perf_counter() - begun
             truth = self.truths.get(_digest(path))
-            return Shown(name, rgb, depth_m, blended(size, maps, "CoarseNet") * lens,
+            return Prediction(name, rgb, depth_m, blended(size, maps, "CoarseNet") * lens,
                          image.resize_depth(image.load_test_depth(truth), size) if truth else None,
                          writer.camera(*size), float(lens), seconds,
                          Path(tempfile.mkdtemp(dir=self.visits.of(request).folder)))
@@ -147,46 +147,47 @@ class Page:
             camera = lambda height, width: Intrinsics.from_fov(height, width, degrees)  # noqa: E731
         return depth_files.Writer(tuple(FORMS), COLORMAPS[0], 10.0, camera, follow_exif=not degrees)
 
-    def show(self, shown: Shown | None, colormap: str, max_depth: float) -> tuple[Any, Any, Any, str]:
+    def show(self, prediction: Prediction | None, colormap: str, max_depth: float) -> tuple[Any, Any, Any, str]:
         """Return what is shown: (map under the pointer, picture and depth to compare, gallery of the nets, facts)."""
-        if not shown:
+        if not prediction:
             return None, None, None, self.about
-        end = max_depth or shown.colour_end
-        pictures = [(visual.colour(shown.coarse_m, end, colormap), "CoarseNet"),
-                    (visual.colour(shown.depth_m, end, colormap), "FineNet")]
-        facts = f"**{shown.seconds:.2f} s** for {shown.rgb.shape[1]} x {shown.rgb.shape[0]} pixels. {self.about}"
-        if shown.lens != 1:
-            facts += f" The photograph's EXIF tells another lens than the Kinect's: depth times {shown.lens:.2f}."
-        if shown.truth_m is not None:
-            measured = shown.truth_m > 0
-            error = np.where(measured, np.abs(shown.depth_m - shown.truth_m) / np.where(measured, shown.truth_m, 1), 0)
+        end = max_depth or prediction.colour_end
+        pictures = [(visual.colour(prediction.coarse_m, end, colormap), "CoarseNet"),
+                    (visual.colour(prediction.depth_m, end, colormap), "FineNet")]
+        height, width = prediction.depth_m.shape
+        facts = f"**{prediction.seconds:.2f} s** for {width} x {height} pixels. {self.about}"
+        if prediction.lens != 1:
+            facts += f" The photograph's EXIF tells another lens than the Kinect's: depth times {prediction.lens:.2f}."
+        if prediction.truth_m is not None:
+            truth_m, measured = prediction.truth_m, prediction.truth_m > 0
+            error = np.where(measured, np.abs(prediction.depth_m - truth_m) / np.where(measured, truth_m, 1), 0)
             mean = error[measured].mean() if measured.any() else np.nan
-            pictures += [(visual.colour(shown.truth_m, end, colormap), "true depth (black: not measured)"),
+            pictures += [(visual.colour(truth_m, end, colormap), "true depth (black: not measured)"),
                          (visual.colour(error + 1e-6 * measured, 0.5, "magma"),
                           f"relative error, from 0 to 50 % and more (mean {mean:.0%})")]
-        return (pointer_value(shown, end, colormap), (shown.rgb, pictures[1][0]), pictures, facts)
+        return (pointer_value(prediction, end, colormap), (prediction.rgb, pictures[1][0]), pictures, facts)
 
-    def save(self, shown: Shown | None, colormap: str, max_depth: float) -> tuple[str | None, ...]:
+    def save(self, prediction: Prediction | None, colormap: str, max_depth: float) -> tuple[str | None, ...]:
         """Write and return the file of each form in FORMS."""
-        if not shown:
+        if not prediction:
             return (None,) * len(FORMS)
-        end = max_depth or shown.colour_end
-        writer = replace(self._writer(0), colormap=colormap, max_depth=end, camera=lambda *_: shown.camera)
-        stem = re.sub(r"[^\w.-]+", "_", Path(shown.name).stem)[:60].strip(".") or "picture"
-        paths = Job(Path("picture.png"), shown.folder / stem).outputs(FORMS)
+        end = max_depth or prediction.colour_end
+        writer = replace(self._writer(0), colormap=colormap, max_depth=end, camera=lambda *_: prediction.camera)
+        stem = re.sub(r"[^\w.-]+", "_", Path(prediction.name).stem)[:60].strip(".") or "picture"
+        paths = Job(Path("picture.png"), prediction.folder / stem).outputs(FORMS)
         with contextlib.suppress(FileNotFoundError):  # the visitor has sent another picture meanwhile
-            writer.save(paths, shown.rgb, shown.depth_m)
+            writer.save(paths, prediction.rgb, prediction.depth_m)
             return tuple(map(str, paths.values()))
         return (None,) * len(FORMS)
 
-    def mesh(self, shown: Shown | None, tab: str) -> str | None:
+    def mesh(self, prediction: Prediction | None, tab: str) -> str | None:
         """Write and return the file of the coloured mesh if its tab is visible. Gradio (6.25 to 6.31) does not show a
         mesh that arrived while its tab was hidden."""
-        if not shown or tab != MESH_TAB:
+        if not prediction or tab != MESH_TAB:
             return None
-        path = shown.folder / "mesh.glb"
+        path = prediction.folder / "mesh.glb"
         with contextlib.suppress(FileNotFoundError):
-            write_glb(path, shown.depth_m, shown.rgb, shown.camera)
+            write_glb(path, prediction.depth_m, prediction.rgb, prediction.camera)
             return str(path)
         return None
 
@@ -248,7 +249,7 @@ class Page:
         return page
 
     def _picture_tab(self, colormap: gr.Dropdown, max_depth: gr.Slider, degrees: gr.Slider) -> None:
-        shown = gr.State(None, time_to_live=CACHE_S, delete_callback=lambda shown: shown and shown.discard())
+        prediction = gr.State(None, time_to_live=CACHE_S, delete_callback=lambda expired: expired and expired.discard())
         tab = gr.State("Depth")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
@@ -275,27 +276,27 @@ class Page:
                 with gr.Tab("Files"):
                     files = [gr.DownloadButton(label, interactive=False, elem_id=f"file-{kind}", size="md")
                              for kind, label in FORMS.items()]
-        colours, seen = [shown, colormap, max_depth], [pointer, compare, nets, facts]
+        colours, seen = [prediction, colormap, max_depth], [pointer, compare, nets, facts]
 
         def save(*chosen: Any) -> list[gr.DownloadButton]:
             return [gr.DownloadButton(value=path, interactive=path is not None) for path in self.save(*chosen)]
 
-        def turn(shown: Shown | None, event: gr.SelectData) -> tuple[str, str | None]:
+        def turn(prediction: Prediction | None, event: gr.SelectData) -> tuple[str, str | None]:
             tab = str(event.value)
-            return tab, self.mesh(shown, tab)
+            return tab, self.mesh(prediction, tab)
 
-        tabs.select(turn, shown, [tab, mesh], show_progress="hidden")
+        tabs.select(turn, prediction, [tab, mesh], show_progress="hidden")
         changes = [colormap.input, max_depth.input]
         for event in (*sent, degrees.input):
-            predicted = event(self.predict, [picture, shown, degrees], shown, concurrency_id="nets",
+            predicted = event(self.predict, [picture, prediction, degrees], prediction, concurrency_id="nets",
                               concurrency_limit=1, show_progress_on=[pointer], trigger_mode="always_last")
             # After an error, show nothing rather than the previous picture's depth.
-            forgotten = predicted.failure(lambda: None, None, shown, queue=False)
+            forgotten = predicted.failure(lambda: None, None, prediction, queue=False)
             changes += [predicted.success, forgotten.then]
         for event in changes:
             seeing = event(self.show, colours, seen, show_progress="hidden", trigger_mode="always_last",
                            concurrency_id="show", concurrency_limit=1)  # keeps the order of requests
-            turning = seeing.then(self.mesh, [shown, tab], mesh, show_progress="hidden")
+            turning = seeing.then(self.mesh, [prediction, tab], mesh, show_progress="hidden")
             turning.then(save, colours, files, show_progress="hidden")
 
     def _video_tab(self, colormap: gr.Dropdown, max_depth: gr.Slider) -> None:
@@ -362,11 +363,11 @@ def _plainly(path: object, name: str) -> Iterator[None]:
         raise gr.Error(text, print_exception=False) from error
 
 
-def pointer_value(shown: Shown, max_depth: float, colormap: str) -> str:
+def pointer_value(prediction: Prediction, max_depth: float, colormap: str) -> str:
     """Return the input of page.js as JSON: depth as little-endian uint16 in base64, its unit in metres (0.001, or more
     if the depth would not fit), the colours, and the camera in pixels of the map."""
-    height, width = shown.depth_m.shape
-    unit_m = max(0.001, float(shown.depth_m.max()) / 65535)
+    height, width = prediction.depth_m.shape
+    unit_m = max(0.001, float(prediction.depth_m.max()) / 65535)
     scale = min(1, POINTER_SIDE / max(height, width))
     size = max(1, round(height * scale)), max(1, round(width * scale))
 
@@ -378,9 +379,10 @@ def pointer_value(shown: Shown, max_depth: float, colormap: str) -> str:
     return json.dumps({
         "width": size[1], "height": size[0], "unit": unit_m,
         "max_depth": max_depth, "colours": visual.colour_table(colormap).ravel().tolist(),
-        "depth": packed(shown.depth_m), "truth": None if shown.truth_m is None else packed(shown.truth_m),
-        "fx": shown.camera.fx * across, "cx": (shown.camera.cx + 0.5) * across - 0.5,
-        "fy": shown.camera.fy * down, "cy": (shown.camera.cy + 0.5) * down - 0.5,
+        "depth": packed(prediction.depth_m),
+        "truth": None if prediction.truth_m is None else packed(prediction.truth_m),
+        "fx": prediction.camera.fx * across, "cx": (prediction.camera.cx + 0.5) * across - 0.5,
+        "fy": prediction.camera.fy * down, "cy": (prediction.camera.cy + 0.5) * down - 0.5,
     })
 
 

@@ -19,7 +19,7 @@ VISITORS = 64  # largest number of visitors; the least recently active visitor i
 
 
 @dataclass(frozen=True)
-class Shown:
+class Prediction:
     """A prediction that a visitor sees."""
 
     name: str
