@@ -140,6 +140,26 @@ def test_an_overflow_is_no_step_of_the_schedule(batch):
     assert updates == [0, 1, 1, 2]
 
 
+@pytest.mark.parametrize("afterwards", ["let go of", "overwritten"])
+def test_a_launched_step_has_read_its_arrays(batch, afterwards):
+    def losses(spoil):
+        trainer, own = fine_trainer("O0", np.ones_like(batch[1])), []
+        for _ in range(3):
+            arrays = [array.copy() for array in batch]
+            wait = trainer.launch(*arrays)
+            if spoil == "overwritten":
+                arrays[0][:], arrays[1][:] = 0, np.nan
+            elif spoil:
+                shapes = [(array.shape, array.dtype) for array in arrays]
+                del arrays  # their memory goes to the next of that size
+                others = [np.full(shape, 99, dtype) for shape, dtype in shapes for _ in range(8)]
+                assert len(others) == 16
+            own.append(wait().own_loss)
+        return own
+
+    assert losses(afterwards) == losses(None)
+
+
 def fine_trainer(amp_level, coarse):
     ms.set_seed(0)
     return Trainer(FineNet(), "composite", 3e-4, amp_level=amp_level, inputs=lambda rgb: (rgb, ms.Tensor(coarse)))
