@@ -36,6 +36,12 @@ class Device:
         """Rank 0: the one that writes files and logs."""
         return self.rank == 0
 
+    @property
+    def keeps_overflows(self) -> bool:
+        """Whether an overflow stays in a register of the chip until it is asked for, whichever net caused it: 910A."""
+        return (self.target == "Ascend"
+                and ms._c_expression.MSContext.get_instance().get_ascend_soc_version() == "ascend910")
+
     def sum(self, values: Sequence[float] | Array) -> Floats:
         """The sum of a few float32 numbers over all ranks; each rank waits for the others."""
         values = np.asarray(values, np.float32)
