@@ -118,7 +118,7 @@ def test_a_device_that_is_not_there_is_named_early():
 
 
 def test_why_an_ascend_cannot_be_used_is_said(nyu, forked, tmp_path):
-    if device.ms.hal.is_available("Ascend"):
+    if device.ms.device_context.ascend.is_available():
         pytest.skip("there is one")
     line = one_line(forked("train.py", "--data_url", nyu, "--device_target", "Ascend", cwd=tmp_path))
     assert re.search(r"cannot use it \(.*lib\w+\.so.*\); expected CPU", line)
@@ -127,11 +127,11 @@ def test_why_an_ascend_cannot_be_used_is_said(nyu, forked, tmp_path):
 def test_a_driver_that_fails_is_one_line_and_a_dry_run_asks_none(monkeypatch):
     chosen = []
 
-    def fail(_):
+    def fail():
         raise RuntimeError("Get device count failed, ret = 507033\n\nC++ Call Stack:\n...")
 
-    monkeypatch.setattr(device.ms.hal, "is_available", lambda target: target == "Ascend")
-    monkeypatch.setattr(device.ms.hal, "device_count", fail)
+    monkeypatch.setattr(device.ms.device_context.ascend, "is_available", lambda: True)
+    monkeypatch.setattr(device.ms.device_context.ascend, "device_count", fail)
     monkeypatch.setattr(device.ms, "set_device", lambda *arguments: chosen.append(arguments))
     with pytest.raises(DeviceError) as caught:
         device.select("Ascend", 0)

@@ -6,6 +6,7 @@ published for the model-zoo DepthNet, have no such entry; they load all the same
 factors (tools/compress_weights.py) that are multiplied out when it is loaded.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -17,7 +18,6 @@ import mindspore as ms
 import numpy as np
 from google.protobuf.message import DecodeError
 from mindspore import nn
-from mindspore.nn.utils import no_init_parameters
 from mindspore.train import checkpoint_pb2
 
 from src.base.arrays import Array
@@ -41,6 +41,11 @@ _OPTIMIZER_NAMES = ("global_step", "learning_rate", "beta1_power", "beta2_power"
                     "scale_sense", "current_iterator_step", "last_overflow_iterator_step", "epoch_num", "step_num")
 
 logger = logging.getLogger(__name__)
+
+try:
+    from mindspore.nn.utils import no_init_parameters
+except ImportError:  # deprecated, and to be removed: a net then gets random numbers before its weights
+    no_init_parameters = contextlib.nullcontext
 
 
 class CheckpointError(UserError):
@@ -196,7 +201,7 @@ def load_fine(path: StrPath) -> FineNet:
 
 
 def _loaded(kind: type[nn.Cell], checkpoint: Checkpoint) -> Any:
-    with no_init_parameters():  # what the checkpoint replaces: two seconds of random numbers for PaperCoarseNet
+    with no_init_parameters():  # random numbers for what the checkpoint replaces take PaperCoarseNet two seconds
         net = kind()
     assign(net, checkpoint)
     net.set_train(False)

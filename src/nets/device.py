@@ -116,9 +116,13 @@ def choose(target: str, available: Callable[[str], bool], davinci: Sequence[str]
     return target
 
 
+def _is_available(target: str) -> bool:
+    return getattr(ms.device_context, target.lower()).is_available()
+
+
 def auto() -> str:
     """The target that "auto" means here. Raises DeviceError."""
-    target = choose("auto", ms.hal.is_available, sorted(glob.glob("/dev/davinci[0-9]*")))
+    target = choose("auto", _is_available, sorted(glob.glob("/dev/davinci[0-9]*")))
     if target == "CPU":
         logger.warning("no Ascend here: going to the CPU")
     return target
@@ -129,14 +133,14 @@ def select(target: str = "auto", device_id: int = 0) -> Device:
 
     In a distributed run the launcher's DEVICE_ID counts, not `device_id`. Raises DeviceError when it cannot be used.
     """
-    chosen = auto() if target == "auto" else choose(target, ms.hal.is_available)
+    chosen = auto() if target == "auto" else choose(target, _is_available)
     launched = "MS_ROLE" in os.environ  # by msrun, for one worker too; its scheduler is this program as well
     if launched:
         device_id = int(os.environ.get("DEVICE_ID", device_id))
     ms.set_context(mode=ms.GRAPH_MODE)
     try:
         if chosen != "CPU" and not os.environ.get("MS_SIMULATION_LEVEL"):  # MindSpore's DryRun does without a device
-            check_device_id(device_id, ms.hal.device_count(chosen))
+            check_device_id(device_id, getattr(ms.device_context, chosen.lower()).device_count())
         ms.set_device(chosen, device_id)
     except DeviceError:
         raise
