@@ -67,6 +67,9 @@ class Adam(nn.Adam):
     """Adam that can leave an update out without a branch: on Ascend a graph with a branch does not compile where the
     process sees fewer than twelve cores, and makes the host wait once more a step (MindSpore 2.10)."""
 
+    beta1_power: ms.Parameter
+    beta2_power: ms.Parameter
+
     @ms.jit
     def construct(self, gradients: tuple[ms.Tensor, ...], applied: ms.Tensor | None = None) -> bool:
         """One update. Where `applied` (bool, no dimensions) is False, every weight, moment and count stays."""
