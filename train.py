@@ -32,6 +32,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> Options:
     add("--loss", choices=("composite", "scale_invariant"), default="composite")
     add("--amp_level", choices=("auto", "O0", "O1", "O2", "O3"), default="auto",
         help="O0 is fp32, any other fp16 compute with loss scaling; auto: O2 on Ascend, else O0")
+    add("--jit_level", choices=("auto", "O0", "O1", "O2"), default="auto",
+        help="how MindSpore compiles: auto is O2 (CANN's graph engine) on Ascend, else MindSpore's own choice")
     add("--seed", type=cli.seed, default=0)
     add("--num_parallel_workers", type=cli.positive_int, help="decoding threads (default: one a processor, at most 8)")
     add("--dropout", type=cli.share, metavar="RATE", help="of PaperCoarseNet's units (default: 0.5, the paper's)")
@@ -101,7 +103,7 @@ def main(stop: stopping.StopRequest) -> int:
     from src.nets import device
     from src.training import stages
 
-    chosen = device.select(options.device_target, options.device_id)
+    chosen = device.select(options.device_target, options.device_id, options.jit_level)
     try:
         stages.train(options, source, chosen, stop)
     except stopping.Stopped as stopped:

@@ -140,6 +140,20 @@ def test_a_driver_that_fails_is_one_line_and_a_dry_run_asks_none(monkeypatch):
     assert device.select("Ascend", 0).target == "Ascend" and chosen == [("Ascend", 0)]
 
 
+@pytest.mark.parametrize(("target", "level", "asked"), [
+    ("Ascend", "auto", "O2"), ("Ascend", "O0", "O0"), ("Ascend", None, None), ("CPU", "O1", "O1"),
+    ("CPU", "auto", None)])
+def test_the_jit_level_is_the_device_s_unless_told(monkeypatch, target, level, asked):
+    settings = {}
+    monkeypatch.setattr(device.ms.device_context.ascend, "is_available", lambda: True)
+    monkeypatch.setattr(device.ms.device_context.ascend, "device_count", lambda: 8)
+    monkeypatch.setattr(device.ms, "set_device", lambda *_: None)
+    monkeypatch.setattr(device.ms, "set_context", lambda **options: settings.update(options))
+    device.select(target, 0, level)
+    assert settings.pop("mode") == device.ms.GRAPH_MODE
+    assert settings == ({"jit_config": {"jit_level": asked}} if asked else {})
+
+
 def test_the_build_for_ascend_does_not_take_the_wheel_for_cpu(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name not in ("MS_LITE_HOME", "LITE_HOME")}
     result = subprocess.run(

@@ -128,16 +128,23 @@ def auto() -> str:
     return target
 
 
-def select(target: str = "auto", device_id: int = 0) -> Device:
+def select(target: str = "auto", device_id: int = 0, jit_level: str | None = None) -> Device:
     """Make `target` MindSpore's device, join the other processes of a distributed run, and say which it is.
 
-    In a distributed run the launcher's DEVICE_ID counts, not `device_id`. Raises DeviceError when it cannot be used.
+    Args:
+        target: "auto", "Ascend", "GPU" or "CPU".
+        device_id: which of them; in a distributed run the launcher's DEVICE_ID counts.
+        jit_level: how a training's graphs are compiled: "auto", "O0", "O1" or "O2". None: as MindSpore does by itself.
+
+    Raises DeviceError when it cannot be used.
     """
     chosen = auto() if target == "auto" else choose(target, _is_available)
     launched = "MS_ROLE" in os.environ  # by msrun, for one worker too; its scheduler is this program as well
     if launched:
         device_id = int(os.environ.get("DEVICE_ID", device_id))
     ms.set_context(mode=ms.GRAPH_MODE)
+    if jit_level:
+        _compile_for_training(jit_level, chosen)
     try:
         if chosen != "CPU" and not os.environ.get("MS_SIMULATION_LEVEL"):  # MindSpore's DryRun does without a device
             check_device_id(device_id, getattr(ms.device_context, chosen.lower()).device_count())
@@ -153,6 +160,15 @@ def select(target: str = "auto", device_id: int = 0) -> Device:
     logger.info("device: %s%s%s", chosen, "" if chosen == "CPU" else f" {device_id}",
                 f", {device.ranks} ranks" if device.ranks > 1 else "")
     return device
+
+
+def _compile_for_training(level: str, target: str) -> None:
+    """On Ascend "auto" is O2, one program of CANN's graph engine, which chooses the layout of each convolution: what
+    MindCV and MindYOLO choose for such nets. At the other levels MindSpore launches kernel by kernel."""
+    if level == "auto":
+        level = "O2" if target == "Ascend" else ""
+    if level:
+        ms.set_context(jit_config={"jit_level": level})
 
 
 def check_device_id(device_id: int, count: int) -> None:
