@@ -15,7 +15,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--ckpt_file", type=Path, help="default: Model/Ckpt/Final{Coarse,Fine}Net.ckpt, or else weights/ of this repo")
     add("--output_dir", type=Path, default=cli.MODEL, help="parent of the folders MindIR, AIR and ONNX")
     add("--file_format", nargs="+", choices=("MINDIR", "AIR", "ONNX"),
-        default=["MINDIR"], help="AIR is deprecated and can be written on Ascend 910A only")
+        default=["MINDIR"], help="AIR is deprecated and can be written on Ascend only")
     add("--batch_size", type=cli.positive_int, default=1, help="fixed batch size of MindIR and AIR; ONNX accepts any")
     add("--mindir_version", choices=("1", "native"), default="1",
         help="1: readable by every MindSpore Lite; native: as MindSpore writes it")

@@ -39,6 +39,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> Options:
     add("--dropout", type=cli.share, metavar="RATE", help="of PaperCoarseNet's units (default: 0.5, the paper's)")
     add("--amp_level", choices=("auto", "O0", "O1", "O2", "O3"), default="auto",
         help="O0 is fp32, any other fp16 compute with loss scaling; auto: O2 on Ascend, else O0")
+    add("--jit_level", choices=("auto", "O0", "O1", "O2"), default="auto",
+        help="how MindSpore compiles: auto is O2 (CANN's graph engine) on Ascend, else MindSpore's own choice")
     add = parser.add_argument_group("recipe").add_argument
     add("--epochs_coarse", type=cli.non_negative_int, default=20, help="0 leaves its first weights as they are")
     add("--epochs_fine", type=cli.non_negative_int, default=10)
@@ -111,7 +113,7 @@ def main(stop: stopping.StopRequest) -> int:
     from src.nets import device
     from src.training import stages
 
-    chosen = device.select(options.device_target, options.device_id)
+    chosen = device.select(options.device_target, options.device_id, options.jit_level)
     try:
         stages.train(options, source, chosen, stop)
     except stopping.Stopped as stopped:

@@ -66,8 +66,8 @@ end_scheduler() {
     done
 }
 
-# The rank table itself is not handed on: RANK_TABLE_FILE in the workers makes MindSpore 2.10 start HCCL by rank table,
-# which its kernel-by-kernel backend refuses, and turns the fused check for overflows off.
+# The rank table itself is not handed on: with RANK_TABLE_FILE a worker takes the table's device ids, of the whole
+# server, where ASCEND_RT_VISIBLE_DEVICES has given it others. (Without msrun MindSpore would choose its graph engine.)
 where=(--worker_num="$workers" --local_worker_num="$local_workers" --master_addr="$master"
     --master_port="$port" --join=True --log_dir="$logs/msrun" --tail_worker_log=0)
 [[ $workers -eq $local_workers ]] || where+=(--node_rank="$node_rank")

@@ -1,5 +1,6 @@
 """Exported files against the checkpoint's net, in the runtimes that will read them."""
 
+import os
 import shutil
 
 import mindspore as ms
@@ -106,11 +107,14 @@ def test_only_mindir_is_written_unless_asked(exported, forked, tmp_path):
 
 
 def test_an_air_that_mindspore_did_not_write_is_named(tmp_path, monkeypatch):
-    """On Ascend 910B ms.export returns without a file; the level that writes one was asked for."""
+    """Where MindSpore writes no file, ms.export fails when it sets the file's rights; the level was asked for."""
+    def export(_, *__, file_name, **___):
+        os.chmod(f"{file_name}.air", 0o400)
+
     asked = []
     monkeypatch.setattr(exporting.ms, "get_context", lambda name: "Ascend")
     monkeypatch.setattr(exporting.ms, "set_context", lambda **options: asked.append(options))
-    monkeypatch.setattr(exporting.ms, "export", lambda *_, **__: None)
+    monkeypatch.setattr(exporting.ms, "export", export)
     with pytest.raises(UserError, match=r"FinalFineNet\.air: MindSpore has written nothing"):
         exporting.export(FineNet(), "AIR", tmp_path)
     assert asked == [{"jit_config": {"jit_level": "O2"}}] and not list((tmp_path / "AIR").iterdir())

@@ -20,7 +20,7 @@ from src.data.sampling import Schedule
 from src.data_loader import TrainingData
 from src.net import FineNet
 from src.nets import checkpoint
-from src.training.recipe import AVERAGE_INTERVAL, Recipe
+from src.training.recipe import AVERAGE_INTERVAL, Adam, Recipe
 from src.training.trainer import Trainer
 from tests.conftest import ROOT
 from tests.test_commands import one_line
@@ -73,6 +73,40 @@ def test_the_updates_are_adamw_s_with_warm_up_cosine_and_clipping():
         # Where a gradient is next to nothing, Adam makes a step of its rounding.
         difference = np.abs(trainer.parameters[name].asnumpy() - weight.detach().numpy())
         assert difference.mean() < 4e-6 and np.quantile(difference, 0.99) < 2e-5, name
+
+
+@pytest.mark.parametrize("rates", ["one", "groups"])
+def test_an_update_that_is_left_out_changes_nothing_and_the_others_are_nn_adam_s(rates):
+    ms.set_seed(0)
+    rng, nets = np.random.default_rng(0), [SmallNet(), SmallNet()]
+    for parameter, same in zip(nets[0].get_parameters(), nets[1].get_parameters(), strict=True):
+        same.set_data(ms.Tensor(parameter.asnumpy()))
+    groups = [net.trainable_params() if rates == "one" else
+              [{"params": [parameter], "lr": 0.1 / place} for place, parameter in enumerate(net.get_parameters(), 1)]
+              for net in nets]
+    ours, theirs = Adam(groups[0], 1e-2), nn.Adam(groups[1], 1e-2)
+    for applied in (False, True, True, False, True):
+        gradients = [rng.normal(size=parameter.shape).astype(np.float32) for parameter in nets[0].get_parameters()]
+        if applied:
+            theirs(tuple(map(ms.Tensor, gradients)))
+        else:
+            gradients[0][:], gradients[1][:] = np.nan, np.inf
+        ours(tuple(map(ms.Tensor, gradients)), ms.Tensor(applied))
+        for one, other in zip(ours.get_parameters(), theirs.get_parameters(), strict=True):
+            np.testing.assert_array_equal(one.asnumpy(), other.asnumpy(), one.name)
+
+
+def test_an_overflow_in_the_first_step_changes_nothing_with_any_recipe():
+    ms.set_seed(0)
+    trainer = Trainer(SmallNet(), "composite", 1e-2, amp_level="O2", recipe=Recipe("cosine", 2, 0.5, 0.1, 1.0, 0.9),
+                      last_step=9)
+    trainer.scaler.scale_value.set_data(ms.Tensor(2.0**100, ms.float32))
+    before = {name: parameter.asnumpy().copy() for name, parameter in trainer.state().items()}
+    result = trainer.launch(*small_batches(1)[0])()
+    assert not result.applied and math.isfinite(result.loss)
+    for name, parameter in trainer.state().items():
+        if name not in ("scale_value", "counter"):
+            np.testing.assert_array_equal(parameter.asnumpy(), before[name], name)
 
 
 def test_the_averaged_weights_are_what_is_kept():

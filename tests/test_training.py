@@ -11,6 +11,8 @@ from src import metrics
 from src.data import image, listing, plain
 from src.loss import CompositeLoss
 from src.net import CoarseNet, FineNet, PaperCoarseNet
+from src.nets.device import Device
+from src.training import trainer as trainer_module
 from src.training.log import StageLog
 from src.training.recipe import Recipe
 from src.training.trainer import Trainer
@@ -138,6 +140,43 @@ def test_an_overflow_is_no_step_of_the_schedule(batch):
     trainer.scaler.scale_value.set_data(ms.Tensor(scale, ms.float32))
     updates += [trainer.launch(*batch)().updates for _ in range(2)]
     assert updates == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("afterwards", ["let go of", "overwritten"])
+def test_a_launched_step_has_read_its_arrays(batch, afterwards):
+    def losses(spoil):
+        trainer, own = fine_trainer("O0", np.ones_like(batch[1])), []
+        for _ in range(3):
+            arrays = [array.copy() for array in batch]
+            wait = trainer.launch(*arrays)
+            if spoil == "overwritten":
+                arrays[0][:], arrays[1][:] = 0, np.nan
+            elif spoil:
+                shapes = [(array.shape, array.dtype) for array in arrays]
+                del arrays  # their memory goes to the next of that size
+                others = [np.full(shape, 99, dtype) for shape, dtype in shapes for _ in range(8)]
+                assert len(others) == 16
+            own.append(wait().own_loss)
+        return own
+
+    assert losses(afterwards) == losses(None)
+
+
+@pytest.mark.parametrize(("amp_level", "cleared"), [("O2", ["cleared"]), ("O0", [])])
+def test_overflows_of_the_frozen_net_are_cleared_before_each_step_on_910a(batch, monkeypatch, amp_level, cleared):
+    class Ascend910A(Device):
+        keeps_overflows = True
+
+    def coarse(rgb):
+        calls.append("frozen net")
+        return rgb, ms.Tensor(np.ones_like(batch[1]))
+
+    calls = []
+    monkeypatch.setattr(trainer_module, "clear_overflows", lambda: calls.append("cleared"))
+    trainer = Trainer(FineNet(), "composite", 3e-4, amp_level=amp_level, inputs=coarse, device=Ascend910A("CPU"))
+    for _ in range(2):
+        trainer.run_step(*batch)
+    assert calls == 2 * ["frozen net", *cleared]
 
 
 def fine_trainer(amp_level, coarse):

@@ -118,7 +118,7 @@ def test_a_device_that_is_not_there_is_named_early():
 
 
 def test_why_an_ascend_cannot_be_used_is_said(nyu, forked, tmp_path):
-    if device.ms.hal.is_available("Ascend"):
+    if device.ms.device_context.ascend.is_available():
         pytest.skip("there is one")
     line = one_line(forked("train.py", "--data_url", nyu, "--device_target", "Ascend", cwd=tmp_path))
     assert re.search(r"cannot use it \(.*lib\w+\.so.*\); expected CPU", line)
@@ -127,17 +127,31 @@ def test_why_an_ascend_cannot_be_used_is_said(nyu, forked, tmp_path):
 def test_a_driver_that_fails_is_one_line_and_a_dry_run_asks_none(monkeypatch):
     chosen = []
 
-    def fail(_):
+    def fail():
         raise RuntimeError("Get device count failed, ret = 507033\n\nC++ Call Stack:\n...")
 
-    monkeypatch.setattr(device.ms.hal, "is_available", lambda target: target == "Ascend")
-    monkeypatch.setattr(device.ms.hal, "device_count", fail)
+    monkeypatch.setattr(device.ms.device_context.ascend, "is_available", lambda: True)
+    monkeypatch.setattr(device.ms.device_context.ascend, "device_count", fail)
     monkeypatch.setattr(device.ms, "set_device", lambda *arguments: chosen.append(arguments))
     with pytest.raises(DeviceError) as caught:
         device.select("Ascend", 0)
     assert str(caught.value) == "--device_target Ascend --device_id 0: Get device count failed, ret = 507033"
     monkeypatch.setenv("MS_SIMULATION_LEVEL", "1")
     assert device.select("Ascend", 0).target == "Ascend" and chosen == [("Ascend", 0)]
+
+
+@pytest.mark.parametrize(("target", "level", "asked"), [
+    ("Ascend", "auto", "O2"), ("Ascend", "O0", "O0"), ("Ascend", None, None), ("CPU", "O1", "O1"),
+    ("CPU", "auto", None)])
+def test_the_jit_level_is_the_device_s_unless_told(monkeypatch, target, level, asked):
+    settings = {}
+    monkeypatch.setattr(device.ms.device_context.ascend, "is_available", lambda: True)
+    monkeypatch.setattr(device.ms.device_context.ascend, "device_count", lambda: 8)
+    monkeypatch.setattr(device.ms, "set_device", lambda *_: None)
+    monkeypatch.setattr(device.ms, "set_context", lambda **options: settings.update(options))
+    device.select(target, 0, level)
+    assert settings.pop("mode") == device.ms.GRAPH_MODE
+    assert settings == ({"jit_config": {"jit_level": asked}} if asked else {})
 
 
 def test_the_build_for_ascend_does_not_take_the_wheel_for_cpu(tmp_path):

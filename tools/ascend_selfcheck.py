@@ -100,8 +100,8 @@ def _is_emulated() -> bool:
 
 def _count_devices(host: Host) -> int:
     try:
-        return int(host.run(sys.executable, "-c", "import mindspore as ms; print(ms.hal.device_count('Ascend'))"
-                            ).strip().splitlines()[-1])
+        count = "import mindspore as ms; print(ms.device_context.ascend.device_count())"
+        return int(host.run(sys.executable, "-c", count).strip().splitlines()[-1])
     except (CheckFailed, ValueError):
         return 0
 

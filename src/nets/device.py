@@ -36,6 +36,12 @@ class Device:
         """Whether this is rank 0, which writes files and logs."""
         return self.rank == 0
 
+    @property
+    def keeps_overflows(self) -> bool:
+        """Whether an overflow stays in a register of the chip until it is asked for, whichever net caused it: 910A."""
+        return (self.target == "Ascend"
+                and ms._c_expression.MSContext.get_instance().get_ascend_soc_version() == "ascend910")
+
     def sum(self, values: Sequence[float] | Array) -> Floats:
         """Return the sum of float32 numbers over all ranks. Blocks until all ranks call it."""
         values = np.asarray(values, np.float32)
@@ -114,31 +120,38 @@ def choose(target: str, available: Callable[[str], bool], davinci: Sequence[str]
     return target
 
 
+def _is_available(target: str) -> bool:
+    return getattr(ms.device_context, target.lower()).is_available()
+
+
 def auto() -> str:
     """Return the target that "auto" means on this machine. Raises DeviceError."""
-    target = choose("auto", ms.hal.is_available, sorted(glob.glob("/dev/davinci[0-9]*")))
+    target = choose("auto", _is_available, sorted(glob.glob("/dev/davinci[0-9]*")))
     if target == "CPU":
         logger.warning("no Ascend here: going to the CPU")
     return target
 
 
-def select(target: str = "auto", device_id: int = 0) -> Device:
+def select(target: str = "auto", device_id: int = 0, jit_level: str | None = None) -> Device:
     """Select MindSpore's device, and join the other processes of a distributed run.
 
     Args:
         target: as in `choose`.
         device_id: number of the device. In a distributed run the launcher's DEVICE_ID replaces it.
+        jit_level: how MindSpore compiles a training's graphs: "auto", "O0", "O1" or "O2". None keeps its default.
 
     Raises DeviceError if the device cannot be used.
     """
-    chosen = auto() if target == "auto" else choose(target, ms.hal.is_available)
+    chosen = auto() if target == "auto" else choose(target, _is_available)
     launched = "MS_ROLE" in os.environ  # set by msrun, for its workers and its scheduler
     if launched:
         device_id = int(os.environ.get("DEVICE_ID", device_id))
     ms.set_context(mode=ms.GRAPH_MODE)
+    if jit_level:
+        _compile_for_training(jit_level, chosen)
     try:
         if chosen != "CPU" and not os.environ.get("MS_SIMULATION_LEVEL"):  # MindSpore's DryRun needs no device
-            check_device_id(device_id, ms.hal.device_count(chosen))
+            check_device_id(device_id, getattr(ms.device_context, chosen.lower()).device_count())
         ms.set_device(chosen, device_id)
     except DeviceError:
         raise
@@ -151,6 +164,15 @@ def select(target: str = "auto", device_id: int = 0) -> Device:
     logger.info("device: %s%s%s", chosen, "" if chosen == "CPU" else f" {device_id}",
                 f", {device.ranks} ranks" if device.ranks > 1 else "")
     return device
+
+
+def _compile_for_training(level: str, target: str) -> None:
+    """On Ascend "auto" is O2, one program of CANN's graph engine, which chooses the layout of each convolution: what
+    MindCV and MindYOLO choose for such nets. At the other levels MindSpore launches kernel by kernel."""
+    if level == "auto":
+        level = "O2" if target == "Ascend" else ""
+    if level:
+        ms.set_context(jit_config={"jit_level": level})
 
 
 def check_device_id(device_id: int, count: int) -> None:

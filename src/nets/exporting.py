@@ -1,5 +1,6 @@
 """Exports a net to MindIR, AIR or ONNX. A file gets its final name only after it was read back and compared."""
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable
@@ -48,14 +49,15 @@ def export(net: nn.Cell, file_format: str, folder: StrPath, batch_size: int = 1,
     name = "FinalFineNet" if isinstance(net, FineNet) else "FinalCoarseNet"
     target = Path(folder) / FOLDERS[file_format] / f"{name}.{file_format.lower()}"
     writable_folder(target.parent)
-    if file_format == "AIR":  # MindSpore 2.10 exports nothing at other levels
+    if file_format == "AIR":  # at other levels MindSpore runs kernel by kernel and has no graph to write
         ms.set_context(jit_config={"jit_level": "O2"})
     with temporary_folder(target.parent) as work:
         written = work / target.name
-        with linked(written.parent) as link:  # MindSpore rejects names with spaces and some other characters
+        # MindSpore rejects names with spaces and some other characters, and chmods an AIR file that it has not written.
+        with linked(written.parent) as link, contextlib.suppress(FileNotFoundError):
             ms.export(net, *_tensors(net, batch_size), file_name=str(link / name), file_format=file_format)
         if not written.is_file():
-            raise UserError(f"{target}: MindSpore has written nothing: it exports AIR on Ascend 910A only; use MINDIR")
+            raise UserError(f"{target}: MindSpore has written nothing: use --file_format MINDIR")
         written.chmod(target.parent.stat().st_mode & 0o666)  # MindSpore writes files with mode 0400
         if file_format == "MINDIR" and mindir_version == "1":
             written.write_bytes(to_version_1(written.read_bytes()))

@@ -24,6 +24,7 @@ class Options:
     coarse_net: str
     loss: str
     amp_level: str
+    jit_level: str
     seed: int
     num_parallel_workers: int | None
     dropout: float | None

@@ -63,15 +63,44 @@ class Rate(LearningRateSchedule):
         return rate
 
 
-def adam(net: nn.Cell, learning_rate: float, recipe: Recipe, last_step: int) -> nn.Adam:
+class Adam(nn.Adam):
+    """Adam that can leave an update out without a branch: on Ascend a graph with a branch does not compile where the
+    process sees fewer than twelve cores, and makes the host wait once more a step (MindSpore 2.10)."""
+
+    beta1_power: ms.Parameter
+    beta2_power: ms.Parameter
+
+    @ms.jit
+    def construct(self, gradients: tuple[ms.Tensor, ...], applied: ms.Tensor | None = None) -> bool:
+        """One update. Where `applied` (bool, no dimensions) is False, every weight, moment and count stays."""
+        rates = self.get_lr()
+        beta1, beta2, one = self.beta1, self.beta2, self.global_step_increase_tensor
+        if applied is not None:
+            beta1, beta2 = ops.where(applied, beta1, 1.0), ops.where(applied, beta2, 1.0)
+            one = applied.astype(ms.int32).reshape((1,))
+        self.assignadd(self.global_step, one)
+        power1, power2 = self.beta1_power * beta1, self.beta2_power * beta2
+        self.beta1_power, self.beta2_power = power1, power2
+        if applied is not None:
+            power1 = ops.where(applied, power1, 0.0)  # before the first update it is 1: Adam divides by 1 - power1
+        for place, gradient in enumerate(gradients):
+            rate = rates[place] if self.is_group_lr else rates
+            if applied is not None:  # moment * 1 + 0 * (1 - 1), weight - 0 * moment
+                gradient, rate = ops.where(applied, gradient, 0.0), ops.where(applied, rate, 0.0)
+            self.opt(self.parameters[place], self.moment1[place], self.moment2[place], power1, power2, rate, beta1,
+                     beta2, self.eps, gradient)
+        return True
+
+
+def adam(net: nn.Cell, learning_rate: float, recipe: Recipe, last_step: int) -> Adam:
     """The optimizer of a stage."""
     if recipe.is_constant():
-        return nn.Adam(net.trainable_params(), learning_rate)
+        return Adam(net.trainable_params(), learning_rate)
     groups: dict[float, list[ms.Parameter]] = {scale: [] for scale in (1.0, recipe.dense_lr_scale)}
     for parameter in net.trainable_params():
         groups[recipe.lr_scale(parameter)].append(parameter)
-    return nn.Adam([{"params": parameters, "lr": Rate(learning_rate * scale, recipe, last_step)}
-                    for scale, parameters in groups.items() if parameters])
+    return Adam([{"params": parameters, "lr": Rate(learning_rate * scale, recipe, last_step)}
+                 for scale, parameters in groups.items() if parameters])
 
 
 class Decay(nn.Cell):
@@ -86,9 +115,13 @@ class Decay(nn.Cell):
                         for weight in weights]
         self.amount = recipe.weight_decay
 
-    def construct(self, global_step: ms.Tensor) -> bool:
+    def construct(self, global_step: ms.Tensor, applied: ms.Tensor | None = None) -> bool:
+        """Where `applied` (bool, no dimensions) is False, the weights stay."""
         for weight, rate, towards in zip(self.weights, self.rates, self.towards):  # noqa: B905 (no strict in a graph)
-            ops.assign_sub(weight, self.amount * rate(global_step) * (weight - towards))
+            share = self.amount * rate(global_step)
+            if applied is not None:
+                share = ops.where(applied, share, 0.0)
+            ops.assign_sub(weight, share * (weight - towards))
         return True
 
 

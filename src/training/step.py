@@ -63,17 +63,16 @@ class TrainStep(nn.Cell):
             self.update(gradients)
         else:
             finite = shared[1] < 0.5
-            if finite:
-                self.update(gradients)
+            self.update(gradients, finite)
             self.scaler.adjust(finite)
         return self.concat((loss, updates, shared))
 
-    def update(self, gradients: tuple[ms.Tensor, ...]) -> None:
+    def update(self, gradients: tuple[ms.Tensor, ...], applied: ms.Tensor | None = None) -> None:
         if self.clip_norm:
             gradients = ops.clip_by_global_norm(gradients, self.clip_norm)
         if self.decay is not None:
-            self.decay(self.optimizer.global_step)
-        self.optimizer(gradients)
+            self.decay(self.optimizer.global_step, applied)
+        self.optimizer(gradients, applied)
 
 
 def in_precision(net: nn.Cell, amp_level: str) -> nn.Cell:
@@ -98,6 +97,11 @@ def _code_folder() -> Path:
     until_exit = contextlib.ExitStack()
     atexit.register(until_exit.close)
     return until_exit.enter_context(discarded_at_exit(Path(tempfile.mkdtemp(prefix="depthnet-"))))
+
+
+def clear_overflows() -> None:
+    """Forget the overflows that the chip's register holds: asking clears it (MindSpore 2.10, amp.py)."""
+    amp.all_finite([ms.Tensor([0.0], ms.float32)])
 
 
 @ms.jit

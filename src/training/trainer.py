@@ -12,7 +12,7 @@ from src.loss import LOSSES
 from src.nets import checkpoint
 from src.nets.device import Device
 from src.training.recipe import Average, Decay, Rate, Recipe, adam
-from src.training.step import TrainStep, _unit_range, in_precision
+from src.training.step import TrainStep, _unit_range, clear_overflows, in_precision
 
 LOSS_SCALE, LOSS_SCALE_FACTOR, LOSS_SCALE_WINDOW = 2.0**16, 2, 1000
 
@@ -57,8 +57,6 @@ class Trainer:
         compute = in_precision(net, amp_level)
         if amp_level != "O0":
             self.scaler = amp.DynamicLossScaler(LOSS_SCALE, LOSS_SCALE_FACTOR, LOSS_SCALE_WINDOW)
-            # On Ascend 910A an overflow stays in the chip's register until it is asked for (MindSpore 2.10, amp.py).
-            amp.all_finite([ms.Tensor([0.0], ms.float32)])
         self.compute = compute
         decay = Decay(net, learning_rate, recipe, last_step) if recipe.weight_decay else None
         self.train_step = TrainStep(compute, LOSSES[loss](), self.optimizer, self.scaler, device.ranks, decay,
@@ -69,9 +67,14 @@ class Trainer:
         """Start a step on one batch of arrays, RGB as uint8; `votes` are a few numbers to be summed over the ranks.
 
         Returns a function that waits for the StepResult: until it is called, the device works and the host is free.
+        The arrays are the device's until then: they may be let go of, not written to.
         """
-        inputs = self.inputs(_unit_range(ms.Tensor(rgb)), *map(ms.Tensor, rest))
-        result = self.train_step(ms.Tensor([0, *votes], ms.float32), ms.Tensor(depth_m), *inputs)
+        # from_numpy copies nothing; ms.Tensor would copy 6.7 MB of RGB a batch of 32.
+        pixels, target, *others = tensors = [ms.Tensor.from_numpy(array) for array in (rgb, depth_m, *rest)]
+        inputs = self.inputs(_unit_range(pixels), *others)
+        if self.scaler is not None and self.device.keeps_overflows:
+            clear_overflows()  # the frozen net's, a validation's: no fault of this step's gradients
+        result = self.train_step(ms.Tensor([0, *votes], ms.float32), target, *inputs)
         self.step += 1
         if self.average is not None:
             self.average.update(self.step)
@@ -79,6 +82,7 @@ class Trainer:
 
         def wait() -> StepResult:
             own_loss, updates, loss, overflows, _, *votes = result.asnumpy().tolist()
+            tensors.clear()  # the device has read them: till here this function keeps the arrays
             return StepResult(step, own_loss, loss / ranks if ranks > 1 else own_loss, overflows < 0.5, votes,
                               int(updates))
 

@@ -66,13 +66,14 @@ def compile_only(net, trainer):
 
 def main():
     action = {"launch": launch, "compile": compile_only}[sys.argv[1]]
-    chosen = device.select("Ascend")
+    launches = action is launch  # at O0: nothing of the graph engine can be launched
+    chosen = device.select("Ascend", 0, "O0" if launches else "auto")
     report = {"device": ms._c_expression.MSContext.get_instance().get_ascend_soc_version()}
     for argument in sys.argv[2:]:
         name, _, only = argument.partition(":")
         net = NETS[name]()
         for level in [only] if only else ["O0", "O2"]:  # O2 rewrites the net: it comes second
-            trainer = make_trainer(net, level, chosen, action is launch)
+            trainer = make_trainer(net, level, chosen, launches)
             before = operators() & {"float64"}  # the others are not the step's
             counts = action(net, trainer)
             report[f"{name} {level}"] = {"operators": sorted(operators() | before), **counts}

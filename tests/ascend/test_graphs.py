@@ -69,10 +69,13 @@ class TestStep:
         assert (step["launch_syncs"], step["wait_syncs"]) == (recorded["launch_syncs"], recorded["wait_syncs"])
 
 
+def test_a_910b_compiles_by_the_graph_engine_unless_told(on_ascend, tmp_path):
+    operators = steps_of(on_ascend, tmp_path, "compile", "fine:O2")["fine O2"]["operators"]
+    assert "RefData" in operators and "ApplyAdamD" in operators and "float64" not in operators
+
+
 # 16 is what the others see. FineNet's step is the one that compiles soonest.
-@pytest.mark.parametrize("cores", [
-    pytest.param(4, marks=pytest.mark.xfail(strict=True, reason="the branch in the step needs 12 cores to compile")),
-    pytest.param(8, marks=pytest.mark.xfail(strict=True, reason="the branch in the step needs 12 cores to compile"))])
+@pytest.mark.parametrize("cores", [4, 8])
 def test_a_step_in_mixed_precision_compiles_with_few_cores(on_ascend, tmp_path, cores):
     result = on_ascend(STEP, "launch", "fine:O2", cwd=tmp_path, cores=cores)
     assert result.returncode == 0, result.stdout + result.stderr
