@@ -100,7 +100,7 @@ def _moved(net):
 
 
 def test_only_mindir_is_written_unless_asked(exported, forked, tmp_path):
-    """AIR is deprecated, and MindSpore 2.10 writes none on newer chips."""
+    """AIR is deprecated, and written on Ascend only."""
     result = forked("export.py", "--coarse_or_fine", "fine", "--output_dir", tmp_path, cwd=exported.parent)
     assert result.returncode == 0, result.stderr
     assert [path.name for path in tmp_path.rglob("Final*")] == ["FinalFineNet.mindir"]
