@@ -76,7 +76,7 @@ def test_every_option_that_the_documents_name_exists():
     known += (ROOT / "ascend310_infer" / "src" / "main.cc").read_text()
     known += "".join(path.read_text() for name in ("benchmarks", "research") for path in (ROOT / name).rglob("*.py"))
     for page in PAGES:
-        for option in set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_]+", page.read_text())):
+        for option in set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_]+(?![\w-])", page.read_text())):
             assert option in known or option.strip("-") in known, f"{page.name}: {option}"
 
 
