@@ -161,7 +161,7 @@ def test_a_name_that_is_no_text_is_damage_whoever_reads_it(tmp_path):
     path = tmp_path / "names.ckpt"
     checkpoint.save(path, {"conv1.weight": np.zeros(1, np.float32), "conv1.bias": np.zeros(1, np.float32)}, {})
     path.write_bytes(path.read_bytes().replace(b"conv1", b"\xe3onv1", 1))
-    load = f"import onnx, src; from src import checkpoint; checkpoint.load({str(path)!r})"
+    load = f"import onnx, src; from src.nets import checkpoint; checkpoint.load({str(path)!r})"
     result = subprocess.run([sys.executable, "-c", load], cwd=ROOT, env=environment, capture_output=True, text=True,
                             check=False)
     with pytest.raises(CheckpointError) as here:

@@ -160,7 +160,7 @@ def test_what_the_end_takes_from_the_work_is_no_failure(tmp_path):
 import os
 from pathlib import Path
 
-from src import cli, errors, files
+from src.base import cli, errors, files
 
 
 def main():
@@ -186,13 +186,13 @@ cli.run(main)
 
 POOL = """
 import multiprocessing, sys, time
-from src import cli
+from src.base import cli
 
 def main(stop):
     import train
-    from src import training
+    from src.training.trainer import Trainer
 
-    launch = training.Trainer.launch
+    launch = Trainer.launch
 
     def with_a_pool(self, *arguments, **named):
         if self.step == 0:  # as CANN's compiler does while the first step is compiled
@@ -202,7 +202,7 @@ def main(stop):
             main.__file__ = file
         return launch(self, *arguments, **named)
 
-    training.Trainer.launch = with_a_pool
+    Trainer.launch = with_a_pool
     return train.main(stop)
 
 cli.run(main)
@@ -292,7 +292,7 @@ def test_an_export_leaves_no_folder(trained, run, tmp_path, number):
 
 
 def test_a_folder_that_another_process_works_in_stays(tmp_path):
-    code = "import sys, pathlib\nfrom src import files\nwith files.temporary_folder(sys.argv[1]) as folder:\n" \
+    code = "import sys, pathlib\nfrom src.base import files\nwith files.temporary_folder(sys.argv[1]) as folder:\n" \
         "    print(folder, flush=True); input()"
     other = subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT, stdin=subprocess.PIPE, text=True,
                              stdout=subprocess.PIPE)
