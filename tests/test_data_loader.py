@@ -24,7 +24,7 @@ from src.data.plain import PlainPairs
 from src.data.sampling import Schedule
 from src.data_loader import TrainingData
 from src.scoring import baselines
-from src.training import log, options, run_folder, trainer
+from src.training import log, options, run_folder, stage, trainer
 from tests.conftest import TinyCoarse
 
 
@@ -544,13 +544,13 @@ def test_an_epoch_ends_with_the_number_of_its_bad_samples(hundred, tmp_path, cap
     folder = shutil.copytree(hundred, tmp_path / "NYU")
     break_pictures(folder, 1)
     data = TrainingData(PlainPairs(folder), Schedule(120, 60, seed=0), skip_bad=True)
-    stage, run = options.Stage("fine", 1, None, 3, None, {}), run_folder.Folder(tmp_path / "Model")
+    fine, run = options.Stage("fine", 1, None, 3, None, {}), run_folder.Folder(tmp_path / "Model")
     for path in (run.checkpoints, run.log):
         path.mkdir(parents=True)
     nobody_stops = SimpleNamespace(deferred=contextlib.nullcontext, signal_number=0)
     caplog.set_level("INFO")
-    stage.train_stage(stage, trainer.Trainer(TinyCoarse(), "composite", 1e-4), data, run,
-                         log.StageLog(run.log_file("fine.csv")), nobody_stops)
+    stage.train_stage(fine, trainer.Trainer(TinyCoarse(), "composite", 1e-4), data, run,
+                      log.StageLog(run.log_file("fine.csv")), nobody_stops)
     assert re.search(r"epoch: 1 mean loss: .*, bad samples: 1$", caplog.text, re.MULTILINE)
 
 
@@ -562,7 +562,7 @@ def test_a_depth_map_is_decoded_once_as_far_as_targets_are_kept(nyu, tmp_path, m
     list(data.batches(0, 2))
     forgetful = []
     for most in (7 * 55 * 74 * 4, 7 * 55 * 74 * 4 - 1):
-        monkeypatch.setattr(data_loader, "KEPT_BYTES", most)
+        monkeypatch.setattr(plain, "KEPT_BYTES", most)
         forgetful.append(TrainingData(PlainPairs(folder), schedule, workers=1))
         list(forgetful[-1].batches(0, 2))
     for path in (folder / "Train").glob("*/*.png"):

@@ -116,12 +116,12 @@ def client(red_onnx, nyu, room):
 def others(room):
     """All that is not the page's own, with what is in it."""
     return {path: path.read_bytes() if path.is_file() else None for path in room.rglob("*")
-            if "depthnet-page-" not in str(path)}
+            if "depthnet-temporary-" not in str(path)}
 
 
 def own(room):
     """The folders that the page has made for visitors."""
-    page, = room.glob("tmp/depthnet-page-*")
+    page, = room.glob("tmp/depthnet-temporary-*")
     return {path for path in page.iterdir() if path.name not in ("cache", "rooms")}
 
 
@@ -264,15 +264,15 @@ def test_a_full_disk_is_said_and_what_was_broken_off_goes(tmp_path, monkeypatch)
 
 
 def test_the_page_knows_so_many_visitors_at_most(tmp_path, monkeypatch):
-    page = pytest.importorskip("web.page")
-    monkeypatch.setattr(page, "VISITORS", 3)
-    visits = page.Visits(tmp_path)
+    module = pytest.importorskip("web.visits")
+    monkeypatch.setattr(module, "VISITORS", 3)
+    visits = module.Visits(tmp_path)
     requests = [SimpleNamespace(session_hash=name) for name in ("a", "b", "../c", "d")]
     folders = [visits.of(request).folder for request in requests[:3]]
     assert visits.of(requests[0]).folder == folders[0]
     visits.of(requests[3])
     assert [folder.exists() for folder in folders] == [True, False, True]
-    visits.of(requests[2]).last -= page.CACHE_S + 1
+    visits.of(requests[2]).last -= module.CACHE_S + 1
     visits.of(requests[0])
     assert [folder.exists() for folder in folders] == [True, False, False] and len(list(tmp_path.iterdir())) == 2
 

@@ -166,7 +166,7 @@ def test_build_names_what_is_missing(tmp_path):
         return result.returncode, result.stderr.strip()
 
     (tmp_path / "bin").mkdir()
-    for tool in ("dirname", "mkdir", "rm"):
+    for tool in ("dirname", "make", "mkdir", "rm"):
         (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
     assert build(PATH=str(tmp_path / "bin"), CXX="c++")[1].startswith("build.sh: error: a C++17 compiler is missing")
     message = "build.sh: error: cmake is missing, and cannot be fetched (on Debian: apt install cmake)"
