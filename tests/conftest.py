@@ -35,6 +35,7 @@ from mindspore import nn, ops  # noqa: E402
 import src  # noqa: E402, F401
 from src.net import PaperCoarseNet  # noqa: E402
 from src.nets import checkpoint, exporting  # noqa: E402
+from tests.tiny import TinyCoarse  # noqa: E402
 from tools import make_sample_nyu  # noqa: E402
 
 SOURCE = ROOT / "ascend310_infer"
@@ -216,17 +217,6 @@ def exported(trained, run, once):
 def models(exported):
     """CoarseNet's and FineNet's MindIR of the small training."""
     return [exported / "MindIR" / f"Final{name}Net.mindir" for name in ("Coarse", "Fine")]
-
-
-class TinyCoarse(nn.Cell):
-    """CoarseNet's signature on one convolution, for tests of many files."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 1, 12, 4, pad_mode="valid", has_bias=True)
-
-    def construct(self, rgb):
-        return self.conv(rgb)
 
 
 class TinyFine(TinyCoarse):

@@ -24,7 +24,6 @@ import cv2  # noqa: E402
 import matplotlib.backends.backend_agg  # noqa: E402
 import matplotlib.figure  # noqa: E402, F401
 import numpy as np  # noqa: E402
-from mindspore import nn  # noqa: E402
 
 import train  # noqa: E402
 from src.base import cli  # noqa: E402
@@ -39,6 +38,7 @@ from src.prediction.job import check_outputs, find_jobs  # noqa: E402
 from src.prediction.predict import DepthPredictor  # noqa: E402
 from src.scoring import report  # noqa: E402, F401
 from src.training import stages  # noqa: E402
+from tests.tiny import TinyCoarse  # noqa: E402
 
 SECONDS = 60  # of a processor, for what has a limit of memory
 DEADLINE = 900
@@ -84,17 +84,6 @@ def train_tiny(*arguments):
     """train.py with nets of one convolution: all that it does beside the nets, in a second."""
     COARSE_NETS["default"], stages.FineNet = TinyCoarse, TinyFine
     return train.main(StopRequest())
-
-
-class TinyCoarse(nn.Cell):
-    """CoarseNet's signature on one convolution."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 1, 12, 4, pad_mode="valid", has_bias=True)
-
-    def construct(self, rgb):
-        return self.conv(rgb)
 
 
 class TinyFine(TinyCoarse):
