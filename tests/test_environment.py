@@ -81,6 +81,12 @@ def test_what_is_exported_for_opencv_or_python_changes_nothing(nyu, red_onnx, tm
     line = f"python $ROOT/predict.py --input {nyu}/Train/sample_0001_out/1.jpg --save npy --output_dir out {nets}"
     result = shell(line, tmp_path, OPENCV_IO_MAX_IMAGE_PIXELS="10", OPENCV_IO_MAX_IMAGE_WIDTH="none")
     assert result.returncode == 0 and "1 predicted" in result.stdout, result.stdout + result.stderr
+    for tool in sorted((ROOT / "tools").glob("*.py")):
+        if "__main__" in tool.read_text():
+            result = shell(f"python {tool} --help", tmp_path, OPENCV_IO_MAX_IMAGE_WIDTH="none")
+            assert result.returncode == 0, result.stdout + result.stderr
+    result = shell(f"python $ROOT/tools/check_nyu.py {nyu} --output_dir check", tmp_path, OPENCV_IO_MAX_IMAGE_PIXELS="10")
+    assert result.returncode == 0, result.stdout + result.stderr
     result = shell(f"bash $ROOT/scripts/run_eval.sh {nyu}/absent", tmp_path, PYTHONSAFEPATH="1")
     assert result.returncode == 2 and "absent: no such folder" in result.stdout + result.stderr
 

@@ -90,10 +90,10 @@ def test_photographs_are_brought_to_the_size_of_nyu(picture):
 
 
 def test_depth_is_written_as_it_is_read():
-    depth_m = np.array([-0.5, 0, 0.001, 5, 8, 9.99, 10.03, 12, 65.535, 65.536, 214, np.inf], np.float32)
-    np.testing.assert_array_equal(image.encode_train_depth(depth_m), [0, 0, 1, 128, 204, *[255] * 7])
+    depth_m = np.array([-0.5, 0, 0.001, 5, 8, 9.99, 10.03, 12, 65.535, 65.536, 214, np.inf, np.nan], np.float32)
+    np.testing.assert_array_equal(image.encode_train_depth(depth_m), [0, 0, 1, 128, 204, *[255] * 6, 0, 0])
     np.testing.assert_array_equal(image.encode_test_depth(depth_m),
-                                  [0, 0, 1, 5000, 8000, 9990, 10030, 12000, *[65535] * 4])
+                                  [0, 0, 1, 5000, 8000, 9990, 10030, 12000, *[65535] * 3, 0, 0])
     assert image.encode_train_depth(depth_m).dtype == np.uint8 and image.encode_test_depth(depth_m).dtype == np.uint16
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -21,6 +20,9 @@ from src.base.arrays import Array, Floats, Pixels
 from src.base.files import StrPath, writable_folder, write_text
 from src.data import image, listing, plain
 from src.data.listing import Pair
+
+# isort: split
+import cv2  # after src, which drops the variables that OpenCV reads at its import
 
 LOADERS = {"Train": (listing.train_files, image.load_train_depth),
            "Test": (listing.test_files, image.load_test_depth)}

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -20,6 +19,9 @@ from src.base.files import writable_folder
 from src.data import image
 from src.data.listing import Pair, list_test
 from src.scoring import visual
+
+# isort: split
+import cv2  # after src, which drops the variables that OpenCV reads at its import
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,7 +10,6 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -22,6 +21,9 @@ from src.base.files import StrPath, temporary_folder, writable_folder
 from src.base.stopping import in_processes
 from src.data import image
 from tools.rooms import render
+
+# isort: split
+import cv2  # after src, which drops the variables that OpenCV reads at its import
 
 
 def write(path: StrPath, pixels: Array) -> None:
