@@ -45,8 +45,10 @@ def about(predictor: DepthPredictor) -> str:
     """Return a line on the nets, with their accuracy if known."""
     if predictor.nets.sources != tuple(cli.SHIPPED.values()):
         return "Your own nets: `eval.py` measures their accuracy."
-    return ("The nets in `weights/`: on 60 unseen pictures of NYU, the mean relative error of the depth is 27 % "
-            "(abs_rel 0.270, delta1 0.510).")
+    return (
+        "The nets in `weights/`: on 60 unseen pictures of NYU, the mean relative error of the depth is 27 % "
+        "(abs_rel 0.270, delta1 0.510)."
+    )
 
 
 def examples(folder: Path | None, work: Path) -> Sequence[Pair]:

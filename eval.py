@@ -14,20 +14,49 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     add = parser.add_argument
     add("--test_data", type=Path, help="the NYU folder, or its Test folder")
-    add("--compare", type=Path, nargs=2, metavar="RUN",
-        help="compare two folders written by --output_dir instead, with confidence intervals of their differences")
+    add(
+        "--compare",
+        type=Path,
+        nargs=2,
+        metavar="RUN",
+        help="compare two folders written by --output_dir instead, with confidence intervals of their differences",
+    )
     cli.add_nets(parser)
-    add("--protocol", choices=("depthnet", "eigen"), default="depthnet",
-        help="depthnet: 55x74, depth clipped to [0.1, 10] m; eigen: full resolution on the usual crop")
-    add("--baselines", action="store_true",
-        help="also score the best constant depth and, if Train is beside Test, the mean log-depth map of its pairs")
+    add(
+        "--protocol",
+        choices=("depthnet", "eigen"),
+        default="depthnet",
+        help="depthnet: 55x74, depth clipped to [0.1, 10] m; eigen: full resolution on the usual crop",
+    )
+    add(
+        "--baselines",
+        action="store_true",
+        help="also score the best constant depth and, if Train is beside Test, the mean log-depth map of its pairs",
+    )
     add("--output_dir", type=Path, help="write metrics.json, per_image.csv, panels.png and report.html there")
     evaluates = "--test_data", lambda options: options.test_data is not None
     from_checkpoints = "--test_data and no --coarse_onnx", lambda options: options.test_data and not options.coarse_onnx
-    options = cli.parse(parser, arguments, {
-        **dict.fromkeys(("coarse_ckpt_model", "fine_ckpt_model"), from_checkpoints),
-        **dict.fromkeys(("coarse_onnx", "fine_onnx", "device_target", "device_id", "batch_size", "protocol",
-                         "flip_average", "baselines", "output_dir"), evaluates)})
+    options = cli.parse(
+        parser,
+        arguments,
+        {
+            **dict.fromkeys(("coarse_ckpt_model", "fine_ckpt_model"), from_checkpoints),
+            **dict.fromkeys(
+                (
+                    "coarse_onnx",
+                    "fine_onnx",
+                    "device_target",
+                    "device_id",
+                    "batch_size",
+                    "protocol",
+                    "flip_average",
+                    "baselines",
+                    "output_dir",
+                ),
+                evaluates,
+            ),
+        },
+    )
     cli.check_nets(parser, options)
     if (options.test_data is None) == (options.compare is None):
         parser.error("expected --test_data to evaluate, or --compare")
@@ -53,13 +82,21 @@ def evaluate(options: argparse.Namespace) -> int:
     nets = Nets(*files, options.flip_average)
     details: dict[str, evaluation.Details] = {}
     workers = cli.default_workers()
-    scores = evaluation.score(pairs, nets, options.protocol, options.batch_size, workers,
-                              details if options.output_dir else None,
-                              baselines.Baselines(options.test_data, pairs, workers) if options.baselines else None)
+    scores = evaluation.score(
+        pairs,
+        nets,
+        options.protocol,
+        options.batch_size,
+        workers,
+        details if options.output_dir else None,
+        baselines.Baselines(options.test_data, pairs, workers) if options.baselines else None,
+    )
     logging.info("%d images, protocol %s\n%s", len(pairs), options.protocol, evaluation.table(scores))
     if options.baselines:
-        logging.info("%s: fitted to the targets that they are scored against",
-                     ", ".join(name for name in baselines.SEEN if name in scores))
+        logging.info(
+            "%s: fitted to the targets that they are scored against",
+            ", ".join(name for name in baselines.SEEN if name in scores),
+        )
     if options.output_dir:
         checkpoints = dict(zip(("CoarseNet", "FineNet"), map(str, nets.sources), strict=True))
         used = versions("onnxruntime" if options.coarse_onnx else "mindspore")

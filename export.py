@@ -14,17 +14,35 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--coarse_or_fine", choices=("coarse", "fine"), required=True)
     add("--ckpt_file", type=Path, help="default: Model/Ckpt/Final{Coarse,Fine}Net.ckpt, or else weights/ of this repo")
     add("--output_dir", type=Path, default=cli.MODEL, help="parent of the folders MindIR, AIR and ONNX")
-    add("--file_format", nargs="+", choices=("MINDIR", "AIR", "ONNX"),
-        default=["MINDIR"], help="AIR is deprecated and can be written on Ascend only")
+    add(
+        "--file_format",
+        nargs="+",
+        choices=("MINDIR", "AIR", "ONNX"),
+        default=["MINDIR"],
+        help="AIR is deprecated and can be written on Ascend only",
+    )
     add("--batch_size", type=cli.positive_int, default=1, help="fixed batch size of MindIR and AIR; ONNX accepts any")
-    add("--mindir_version", choices=("1", "native"), default="1",
-        help="1: readable by every MindSpore Lite; native: as MindSpore writes it")
-    add("--device_target", choices=("auto", "Ascend", "GPU", "CPU"), default="auto",
-        help="for AIR; the other formats are written on the CPU")
+    add(
+        "--mindir_version",
+        choices=("1", "native"),
+        default="1",
+        help="1: readable by every MindSpore Lite; native: as MindSpore writes it",
+    )
+    add(
+        "--device_target",
+        choices=("auto", "Ascend", "GPU", "CPU"),
+        default="auto",
+        help="for AIR; the other formats are written on the CPU",
+    )
     add("--device_id", type=cli.non_negative_int, default=0)
-    return cli.parse(parser, arguments, {
-        "batch_size": ("--file_format MINDIR or AIR", lambda options: options.file_format != ["ONNX"]),
-        "mindir_version": ("--file_format MINDIR", lambda options: "MINDIR" in options.file_format)})
+    return cli.parse(
+        parser,
+        arguments,
+        {
+            "batch_size": ("--file_format MINDIR or AIR", lambda options: options.file_format != ["ONNX"]),
+            "mindir_version": ("--file_format MINDIR", lambda options: "MINDIR" in options.file_format),
+        },
+    )
 
 
 def main() -> int:

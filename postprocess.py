@@ -21,8 +21,9 @@ RESULT_ENDING, LABEL_ENDING = "_0.bin", ".bin"
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("--result_path", type=Path, default=Path("result_Files"), help="folder of <id>_0.bin")
-    parser.add_argument("--label_file", type=Path, default=Path("preprocess_Result/label"),
-                        help="folder of <id>.bin, metres")
+    parser.add_argument(
+        "--label_file", type=Path, default=Path("preprocess_Result/label"), help="folder of <id>.bin, metres"
+    )
     parser.add_argument("--output_dir", type=Path, help="write metrics.json and per_image.csv there")
     return parser.parse_args(arguments)
 
@@ -34,14 +35,17 @@ def names(folder: Path, ending: str) -> list[str]:
     search = folders.search(folder, ("*",), (ending,))
     if search.unread or not search.files:
         raise UserError(search.unread[0] if search.unread else f"{folder}: no file *{ending} in it")
-    return [path.name[:-len(ending)] for path in search.files]
+    return [path.name[: -len(ending)] for path in search.files]
 
 
 def check_same(labels: list[str], results: list[str], result_path: Path) -> None:
     """Raise UserError naming labels without a result, and results without a label."""
     missing, surplus = sorted(set(labels) - set(results)), sorted(set(results) - set(labels))
-    problems = [f"{len(names_)} {what}: " + ", ".join(f"{name}{RESULT_ENDING}" for name in names_[:5])
-                for what, names_ in (("missing", missing), ("without a label", surplus)) if names_]
+    problems = [
+        f"{len(names_)} {what}: " + ", ".join(f"{name}{RESULT_ENDING}" for name in names_[:5])
+        for what, names_ in (("missing", missing), ("without a label", surplus))
+        if names_
+    ]
     if problems:
         raise UserError(f"{result_path}: " + "; ".join(problems))
 

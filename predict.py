@@ -30,24 +30,50 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--input", nargs="+", required=True, help="pictures, videos, folders of them, or quoted glob patterns")
     add("--output_dir", type=Path, default=Path("predictions"), help="output folder; keeps the inputs' subfolders")
     cli.add_nets(parser)
-    add("--save", nargs="+", choices=("color", "png16", "npy", "exr", "ply", "side"), default=["color"],
+    add(
+        "--save",
+        nargs="+",
+        choices=("color", "png16", "npy", "exr", "ply", "side"),
+        default=["color"],
         help="coloured PNG, 16-bit PNG in mm, float32 metres as NumPy or OpenEXR file, point cloud, picture beside "
-             "coloured depth")
+        "coloured depth",
+    )
     add("--colormap", default="viridis", help="name of a matplotlib colour map")
-    add("--max_depth", type=positive_float_or_auto, default="auto",
-        help="metres at the end of the colours; auto: the next metre above the 98th percentile of the depth")
-    add("--camera", choices=("exif", "nyu"), default="exif",
-        help="camera of a photo; exif: with the focal length of its EXIF if present, else NYU's Kinect")
-    add("--fov", type=cli.positive_float,
-        help="point cloud: horizontal field of view in degrees (default: NYU's Kinect)")
+    add(
+        "--max_depth",
+        type=positive_float_or_auto,
+        default="auto",
+        help="metres at the end of the colours; auto: the next metre above the 98th percentile of the depth",
+    )
+    add(
+        "--camera",
+        choices=("exif", "nyu"),
+        default="exif",
+        help="camera of a photo; exif: with the focal length of its EXIF if present, else NYU's Kinect",
+    )
+    add(
+        "--fov",
+        type=cli.positive_float,
+        help="point cloud: horizontal field of view in degrees (default: NYU's Kinect)",
+    )
     for name in ("--fx", "--fy", "--cx", "--cy"):
-        add(name, type=cli.positive_float if name[2] == "f" else cli.finite_float,
-            help="point cloud: intrinsics in pixels; give all four instead of --fov")
+        add(
+            name,
+            type=cli.positive_float if name[2] == "f" else cli.finite_float,
+            help="point cloud: intrinsics in pixels; give all four instead of --fov",
+        )
     add("--overwrite", action="store_true", help="replace existing outputs")
     coloured = "--save color or side", lambda options: bool({"color", "side"} & set(options.save))
-    options = cli.parse(parser, arguments, {
-        **cli.NETS_NEED, "colormap": coloured, "max_depth": coloured,
-        "camera": ("neither --fov nor --fx", lambda options: not (options.fov or options.fx))})
+    options = cli.parse(
+        parser,
+        arguments,
+        {
+            **cli.NETS_NEED,
+            "colormap": coloured,
+            "max_depth": coloured,
+            "camera": ("neither --fov nor --fx", lambda options: not (options.fov or options.fx)),
+        },
+    )
     cli.check_nets(parser, options)
     given = [options.fx, options.fy, options.cx, options.cy]
     if given.count(None) not in (0, 4) or (options.fov and options.fx is not None):
@@ -84,8 +110,13 @@ def main() -> int:
     writable_folder(options.output_dir)
     predict = from_options(options)
     own_camera = options.fov or options.fx
-    writer = depth_files.Writer(kinds, options.colormap, options.max_depth, camera(options),
-                                follow_exif=options.camera == "exif" and not own_camera)
+    writer = depth_files.Writer(
+        kinds,
+        options.colormap,
+        options.max_depth,
+        camera(options),
+        follow_exif=options.camera == "exif" and not own_camera,
+    )
     known: dict[Job, Maps] = {}
     if options.max_depth == "auto":
         has_colours = {"color", "side"} & set(kinds)
@@ -94,8 +125,9 @@ def main() -> int:
     with cli.progress(len(jobs), "predicting", "file") as bar, cli.log_above_progress():
         failed = depth_files.predict_all(jobs, predict, writer, options.batch_size, bar, known)
     logging.info("%d predicted, in %s", len(jobs) - failed, options.output_dir)
-    problems = [f"{failed} of {len(jobs)} failed"] * bool(failed) \
-        + [f"{len(unread)} of the folders and links could not be read"] * bool(unread)
+    problems = [f"{failed} of {len(jobs)} failed"] * bool(failed) + [
+        f"{len(unread)} of the folders and links could not be read"
+    ] * bool(unread)
     if problems:
         raise CheckFailed("; ".join(problems))
     return 0

@@ -17,8 +17,12 @@ from src.data.plain import decoding_pool, load_test_pair
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("--dataset_path", type=Path, required=True, help="the NYU folder, or its Test folder")
-    parser.add_argument("--output_path", type=Path, default=Path("preprocess_Result"),
-                        help="folder for img_data/<id>.bin (1x3x228x304) and label/<id>.bin (1x1x55x74), float32")
+    parser.add_argument(
+        "--output_path",
+        type=Path,
+        default=Path("preprocess_Result"),
+        help="folder for img_data/<id>.bin (1x3x228x304) and label/<id>.bin (1x1x55x74), float32",
+    )
     return parser.parse_args(arguments)
 
 

@@ -21,26 +21,56 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> Options:
-    parser = _Parser(description=__doc__, formatter_class=cli.HelpFormatter, allow_abbrev=False,
-                     fromfile_prefix_chars="@", epilog="@FILE stands for the options in a file: see recipes/")
+    parser = _Parser(
+        description=__doc__,
+        formatter_class=cli.HelpFormatter,
+        allow_abbrev=False,
+        fromfile_prefix_chars="@",
+        epilog="@FILE stands for the options in a file: see recipes/",
+    )
     add = parser.add_argument_group("data").add_argument
-    add("--data_url", type=Path, required=True,
-        help="the NYU folder (Train/<scene>_out/<n>.jpg + <n>.png), or one that tools/pack_nyu.py has made of it")
-    add("--augmentation", choices=("reference", "paper"), default="reference",
-        help="reference: flip, brightness, sharpness; paper: scale, rotation, translation, colours, flip")
-    add("--bad_samples", choices=("stop", "skip"), default="stop",
-        help="at a picture that cannot be read: stop, or take another of the same shard, for one picture or up to 1%%")
+    add(
+        "--data_url",
+        type=Path,
+        required=True,
+        help="the NYU folder (Train/<scene>_out/<n>.jpg + <n>.png), or one that tools/pack_nyu.py has made of it",
+    )
+    add(
+        "--augmentation",
+        choices=("reference", "paper"),
+        default="reference",
+        help="reference: flip, brightness, sharpness; paper: scale, rotation, translation, colours, flip",
+    )
+    add(
+        "--bad_samples",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at a picture that cannot be read: stop, or take another of the same shard, for one picture or up to 1%%",
+    )
     add("--num_parallel_workers", type=cli.positive_int, help="decoding threads (default: one a processor, at most 8)")
     add("--val_data", type=Path, help="the NYU folder whose Test part is scored after each epoch")
-    add("--val_scenes", type=cli.share, default=0.0, metavar="SHARE",
-        help="hold this share of the training scenes out and score them after each epoch")
+    add(
+        "--val_scenes",
+        type=cli.share,
+        default=0.0,
+        metavar="SHARE",
+        help="hold this share of the training scenes out and score them after each epoch",
+    )
     add = parser.add_argument_group("net").add_argument
     add("--coarse_net", choices=("default", "paper"), default="default", help="the model zoo's net, or the paper's own")
     add("--dropout", type=cli.share, metavar="RATE", help="of PaperCoarseNet's units (default: 0.5, the paper's)")
-    add("--amp_level", choices=("auto", "O0", "O1", "O2", "O3"), default="auto",
-        help="O0 is fp32, any other fp16 compute with loss scaling; auto: O2 on Ascend, else O0")
-    add("--jit_level", choices=("auto", "O0", "O1", "O2"), default="auto",
-        help="how MindSpore compiles: auto is O2 (CANN's graph engine) on Ascend, else MindSpore's own choice")
+    add(
+        "--amp_level",
+        choices=("auto", "O0", "O1", "O2", "O3"),
+        default="auto",
+        help="O0 is fp32, any other fp16 compute with loss scaling; auto: O2 on Ascend, else O0",
+    )
+    add(
+        "--jit_level",
+        choices=("auto", "O0", "O1", "O2"),
+        default="auto",
+        help="how MindSpore compiles: auto is O2 (CANN's graph engine) on Ascend, else MindSpore's own choice",
+    )
     add = parser.add_argument_group("recipe").add_argument
     add("--epochs_coarse", type=cli.non_negative_int, default=20, help="0 leaves its first weights as they are")
     add("--epochs_fine", type=cli.non_negative_int, default=10)
@@ -51,40 +81,88 @@ def parse_args(arguments: Sequence[str] | None = None) -> Options:
     add("--scale_lr", action="store_true", help="multiply the learning rates by the number of devices")
     add("--loss", choices=("composite", "scale_invariant"), default="composite")
     add("--lr_schedule", choices=("constant", "cosine"), default="constant", help="cosine falls to 0 at the last step")
-    add("--warmup_steps", type=cli.non_negative_int, default=0,
-        help="steps over which the learning rate grows from 0 to its value")
-    add("--dense_lr_scale", type=cli.positive_float, default=1.0,
-        help="the dense layers' learning rate as a share of the others'")
+    add(
+        "--warmup_steps",
+        type=cli.non_negative_int,
+        default=0,
+        help="steps over which the learning rate grows from 0 to its value",
+    )
+    add(
+        "--dense_lr_scale",
+        type=cli.positive_float,
+        default=1.0,
+        help="the dense layers' learning rate as a share of the others'",
+    )
     add("--weight_decay", type=cli.non_negative_float, default=0.0, help="decoupled, as in AdamW")
-    add("--clip_norm", type=cli.non_negative_float, default=0.0,
-        help="maximum global gradient norm; 0 disables clipping")
-    add("--ema", type=cli.share, default=0.0,
-        help="validate and keep averaged weights, of which this share stays at each step (0.999, say)")
+    add(
+        "--clip_norm",
+        type=cli.non_negative_float,
+        default=0.0,
+        help="maximum global gradient norm; 0 disables clipping",
+    )
+    add(
+        "--ema",
+        type=cli.share,
+        default=0.0,
+        help="validate and keep averaged weights, of which this share stays at each step (0.999, say)",
+    )
     add("--seed", type=cli.seed, default=0)
     add = parser.add_argument_group("start").add_argument
     add("--stage", choices=("all", "coarse", "fine"), default="all", help="fine alone starts from a trained CoarseNet")
-    add("--start", choices=("random", "imagenet"), default="random",
+    add(
+        "--start",
+        choices=("random", "imagenet"),
+        default="random",
         help="first weights of PaperCoarseNet: random, or convolutions that have learnt from ImageNet and the mean "
-        "log-depth map of the training pairs")
-    add("--fine_start", choices=("random", "coarse"), default="random",
-        help="FineNet's first weights: random, or such that it predicts what CoarseNet does")
-    add("--pre_trained", type=Path, metavar="CKPT",
-        help="CoarseNet's first weights; with --stage fine the CoarseNet to refine (default: the run's own)")
+        "log-depth map of the training pairs",
+    )
+    add(
+        "--fine_start",
+        choices=("random", "coarse"),
+        default="random",
+        help="FineNet's first weights: random, or such that it predicts what CoarseNet does",
+    )
+    add(
+        "--pre_trained",
+        type=Path,
+        metavar="CKPT",
+        help="CoarseNet's first weights; with --stage fine the CoarseNet to refine (default: the run's own)",
+    )
     add = parser.add_argument_group("saving").add_argument
     add("--train_url", type=Path, default=cli.MODEL, help="output folder: Ckpt/ and Log/ go into it")
-    add("--save_checkpoint_steps", type=cli.positive_int,
-        help="steps from one resumable checkpoint to the next, beside those at each epoch's end")
+    add(
+        "--save_checkpoint_steps",
+        type=cli.positive_int,
+        help="steps from one resumable checkpoint to the next, beside those at each epoch's end",
+    )
     add("--keep_checkpoint_max", type=cli.positive_int, default=3, help="resumable checkpoints kept of each net")
-    add("--resume", nargs="?", const="always", choices=("always", "auto"),
-        help="continue the run in --train_url from its newest good state; auto: or begin one there")
-    add("--overwrite", action="store_true",
-        help="move the run that --train_url holds to a folder replaced-... in it, and begin anew")
-    add("--allow_changed_data", action="store_true",
-        help="resume although sizes or times of the training files have changed: they were only copied")
-    add("--tensorboard", action="store_true",
-        help="write losses, rates, metrics and panels of validation images to Log/tensorboard")
-    add("--val_panels", action="store_true",
-        help="draw Log/<stage>_panels.png: four validation images as the net predicts them after each epoch")
+    add(
+        "--resume",
+        nargs="?",
+        const="always",
+        choices=("always", "auto"),
+        help="continue the run in --train_url from its newest good state; auto: or begin one there",
+    )
+    add(
+        "--overwrite",
+        action="store_true",
+        help="move the run that --train_url holds to a folder replaced-... in it, and begin anew",
+    )
+    add(
+        "--allow_changed_data",
+        action="store_true",
+        help="resume although sizes or times of the training files have changed: they were only copied",
+    )
+    add(
+        "--tensorboard",
+        action="store_true",
+        help="write losses, rates, metrics and panels of validation images to Log/tensorboard",
+    )
+    add(
+        "--val_panels",
+        action="store_true",
+        help="draw Log/<stage>_panels.png: four validation images as the net predicts them after each epoch",
+    )
     add = parser.add_argument_group("running").add_argument
     add("--device_target", choices=("auto", "Ascend", "GPU", "CPU"), default="auto")
     add("--device_id", type=cli.non_negative_int, default=0)
@@ -119,8 +197,9 @@ def main(stop: stopping.StopRequest) -> int:
     except stopping.Stopped as stopped:
         logging.info("%s: stopped, the state is saved; to go on: %s", stopped, resume_command())
         return 128 + stopped.signal_number
-    logging.info("training finished: checkpoints in %s, curves in %s", options.train_url / "Ckpt",
-                 options.train_url / "Log")
+    logging.info(
+        "training finished: checkpoints in %s, curves in %s", options.train_url / "Ckpt", options.train_url / "Log"
+    )
     return 0
 
 

@@ -50,8 +50,9 @@ def alone(function, *arguments):
 
 def netless_predictor():
     """DepthPredictor with nets that cost nothing."""
-    return predict.DepthPredictor(lambda rgb: np.zeros((len(rgb), 1, *image.DEPTH_SIZE), np.float32),
-                                  lambda rgb, coarse: coarse)
+    return predict.DepthPredictor(
+        lambda rgb: np.zeros((len(rgb), 1, *image.DEPTH_SIZE), np.float32), lambda rgb, coarse: coarse
+    )
 
 
 def predict_by_pixels():
@@ -68,8 +69,9 @@ def memory_by_pictures(folder):
     pictures = [Path(folder, f"{number}.jpg") for number in range(16)]
     for number, path in enumerate(pictures):
         cv2.imwrite(str(path), np.full((1536, 2048, 3), number, np.uint8))
-    return [(count, alone(_memory_of_predicting, pictures[:count], Path(folder, f"out{count}")))
-            for count in (2, 4, 8, 16)]
+    return [
+        (count, alone(_memory_of_predicting, pictures[:count], Path(folder, f"out{count}"))) for count in (2, 4, 8, 16)
+    ]
 
 
 def _memory_of_predicting(pictures, output):
@@ -110,10 +112,12 @@ def scoring_by_pictures():
 
 def measure(folder):
     """[{"name", "points": (size, cost) pairs, "exponent"}]."""
-    every = {"predict without the nets, seconds over megapixels": predict_by_pixels(),
-             "predict's peak MB over pictures of 3 megapixels": memory_by_pictures(folder),
-             "training log, seconds over rows": log_by_steps(folder),
-             "metrics, seconds over pictures": scoring_by_pictures()}
+    every = {
+        "predict without the nets, seconds over megapixels": predict_by_pixels(),
+        "predict's peak MB over pictures of 3 megapixels": memory_by_pictures(folder),
+        "training log, seconds over rows": log_by_steps(folder),
+        "metrics, seconds over pictures": scoring_by_pictures(),
+    }
     return [{"name": name, "points": points, "exponent": exponent(points)} for name, points in every.items()]
 
 
@@ -123,8 +127,10 @@ def watched(net, look):
     import mindspore as ms
 
     layers = {name: cell for name, cell in net.cells_and_names() if hasattr(cell, "weight")}
-    hooks = [layer.register_forward_hook(lambda cell, _inputs, output, name=name: look(name, cell, output))
-             for name, layer in layers.items()]
+    hooks = [
+        layer.register_forward_hook(lambda cell, _inputs, output, name=name: look(name, cell, output))
+        for name, layer in layers.items()
+    ]
     mode = ms.get_context("mode")
     ms.set_context(mode=ms.PYNATIVE_MODE)  # a graph calls no hooks
     try:
@@ -161,15 +167,25 @@ def floor():
     gflops = 2 * size**3 / fastest(lambda: a @ b, 2) / 1e9
     source, target = np.ones(1 << 26, np.float32), np.ones(1 << 26, np.float32)
     gigabytes = 2 * source.nbytes / fastest(lambda: np.copyto(target, source), 1) / 1e9
-    layers, rows = {}, [("float32 matrix product of 2,048 x 2,048 (NumPy)", f"{gflops:.0f} GFLOP/s"),
-                        ("copying 256 MB", f"{gigabytes:.1f} GB/s read and written")]
+    layers, rows = (
+        {},
+        [
+            ("float32 matrix product of 2,048 x 2,048 (NumPy)", f"{gflops:.0f} GFLOP/s"),
+            ("copying 256 MB", f"{gigabytes:.1f} GB/s read and written"),
+        ],
+    )
     for kind in (net.CoarseNet, net.PaperCoarseNet, net.FineNet):
         one = kind()
         operations = layer_operations(one, *example_inputs(one, 1))
         layers |= {f"{kind.__name__} {name}": value for name, value in operations.items()}
         total, parameters = sum(operations.values()), sum(parameter.size for parameter in one.get_parameters())
-        rows.append((f"{kind.__name__}: a picture's {total / 1e9:.2f} GFLOP at that rate",
-                     f"{total / gflops / 1e6:.1f} ms"))
-        rows.append((f"{kind.__name__}: an Adam update of {parameters / 1e6:.1f} M parameters at that bandwidth",
-                     f"{7 * 4 * parameters / gigabytes / 1e6:.1f} ms (reads four, writes three arrays)"))
+        rows.append(
+            (f"{kind.__name__}: a picture's {total / 1e9:.2f} GFLOP at that rate", f"{total / gflops / 1e6:.1f} ms")
+        )
+        rows.append(
+            (
+                f"{kind.__name__}: an Adam update of {parameters / 1e6:.1f} M parameters at that bandwidth",
+                f"{7 * 4 * parameters / gigabytes / 1e6:.1f} ms (reads four, writes three arrays)",
+            )
+        )
     return [{"name": name, "value": value} for name, value in rows], layers

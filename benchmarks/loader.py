@@ -70,8 +70,9 @@ def pytorch_batches(pairs, batch_size, steps, workers):
     """Batches of PyTorch's DataLoader, its workers being processes, epoch after epoch."""
     from torch.utils.data import DataLoader
 
-    batches = DataLoader(TorchPairs(pairs), batch_size, shuffle=True, drop_last=True, num_workers=workers,
-                         persistent_workers=True)
+    batches = DataLoader(
+        TorchPairs(pairs), batch_size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=True
+    )
     epochs = itertools.chain.from_iterable(itertools.repeat(batches))
     return itertools.islice(epochs, steps)
 
@@ -137,12 +138,16 @@ def steps_of_a_pair(pairs):
 def report(results, steps):
     """Both tables as Markdown."""
     first = next(iter(results.values()))[0]
-    lines = ["| pipeline | pairs/s | ratio | processor ms a pair | cores for one Ascend 910 | for eight | peak MB |",
-             "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| pipeline | pairs/s | ratio | processor ms a pair | cores for one Ascend 910 | for eight | peak MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, (rate, milliseconds, megabytes) in results.items():
         cores = ASCEND_910_PAIRS_PER_S * milliseconds / 1000
-        spent = ["" if milliseconds != milliseconds else text
-                 for text in (f"{milliseconds:.2f}", f"{cores:.1f}", f"{8 * cores:.0f}")]
+        spent = [
+            "" if milliseconds != milliseconds else text
+            for text in (f"{milliseconds:.2f}", f"{cores:.1f}", f"{8 * cores:.0f}")
+        ]
         lines.append(f"| {name} | {rate:.0f} | {rate / first:.1f} | {' | '.join(spent)} | {megabytes:.0f} |")
     lines += ["", "| what a pair of files goes through | us |", "|---|---|"]
     return "\n".join([*lines, *(f"| {step} | {value:.0f} |" for step, value in steps.items())]) + "\n"
@@ -158,16 +163,24 @@ def compare(data, packed_folder=None, batch_size=32, workers=2, rounds=3, pairs=
             packed.pack(data, packed_folder, workers)
         every = list_train(data)
         in_an_epoch = min(pairs, len(every) - 4 * batch_size)
-        results = measure_all({
-            "plain Pillow, float64, one thread": ("plain", data, batch_size, 1, pairs),
-            f"the same, {workers} threads": ("plain", data, batch_size, workers, pairs),
-            f"PyTorch DataLoader, this repo's transforms, {workers} processes": ("pytorch", data, batch_size, workers,
-                                                                                pairs // 2),
-            "this repo, files, first epoch": ("ours", data, batch_size, workers, in_an_epoch),
-            "this repo, files, later epochs": ("later", data, batch_size, workers, pairs),
-            "this repo, packed, 1 thread": ("ours", packed_folder, batch_size, 1, 4 * pairs),
-            "this repo, packed": ("ours", packed_folder, batch_size, workers, 4 * pairs),
-        }, rounds)
+        results = measure_all(
+            {
+                "plain Pillow, float64, one thread": ("plain", data, batch_size, 1, pairs),
+                f"the same, {workers} threads": ("plain", data, batch_size, workers, pairs),
+                f"PyTorch DataLoader, this repo's transforms, {workers} processes": (
+                    "pytorch",
+                    data,
+                    batch_size,
+                    workers,
+                    pairs // 2,
+                ),
+                "this repo, files, first epoch": ("ours", data, batch_size, workers, in_an_epoch),
+                "this repo, files, later epochs": ("later", data, batch_size, workers, pairs),
+                "this repo, packed, 1 thread": ("ours", packed_folder, batch_size, 1, 4 * pairs),
+                "this repo, packed": ("ours", packed_folder, batch_size, workers, 4 * pairs),
+            },
+            rounds,
+        )
     return report(results, steps_of_a_pair(every[::5]))
 
 
@@ -180,8 +193,9 @@ def main():
     parser.add_argument("--rounds", type=cli.positive_int, default=3)
     parser.add_argument("--pairs", type=cli.positive_int, default=3000, help="pairs a run")
     options = parser.parse_args()
-    sys.stdout.write(compare(options.data, options.packed, options.batch_size, options.workers, options.rounds,
-                             options.pairs))
+    sys.stdout.write(
+        compare(options.data, options.packed, options.batch_size, options.workers, options.rounds, options.pairs)
+    )
     return 0
 
 

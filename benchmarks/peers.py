@@ -51,8 +51,12 @@ def train(backend, name, batch):
         from src.training.trainer import Trainer
 
         given = ms.Tensor(coarse)
-        trainer = Trainer(net, "composite", LEARNING_RATE,
-                          inputs=(lambda rgb: (rgb, given)) if name == "FineNet" else lambda rgb: (rgb,))
+        trainer = Trainer(
+            net,
+            "composite",
+            LEARNING_RATE,
+            inputs=(lambda rgb: (rgb, given)) if name == "FineNet" else lambda rgb: (rgb,),
+        )
 
         def step():
             return trainer.run_step(rgb, depth_m)[0]
@@ -62,8 +66,10 @@ def train(backend, name, batch):
         from tests.twins import TWINS, composite_loss, weights
 
         layout = torch.channels_last if "channels-last" in backend else torch.contiguous_format
-        parameters = {key: torch.nn.Parameter(value.contiguous(memory_format=layout) if value.ndim == 4 else value)
-                      for key, value in weights(net).items()}
+        parameters = {
+            key: torch.nn.Parameter(value.contiguous(memory_format=layout) if value.ndim == 4 else value)
+            for key, value in weights(net).items()
+        }
         rest = (torch.from_numpy(coarse),) if name == "FineNet" else ()
         optimizer = torch.optim.Adam(parameters.values(), LEARNING_RATE, fused=True)
 
@@ -98,8 +104,9 @@ def predictor(backend, batch, threads, folder):
 
         from tests.twins import coarse_twin, fine_twin
 
-        weights = [{key: torch.from_numpy(value) for key, value in np.load(folder / f"{name}.npz").items()}
-                   for name in names]
+        weights = [
+            {key: torch.from_numpy(value) for key, value in np.load(folder / f"{name}.npz").items()} for name in names
+        ]
 
         def twins(rgb):
             return fine_twin(weights[1], rgb, coarse_twin(weights[0], rgb))
@@ -118,8 +125,9 @@ def predictor(backend, batch, threads, folder):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        coarse, fine = (onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-                        for path in paths)
+        coarse, fine = (
+            onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]) for path in paths
+        )
 
         def predict(rgb):
             return fine.run(None, {"rgb": rgb, "coarse_log_depth": coarse.run(None, {"rgb": rgb})[0]})[0]
@@ -141,7 +149,7 @@ def infer(backend, batch, threads, folder, files=False):
     each picture is read from its file and its depth is written to one, as the C++ program does."""
     run = predictor(backend, batch, threads, folder)
     paths = sorted((folder / "img_data").glob("*.bin"))
-    batches = [paths[start:start + batch] for start in range(0, len(paths) - batch + 1, batch)]
+    batches = [paths[start : start + batch] for start in range(0, len(paths) - batch + 1, batch)]
 
     def read(paths):
         return np.stack([np.fromfile(path, np.float32).reshape(3, *RGB_SIZE) for path in paths])

@@ -49,8 +49,14 @@ class Side:
 
     def __init__(self, *arguments):
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the side)
-        self.process = subprocess.Popen(python("benchmarks/peers.py", *arguments), stdin=subprocess.PIPE, text=True,
-                                        stdout=subprocess.PIPE, stderr=self.errors, env={**os.environ, **ASLEEP})
+        self.process = subprocess.Popen(
+            python("benchmarks/peers.py", *arguments),
+            stdin=subprocess.PIPE,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            env={**os.environ, **ASLEEP},
+        )
         self.check = self._read()["check"]
 
     def _read(self):
@@ -94,10 +100,24 @@ class LiteSide:
             for name in self.names[:count]:
                 (pictures / name).symlink_to(self.folder / "img_data" / name)
             began = time.perf_counter()
-            subprocess.run([PROGRAM, "--coarse_mindir", self.folder / "MindIR" / "FinalCoarseNet.mindir",
-                            "--fine_mindir", self.folder / "MindIR" / "FinalFineNet.mindir", "--dataset_path", pictures,
-                            "--device_type", "CPU", "--threads", str(self.threads)],
-                           cwd=work, check=True, capture_output=True)
+            subprocess.run(
+                [
+                    PROGRAM,
+                    "--coarse_mindir",
+                    self.folder / "MindIR" / "FinalCoarseNet.mindir",
+                    "--fine_mindir",
+                    self.folder / "MindIR" / "FinalFineNet.mindir",
+                    "--dataset_path",
+                    pictures,
+                    "--device_type",
+                    "CPU",
+                    "--threads",
+                    str(self.threads),
+                ],
+                cwd=work,
+                check=True,
+                capture_output=True,
+            )
             seconds = time.perf_counter() - began
             return seconds, (Path(work) / "time_Result" / "test_perform_static.txt").read_text()
 
@@ -128,11 +148,10 @@ def compare(name, images, sides, bar, options):
     checks = {label: side.check for label, side in running.items() if side.check is not None}
     if max(checks.values()) - min(checks.values()) > 1e-3 * max(1, abs(max(checks.values()))):
         raise CheckFailed(f"{name}: the sides do not compute the same: {checks}")
-    counts = {label: min(200, max(1, round(options.seconds / max(side.run(1)))))
-              for label, side in running.items()}
+    counts = {label: min(200, max(1, round(options.seconds / max(side.run(1))))) for label, side in running.items()}
     samples, labels = {label: [] for label in running}, list(running)
     for number in range(options.rounds):
-        for label in labels[number % len(labels):] + labels[:number % len(labels)]:
+        for label in labels[number % len(labels) :] + labels[: number % len(labels)]:
             samples[label].append(running[label].run(counts[label]))
             bar.update()
     medians = {label: [running[label].median(one) for one in runs] for label, runs in samples.items()}
@@ -142,10 +161,15 @@ def compare(name, images, sides, bar, options):
         every = [value for one in samples[label] for value in one]
         ratios = [theirs / own for theirs, own in zip(medians[best], medians[label], strict=True)]
         result["sides"][label] = {
-            "median_s": statistics.median(medians[label]), "p95_s": float(np.percentile(every, 95)),
-            "peak_mb": side.close(), "rounds_s": medians[label], "samples_s": samples[label],
-            "ratio": statistics.median(ratios), "ratios": ratios,
-            "unsteady": max(ratios) > (1 + SPREAD) * min(ratios)}
+            "median_s": statistics.median(medians[label]),
+            "p95_s": float(np.percentile(every, 95)),
+            "peak_mb": side.close(),
+            "rounds_s": medians[label],
+            "samples_s": samples[label],
+            "ratio": statistics.median(ratios),
+            "ratios": ratios,
+            "unsteady": max(ratios) > (1 + SPREAD) * min(ratios),
+        }
     return result
 
 
@@ -153,8 +177,10 @@ def training(options, bar):
     """A training step of each net at each batch beside PyTorch."""
     for net in ("CoarseNet", "PaperCoarseNet", "FineNet"):
         for batch in options.batches:
-            sides = {label: lambda label=label, net=net, batch=batch: Side("train", label, net, batch, options.threads)
-                     for label in TRAINING_SIDES}
+            sides = {
+                label: lambda label=label, net=net, batch=batch: Side("train", label, net, batch, options.threads)
+                for label in TRAINING_SIDES
+            }
             yield compare(f"training step, {net}, batch {batch}", batch, sides, bar, options)
 
 
@@ -162,9 +188,12 @@ def inference(options, bar, folder):
     """An image through both nets: the C++ program beside the other runtimes, with and without the files."""
     for kind in ("files",) if options.quick else ("infer", "files"):
         for batch in (1,) if options.quick else (1, 8):
-            sides = {label: lambda label=label, kind=kind, batch=batch:
-                     Side(kind, label, "both", batch, options.threads, folder)
-                     for label in INFERENCE_SIDES}
+            sides = {
+                label: lambda label=label, kind=kind, batch=batch: Side(
+                    kind, label, "both", batch, options.threads, folder
+                )
+                for label in INFERENCE_SIDES
+            }
             if batch == 1 and PROGRAM.exists():
                 sides = {LITE: lambda kind=kind: LiteSide(options.threads, folder, kind == "files"), **sides}
             name = f"inference, batch {batch}{', files included' if kind == 'files' else ''}"
@@ -191,21 +220,49 @@ def whole_commands(options, bar, folder, data):
     """Whole processes, and what the next picture costs in them: {label: {"median_s", "samples_s"}}."""
     from src.data import listing
 
-    pictures = [pair.rgb for pair in listing.list_test(data)][:24 if options.quick else None]
-    models = {"MindSpore": ("--coarse_ckpt_model", folder / "Ckpt" / "FinalCoarseNet.ckpt",
-                            "--fine_ckpt_model", folder / "Ckpt" / "FinalFineNet.ckpt"),
-              "ONNX": ("--coarse_onnx", folder / "ONNX" / "FinalCoarseNet.onnx",
-                       "--fine_onnx", folder / "ONNX" / "FinalFineNet.onnx")}
+    pictures = [pair.rgb for pair in listing.list_test(data)][: 24 if options.quick else None]
+    models = {
+        "MindSpore": (
+            "--coarse_ckpt_model",
+            folder / "Ckpt" / "FinalCoarseNet.ckpt",
+            "--fine_ckpt_model",
+            folder / "Ckpt" / "FinalFineNet.ckpt",
+        ),
+        "ONNX": (
+            "--coarse_onnx",
+            folder / "ONNX" / "FinalCoarseNet.onnx",
+            "--fine_onnx",
+            folder / "ONNX" / "FinalFineNet.onnx",
+        ),
+    }
     count = len(pictures)
     whole_set, third = (make_part(data, folder / f"test-{number}", number) for number in (count, count // 3))
 
     def predict(runtime, number):
         return python("predict.py", "--input", *pictures[:number], "--overwrite", *models[runtime])
 
-    timed = {"import mindspore": ([sys.executable, "-c", "import mindspore"], None),
-             "train.py: command to the end of the first step": (python(
-                 "train.py", "--data_url", data, "--stage", "coarse", "--coarse_net", "paper", "--batch_size", 8,
-                 "--max_steps", 1, "--train_url", folder / "started", "--overwrite"), "step: 1 loss")}
+    timed = {
+        "import mindspore": ([sys.executable, "-c", "import mindspore"], None),
+        "train.py: command to the end of the first step": (
+            python(
+                "train.py",
+                "--data_url",
+                data,
+                "--stage",
+                "coarse",
+                "--coarse_net",
+                "paper",
+                "--batch_size",
+                8,
+                "--max_steps",
+                1,
+                "--train_url",
+                folder / "started",
+                "--overwrite",
+            ),
+            "step: 1 loss",
+        ),
+    }
     for runtime in models:
         timed[f"predict.py, {runtime}: command to the first picture"] = (predict(runtime, 1), None)
         timed[f"predict.py, {runtime}: {count} pictures"] = (predict(runtime, count), None)
@@ -218,8 +275,9 @@ def whole_commands(options, bar, folder, data):
             bar.update()
     medians = {label: statistics.median(values) for label, values in results.items()}
     for runtime in models:
-        first, every = (medians[f"predict.py, {runtime}: {text}"]
-                        for text in ("command to the first picture", f"{count} pictures"))
+        first, every = (
+            medians[f"predict.py, {runtime}: {text}"] for text in ("command to the first picture", f"{count} pictures")
+        )
         medians[f"predict.py, {runtime}: each further picture"] = (every - first) / (count - 1)
     fewer, more = (medians[f"eval.py: {number} pictures"] for number in (count // 3, count))
     medians["eval.py: each further picture"] = (more - fewer) / (count - count // 3)
@@ -256,46 +314,91 @@ def prepare(folder, data):
         checkpoint.save(folder / "Ckpt" / f"Final{name}.ckpt", parameters, {"net": name})
         np.savez(folder / f"{name}.npz", **{key: value.asnumpy() for key, value in parameters.items()})
         kind = name.removesuffix("Net").lower()
-        whole(python("export.py", "--coarse_or_fine", kind, "--ckpt_file", folder / "Ckpt" / f"Final{name}.ckpt",
-                     "--output_dir", folder, "--file_format", "MINDIR", "ONNX"), folder)
+        whole(
+            python(
+                "export.py",
+                "--coarse_or_fine",
+                kind,
+                "--ckpt_file",
+                folder / "Ckpt" / f"Final{name}.ckpt",
+                "--output_dir",
+                folder,
+                "--file_format",
+                "MINDIR",
+                "ONNX",
+            ),
+            folder,
+        )
     whole(python("preprocess.py", "--dataset_path", data, "--output_path", folder), folder)
 
 
 def build_program():
     """Build the C++ program if it is not there; say so when that cannot be."""
     if not PROGRAM.exists():
-        built = subprocess.run(["bash", ROOT / "ascend310_infer" / "build.sh"], capture_output=True, text=True,
-                               env={**os.environ, "PYTHON": sys.executable}, check=False)
+        built = subprocess.run(
+            ["bash", ROOT / "ascend310_infer" / "build.sh"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHON": sys.executable},
+            check=False,
+        )
         if built.returncode:
             logging.warning("without the C++ program: %s", (built.stderr or built.stdout).strip().splitlines()[-1])
 
 
 def facts(options):
     """What a figure depends on."""
-    model = next((line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines()
-                  if line.startswith("model name")), "") if Path("/proc/cpuinfo").exists() else ""
-    return {"processor": model or platform.processor(), "processors": cli.default_workers(),
-            "threads": options.threads, "rounds": options.rounds, "python": platform.python_version(),
-            "versions": {name: version(name) for name in ("mindspore", "torch", "onnxruntime", "openvino", "numpy",
-                                                          "opencv-python-headless")}}
+    model = (
+        next(
+            (
+                line.split(": ")[1]
+                for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if line.startswith("model name")
+            ),
+            "",
+        )
+        if Path("/proc/cpuinfo").exists()
+        else ""
+    )
+    return {
+        "processor": model or platform.processor(),
+        "processors": cli.default_workers(),
+        "threads": options.threads,
+        "rounds": options.rounds,
+        "python": platform.python_version(),
+        "versions": {
+            name: version(name)
+            for name in ("mindspore", "torch", "onnxruntime", "openvino", "numpy", "opencv-python-headless")
+        },
+    }
 
 
 def tables(results):
     """All that was measured as Markdown."""
     lines = ["Ratio: the best peer's time over this side's, above 1 is faster; ~ moved by over 15 % between rounds."]
     for part in results["compared"]:
-        lines += ["", f"| {part['name']} | ms | 95th percentile | images/s | peak MB | ratio to {part['best_peer']} |",
-                  "|---|---|---|---|---|---|"]
+        lines += [
+            "",
+            f"| {part['name']} | ms | 95th percentile | images/s | peak MB | ratio to {part['best_peer']} |",
+            "|---|---|---|---|---|---|",
+        ]
         for label, side in part["sides"].items():
             memory = f"{side['peak_mb']:.0f}" if side["peak_mb"] else ""
-            lines.append(f"| {label} | {1000 * side['median_s']:.1f} | {1000 * side['p95_s']:.1f} "
-                         f"| {part['images'] / side['median_s']:.1f} | {memory} "
-                         f"| {side['ratio']:.2f}{' ~' if side['unsteady'] else ''} |")
+            lines.append(
+                f"| {label} | {1000 * side['median_s']:.1f} | {1000 * side['p95_s']:.1f} "
+                f"| {part['images'] / side['median_s']:.1f} | {memory} "
+                f"| {side['ratio']:.2f}{' ~' if side['unsteady'] else ''} |"
+            )
     for title, key, columns, row in (
-            ("a whole process", "commands", "s", lambda one: f"{one['median_s']:.2f}"),
-            ("growth of", "growth", "exponent | measured at",
-             lambda one: f"{one['exponent']:.2f} | {', '.join(f'{x:g}: {y:.3g}' for x, y in one['points'])}"),
-            ("the floor", "floor", "", lambda one: one["value"])):
+        ("a whole process", "commands", "s", lambda one: f"{one['median_s']:.2f}"),
+        (
+            "growth of",
+            "growth",
+            "exponent | measured at",
+            lambda one: f"{one['exponent']:.2f} | {', '.join(f'{x:g}: {y:.3g}' for x, y in one['points'])}",
+        ),
+        ("the floor", "floor", "", lambda one: one["value"]),
+    ):
         if key in results:
             lines += ["", f"| {title} | {columns} |", "|---|" + "---|" * (1 + columns.count("|"))]
             lines += [f"| {one['name']} | {row(one)} |" for one in results[key]]
@@ -317,10 +420,18 @@ def chart(results, path):
     for row, part in enumerate(parts):
         for label, side in part["sides"].items():
             ours = label in OURS
-            axes.plot(side["ratio"], row, "o" if ours else "|", color=_COLOURS[label], markersize=9,
-                      markeredgewidth=1 if ours else 2.5, zorder=3 if ours else 2)
-            axes.plot([min(side["ratios"]), max(side["ratios"])], [row, row], color=_COLOURS[label],
-                      linewidth=1, alpha=0.6)
+            axes.plot(
+                side["ratio"],
+                row,
+                "o" if ours else "|",
+                color=_COLOURS[label],
+                markersize=9,
+                markeredgewidth=1 if ours else 2.5,
+                zorder=3 if ours else 2,
+            )
+            axes.plot(
+                [min(side["ratios"]), max(side["ratios"])], [row, row], color=_COLOURS[label], linewidth=1, alpha=0.6
+            )
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(range(len(parts)), [part["name"] for part in parts])
     axes.invert_yaxis()
@@ -336,16 +447,27 @@ def chart(results, path):
     visual.save_figure(figure, path)
 
 
-_COLOURS = {LITE: "#d62728", "mindspore": "#ff7f0e", "onnxruntime": "#1f77b4", "openvino": "#17becf",
-            "pytorch": "#2ca02c", "pytorch-channels-last": "#98df8a", "pytorch-compile": "#006d2c"}
+_COLOURS = {
+    LITE: "#d62728",
+    "mindspore": "#ff7f0e",
+    "onnxruntime": "#1f77b4",
+    "openvino": "#17becf",
+    "pytorch": "#2ca02c",
+    "pytorch-channels-last": "#98df8a",
+    "pytorch-compile": "#006d2c",
+}
 
 
 def parse_args(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = ("training", "inference", "commands", "loader", "growth", "floor")
     parser.add_argument("--data", type=Path, help="a NYU folder (default: rooms that are rendered here)")
-    parser.add_argument("--output_dir", type=Path, default=Path("benchmark_Result"),
-                        help="benchmarks.json, benchmarks.md and benchmarks.png go into it")
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        default=Path("benchmark_Result"),
+        help="benchmarks.json, benchmarks.md and benchmarks.png go into it",
+    )
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--quick", action="store_true", help="fewer sides, batches, rounds and pictures")
     parser.add_argument("--threads", type=cli.positive_int, default=cli.default_workers())
@@ -369,8 +491,10 @@ def measure(options, folder, keep):
         build_program()
         prepare(folder, data)
     with cli.progress(None, "benchmarks", "run") as bar:
-        for name, compared in (("inference", lambda: inference(options, bar, folder)),
-                               ("training", lambda: training(options, bar))):
+        for name, compared in (
+            ("inference", lambda: inference(options, bar, folder)),
+            ("training", lambda: training(options, bar)),
+        ):
             for one in compared() if name in parts else ():
                 results["compared"].append(one)
                 keep(results)
@@ -383,8 +507,9 @@ def measure(options, folder, keep):
             results["floor"], results["layers"] = growth.floor()
         if "loader" in parts:
             keep(results)
-            results["loader"] = loader.compare(data, rounds=options.rounds, pairs=500 if options.quick else 2000,
-                                               workers=options.threads)
+            results["loader"] = loader.compare(
+                data, rounds=options.rounds, pairs=500 if options.quick else 2000, workers=options.threads
+            )
     keep(results)
     return results
 

@@ -39,8 +39,9 @@ def readable_test_pairs(folder: StrPath, workers: int) -> list[Pair]:
     return pairs
 
 
-def test_batches(pairs: Sequence[Pair], batch_size: int,
-                 workers: int) -> Iterator[tuple[Sequence[Pair], Floats, list[Floats]]]:
+def test_batches(
+    pairs: Sequence[Pair], batch_size: int, workers: int
+) -> Iterator[tuple[Sequence[Pair], Floats, list[Floats]]]:
     """Yield batches of test pairs; the last may be smaller. Raises image.ImageError.
 
     Args:
@@ -51,14 +52,15 @@ def test_batches(pairs: Sequence[Pair], batch_size: int,
     Yields:
         (N pairs, RGB float32 (N, 3, 228, 304) in [0, 1], list of N full depth maps (H, W) in metres).
     """
-    chunks = [pairs[start:start + batch_size] for start in range(0, len(pairs), batch_size)]
+    chunks = [pairs[start : start + batch_size] for start in range(0, len(pairs), batch_size)]
     with decoding_pool(workers) as pool:
         for chunk, loaded in _ahead(pool, ((chunk, [(load_test_pair, pair) for pair in chunk]) for chunk in chunks)):
             yield chunk, np.stack([rgb for rgb, _ in loaded]), [depth_m for _, depth_m in loaded]
 
 
-def _ahead(pool: ThreadPoolExecutor, batches: Iterable[tuple[Any, list[Any]]],
-           depth: int = 2) -> Iterator[tuple[Any, list[Any]]]:
+def _ahead(
+    pool: ThreadPoolExecutor, batches: Iterable[tuple[Any, list[Any]]], depth: int = 2
+) -> Iterator[tuple[Any, list[Any]]]:
     """Run the calls of each (batch, [(function, *arguments), ...]) in the pool, `depth` batches ahead of the consumer.
     Yields (batch, [result, ...])."""
     queue: deque[tuple[Any, list[Future[Any]]]] = deque()
@@ -91,8 +93,16 @@ class TrainingData:
         skip_bad: replace an unreadable sample by the next readable sample of the shard, instead of raising.
     """
 
-    def __init__(self, source: Source, schedule: Schedule, workers: int = 2, dropout_units: int = 0,
-                 dropout_rate: float = 0.0, augmentation: str = "reference", skip_bad: bool = False) -> None:
+    def __init__(
+        self,
+        source: Source,
+        schedule: Schedule,
+        workers: int = 2,
+        dropout_units: int = 0,
+        dropout_rate: float = 0.0,
+        augmentation: str = "reference",
+        skip_bad: bool = False,
+    ) -> None:
         self.augment = AUGMENTATIONS[augmentation]
         self.source, self.schedule, self.workers = source, schedule, workers
         self.dropout_units, self.dropout_rate = dropout_units, dropout_rate
@@ -117,15 +127,20 @@ class TrainingData:
         return [self.source.file(index) for index in self.schedule.batch(step)[1]]
 
     def _work(self, first_step: int, last_step: int) -> Iterator[tuple[list[Array], list[Any]]]:
-        for epoch, indices, load in self.source.read(self.schedule, first_step, last_step, self.workers,
-                                                     whole=self.augment is augment_as_paper):
-            arrays: list[Array] = [np.empty((len(indices), 3, *image.RGB_SIZE), np.uint8),
-                      np.empty((len(indices), 1, *image.DEPTH_SIZE), np.float32)]
+        for epoch, indices, load in self.source.read(
+            self.schedule, first_step, last_step, self.workers, whole=self.augment is augment_as_paper
+        ):
+            arrays: list[Array] = [
+                np.empty((len(indices), 3, *image.RGB_SIZE), np.uint8),
+                np.empty((len(indices), 1, *image.DEPTH_SIZE), np.float32),
+            ]
             if self.dropout_units:
                 arrays.append(np.empty((len(indices), self.dropout_units), np.float32))
             parts = [slice(start, start + _SAMPLES_A_CALL) for start in range(0, len(indices), _SAMPLES_A_CALL)]
-            yield arrays, [(self._fill, [array[part] for array in arrays], epoch, indices[part], load)
-                           for part in parts]
+            yield (
+                arrays,
+                [(self._fill, [array[part] for array in arrays], epoch, indices[part], load) for part in parts],
+            )
 
     def _fill(self, arrays: Sequence[Array], epoch: int, indices: Iterable[int], load: Load) -> None:
         for index, rgb_out, depth_out, *kept_out in zip(indices, *arrays, strict=True):
@@ -154,8 +169,10 @@ class TrainingData:
             self.bad.add(index)
             logger.warning("bad sample, replaced by another: %s", error)
             if len(self.bad) > self.schedule.most_bad:
-                raise DataError(f"{len(self.bad)} of {self.schedule.samples} samples are bad, {self.schedule.most_bad} "
-                                f"may be; the last: {error}")
+                raise DataError(
+                    f"{len(self.bad)} of {self.schedule.samples} samples are bad, {self.schedule.most_bad} "
+                    f"may be; the last: {error}"
+                )
 
 
 def keep_freed_memory() -> None:

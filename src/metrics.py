@@ -21,9 +21,15 @@ EIGEN_ROWS, EIGEN_COLUMNS = (45, 471), (41, 601)
 EIGEN_VALID_M = (1e-3, 10.0)
 
 # Metric names in the final line of eval.py and postprocess.py, which users' scripts search for.
-_FINAL_LINE_NAMES = {"delta1": "delta1_loss", "delta2": "delta2_loss", "delta3": "delta3_loss",
-                     "abs_rel": "abs_relative_loss", "sq_rel": "sqr_relative_loss",
-                     "rmse": "rmse_linear_loss", "rmse_log": "rmse_log_loss"}
+_FINAL_LINE_NAMES = {
+    "delta1": "delta1_loss",
+    "delta2": "delta2_loss",
+    "delta3": "delta3_loss",
+    "abs_rel": "abs_relative_loss",
+    "sq_rel": "sqr_relative_loss",
+    "rmse": "rmse_linear_loss",
+    "rmse_log": "rmse_log_loss",
+}
 
 
 def evaluate(log_depth: Array, depth_m: Array, protocol: str = "depthnet") -> dict[str, Doubles]:
@@ -47,8 +53,10 @@ def evaluate(log_depth: Array, depth_m: Array, protocol: str = "depthnet") -> di
     log_depth, depth_m = np.asarray(log_depth), np.asarray(depth_m)
     if len(log_depth) != len(depth_m):
         raise ValueError(f"{len(log_depth)} predictions for {len(depth_m)} targets")
-    rows = [_image_metrics(*valid_pixels(prediction, target, protocol))
-            for prediction, target in zip(log_depth, depth_m, strict=True)]
+    rows = [
+        _image_metrics(*valid_pixels(prediction, target, protocol))
+        for prediction, target in zip(log_depth, depth_m, strict=True)
+    ]
     return {name: np.array([row[i] for row in rows], np.float64) for i, name in enumerate(METRICS)}
 
 
@@ -100,7 +108,7 @@ def _eigen_region(log_depth: Array, depth_m: Doubles) -> tuple[Doubles, Doubles]
     prediction_m = cv2.resize(np.exp(log_depth.astype(np.float64)), view_size)
     top, bottom = max(EIGEN_ROWS[0], VIEW_ROWS[0]), min(EIGEN_ROWS[1], VIEW_ROWS[1])
     left, right = max(EIGEN_COLUMNS[0], VIEW_COLUMNS[0]), min(EIGEN_COLUMNS[1], VIEW_COLUMNS[1])
-    scored = prediction_m[top - VIEW_ROWS[0]:bottom - VIEW_ROWS[0], left - VIEW_COLUMNS[0]:right - VIEW_COLUMNS[0]]
+    scored = prediction_m[top - VIEW_ROWS[0] : bottom - VIEW_ROWS[0], left - VIEW_COLUMNS[0] : right - VIEW_COLUMNS[0]]
     return np.log(scored), depth_m[top:bottom, left:right]
 
 

@@ -19,19 +19,34 @@ DEPTH_SHAPE = (1, 55, 74)
 DEPTH_CELLS = math.prod(DEPTH_SHAPE)
 
 
-def _conv(in_channels: int, out_channels: int, kernel_size: int, padding: int | tuple[int, ...] | None = None,
-          stride: int = 1, init: Initializer | None = None) -> nn.Conv2d:
+def _conv(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    padding: int | tuple[int, ...] | None = None,
+    stride: int = 1,
+    init: Initializer | None = None,
+) -> nn.Conv2d:
     """Return a convolution with bias, He initialisation (He et al., ICCV 2015), and "same" padding unless given."""
     pad = {"pad_mode": "same"} if padding is None else {"pad_mode": "pad", "padding": padding}
     init = HeNormal(mode="fan_in", nonlinearity="relu") if init is None else init
-    return nn.Conv2d(in_channels, out_channels, kernel_size, stride, has_bias=True,
-                     weight_init=init, bias_init="zeros", **pad)
+    return nn.Conv2d(
+        in_channels, out_channels, kernel_size, stride, has_bias=True, weight_init=init, bias_init="zeros", **pad
+    )
 
 
 def _upsample(in_channels: int, out_channels: int) -> nn.Conv2dTranspose:
     """Return a transposed convolution that doubles height and width. Every output pixel has `in_channels` inputs."""
-    return nn.Conv2dTranspose(in_channels, out_channels, 2, 2, pad_mode="valid", has_bias=True,
-                              weight_init=Normal(math.sqrt(2 / in_channels)), bias_init="zeros")
+    return nn.Conv2dTranspose(
+        in_channels,
+        out_channels,
+        2,
+        2,
+        pad_mode="valid",
+        has_bias=True,
+        weight_init=Normal(math.sqrt(2 / in_channels)),
+        bias_init="zeros",
+    )
 
 
 def _dense(in_channels: int, out_channels: int, weight_init: Initializer | ms.Tensor) -> nn.Dense:

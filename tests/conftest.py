@@ -48,10 +48,33 @@ ms.set_device("CPU")
 # What needs one of these starts programs or builds the C++ one; so does what is marked `long`, or trains for minutes.
 PROCESSES = {"run", "forked", "lite"}  # what the other fixtures of that kind are made with
 # The files that take longest, first: each is one processor's work, and the short ones fill what is left at the end.
-LONGEST = ("test_graphs", "test_programs", "test_commands", "test_overwrite", "test_interruption", "test_validation",
-           "test_options", "test_zoo", "test_app", "test_resume", "test_start", "test_recipe", "test_distributed",
-           "test_inference", "test_hostile", "test_shipped", "test_training", "test_report", "test_weights",
-           "test_predict", "test_environment", "test_fuzz", "test_benchmarks", "test_data_loader", "test_packed")
+LONGEST = (
+    "test_graphs",
+    "test_programs",
+    "test_commands",
+    "test_overwrite",
+    "test_interruption",
+    "test_validation",
+    "test_options",
+    "test_zoo",
+    "test_app",
+    "test_resume",
+    "test_start",
+    "test_recipe",
+    "test_distributed",
+    "test_inference",
+    "test_hostile",
+    "test_shipped",
+    "test_training",
+    "test_report",
+    "test_weights",
+    "test_predict",
+    "test_environment",
+    "test_fuzz",
+    "test_benchmarks",
+    "test_data_loader",
+    "test_packed",
+)
 
 
 def pytest_addoption(parser):
@@ -80,6 +103,7 @@ def pytest_collection_finish():
 @pytest.fixture(scope="session")
 def once(tmp_path_factory):
     """once(name, make): the folder that make(folder) has filled, in the first of the workers that needs it."""
+
     def make_once(name, make):
         if WORKERS == 1:
             make(folder := tmp_path_factory.mktemp("once") / name)
@@ -112,11 +136,19 @@ def nyu(once):
 @pytest.fixture(scope="session")
 def run():
     """Run a command of the repo in a folder: run("train.py", ..., cwd=folder) -> CompletedProcess with text."""
+
     def run_command(program, *arguments, cwd, **environment):
         launcher = ["bash"] if str(program).endswith(".sh") else [sys.executable]
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        return subprocess.run([*launcher, str(ROOT / program), *map(str, arguments)], cwd=cwd, text=True, timeout=900,
-                              capture_output=True, env={**os.environ, "PATH": path, **environment}, check=False)
+        return subprocess.run(
+            [*launcher, str(ROOT / program), *map(str, arguments)],
+            cwd=cwd,
+            text=True,
+            timeout=900,
+            capture_output=True,
+            env={**os.environ, "PATH": path, **environment},
+            check=False,
+        )
 
     return run_command
 
@@ -125,12 +157,19 @@ def run():
 def forked():
     """As `run`, for the programs in Python, but in forks of a process that has loaded MindSpore already (forks.py): the
     same files and lines in half the time."""
-    server = subprocess.Popen([sys.executable, ROOT / "tests" / "forks.py"], stdin=subprocess.PIPE,
-                              stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [sys.executable, ROOT / "tests" / "forks.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
 
     def run_forked(target, *arguments, cwd, megabytes=None, killed_at=None, **environment):
-        request = {"target": target, "arguments": list(map(str, arguments)), "cwd": str(cwd), "megabytes": megabytes,
-                   "killed_at": killed_at, "environment": environment}
+        request = {
+            "target": target,
+            "arguments": list(map(str, arguments)),
+            "cwd": str(cwd),
+            "megabytes": megabytes,
+            "killed_at": killed_at,
+            "environment": environment,
+        }
         server.stdin.write(json.dumps(request) + "\n")
         server.stdin.flush()
         answer = json.loads(server.stdout.readline())
@@ -149,8 +188,10 @@ def fine_stage(tmp_path_factory):
     arrays = {parameter.name: parameter.asnumpy() for parameter in PaperCoarseNet().get_parameters()}
     for name in ("fc6.weight", "fc7.weight"):  # of rank one, as factors: 15 MB instead of 283
         rows, columns = arrays.pop(name).shape
-        arrays |= {name + checkpoint.LEFT: rng.normal(0, 0.01, (rows, 1)).astype(np.float32),
-                   name + checkpoint.RIGHT: rng.normal(0, 0.01, (1, columns)).astype(np.float32)}
+        arrays |= {
+            name + checkpoint.LEFT: rng.normal(0, 0.01, (rows, 1)).astype(np.float32),
+            name + checkpoint.RIGHT: rng.normal(0, 0.01, (1, columns)).astype(np.float32),
+        }
     checkpoint.save(path, arrays, {"stage": "coarse", "coarse_net": "paper"})
     return ["--stage", "fine", "--pre_trained", str(path)]
 
@@ -158,10 +199,27 @@ def fine_stage(tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained(nyu, run, once):
     """The folder in which `train.py` has trained both nets for a few steps, and what it printed."""
+
     def train(folder):
         folder.mkdir()
-        result = run("train.py", "--data_url", nyu, "--val_data", nyu, "--batch_size", 1, "--epochs_coarse", 2,
-                     "--epochs_fine", 1, "--learning_rate_fine", 1e-3, "--save_checkpoint_steps", 6, cwd=folder)
+        result = run(
+            "train.py",
+            "--data_url",
+            nyu,
+            "--val_data",
+            nyu,
+            "--batch_size",
+            1,
+            "--epochs_coarse",
+            2,
+            "--epochs_fine",
+            1,
+            "--learning_rate_fine",
+            1e-3,
+            "--save_checkpoint_steps",
+            6,
+            cwd=folder,
+        )
         assert result.returncode == 0, result.stdout + result.stderr
         folder.joinpath("stdout.txt").write_text(result.stdout)
 
@@ -181,9 +239,13 @@ def lite():
 def sanitized(lite, tmp_path_factory):
     """The build folder of the sanitized program and its units."""
     build = tmp_path_factory.getbasetemp().parent / "build" if WORKERS > 1 else tmp_path_factory.mktemp("build")
-    result = subprocess.run(["bash", SOURCE / "build.sh", "-DSANITIZE=ON", "-DBUILD_TESTS=ON",
-                             "-DCMAKE_BUILD_TYPE=Debug"], capture_output=True, text=True, check=False,
-                            env={**os.environ, "BUILD_DIR": str(build), "MS_LITE_HOME": lite})
+    result = subprocess.run(
+        ["bash", SOURCE / "build.sh", "-DSANITIZE=ON", "-DBUILD_TESTS=ON", "-DCMAKE_BUILD_TYPE=Debug"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "BUILD_DIR": str(build), "MS_LITE_HOME": lite},
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     return build
 
@@ -191,10 +253,27 @@ def sanitized(lite, tmp_path_factory):
 @pytest.fixture(scope="session")
 def infer(sanitized):
     def run_program(coarse, fine, data, cwd, *arguments):
-        command = [sanitized / "depthnet_infer", "--coarse_mindir", coarse, "--fine_mindir", fine, "--dataset_path",
-                   data, "--device_type", "CPU", *arguments]
-        return subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True, timeout=600,
-                              check=False, env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"})
+        command = [
+            sanitized / "depthnet_infer",
+            "--coarse_mindir",
+            coarse,
+            "--fine_mindir",
+            fine,
+            "--dataset_path",
+            data,
+            "--device_type",
+            "CPU",
+            *arguments,
+        ]
+        return subprocess.run(
+            list(map(str, command)),
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+            env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"},
+        )
 
     return run_program
 
@@ -202,6 +281,7 @@ def infer(sanitized):
 @pytest.fixture(scope="session")
 def exported(trained, run, once):
     """The Model folder of the small training with both nets exported in both formats."""
+
     def export(folder):
         (folder / "Model").mkdir(parents=True)
         (folder / "Model" / "Ckpt").symlink_to(trained / "Model" / "Ckpt")
@@ -230,7 +310,7 @@ class TinyFine(TinyCoarse):
 
 def write_mindir(net, path, batch=1):
     inputs = [ms.Tensor(np.zeros(shape, np.float32)) for shape in ((batch, 3, 228, 304), (batch, 1, 55, 74))]
-    ms.export(net, *inputs[:1 + isinstance(net, TinyFine)], file_name=str(path), file_format="MINDIR")
+    ms.export(net, *inputs[: 1 + isinstance(net, TinyFine)], file_name=str(path), file_format="MINDIR")
     path.chmod(0o644)
     path.write_bytes(exporting.to_version_1(path.read_bytes()))
     return path
@@ -252,13 +332,17 @@ def red_onnx(tmp_path_factory):
     folder, paths = tmp_path_factory.mktemp("red"), []
     weight = np.zeros((1, 3, 12, 12), np.float32)
     weight[:, 0] = 2 / 144
-    rgb, coarse = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *shape])
-                   for name, shape in (("rgb", (3, 228, 304)), ("coarse_log_depth", (1, 55, 74))))
+    rgb, coarse = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *shape])
+        for name, shape in (("rgb", (3, 228, 304)), ("coarse_log_depth", (1, 55, 74)))
+    )
     out = helper.make_tensor_value_info("log_depth", TensorProto.FLOAT, ["n", 1, 55, 74])
     conv = helper.make_node("Conv", ["rgb", "weight"], ["log_depth"], strides=[4, 4])
     same = helper.make_node("Identity", ["coarse_log_depth"], ["log_depth"])
-    for name, nodes, inputs, constants in (("coarse", [conv], [rgb], [numpy_helper.from_array(weight, "weight")]),
-                                           ("fine", [same], [rgb, coarse], [])):
+    for name, nodes, inputs, constants in (
+        ("coarse", [conv], [rgb], [numpy_helper.from_array(weight, "weight")]),
+        ("fine", [same], [rgb, coarse], []),
+    ):
         graph = helper.make_graph(nodes, name, inputs, [out], constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
         onnx.checker.check_model(model)
@@ -274,9 +358,23 @@ def serving(onnx, *arguments, **environment):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, ROOT / "app.py", "--coarse_onnx", onnx[0], "--fine_onnx", onnx[1], "--port", str(port),
-         *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=onnx[0].parent,
-        env={**os.environ, **environment})
+        [
+            sys.executable,
+            ROOT / "app.py",
+            "--coarse_onnx",
+            onnx[0],
+            "--fine_onnx",
+            onnx[1],
+            "--port",
+            str(port),
+            *map(str, arguments),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=onnx[0].parent,
+        env={**os.environ, **environment},
+    )
     try:
         for line in process.stdout:
             if "Ctrl-C" in line:

@@ -91,9 +91,13 @@ class TinyFine(TinyCoarse):
         return self.conv(rgb) + coarse_log_depth
 
 
-FUNCTIONS = {"predict": predict, "load_rgb": load_rgb, "load_checkpoint": load_checkpoint,
-             "read_packed": read_packed,
-             "train_tiny": train_tiny}
+FUNCTIONS = {
+    "predict": predict,
+    "load_rgb": load_rgb,
+    "load_checkpoint": load_checkpoint,
+    "read_packed": read_packed,
+    "train_tiny": train_tiny,
+}
 
 
 def kill_at(number):

@@ -22,8 +22,10 @@ from tests.conftest import ROOT, serving
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [pytest.mark.long,
-              pytest.mark.skipif(not CHROMIUM, reason="no Chromium (on Debian: apt install chromium)")]
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(not CHROMIUM, reason="no Chromium (on Debian: apt install chromium)"),
+]
 NEAR_M, FAR_M = np.exp(2 * 51 / 255), np.exp(2 * 204 / 255)  # of a picture that is red by 51 left, and by 204 right
 
 
@@ -59,8 +61,12 @@ def watched(browser, address, expected=None, **options):
     `expected` one."""
     tab, wrong = browser(**options).new_page(), []
     tab.set_default_timeout(90_000)  # a machine may have other work
-    tab.on("console", lambda message: message.type == "error" and not (
-        expected and re.search(expected, message.text)) and wrong.append(message.text))
+    tab.on(
+        "console",
+        lambda message: message.type == "error"
+        and not (expected and re.search(expected, message.text))
+        and wrong.append(message.text),
+    )
     tab.on("pageerror", lambda error: wrong.append(str(error)))
     tab.on("dialog", lambda dialog: wrong.append(f"dialog: {dialog.message}"))
     tab.on("request", lambda request: re.match(rf"{address}|data:|blob:", request.url) or wrong.append(request.url))
@@ -267,8 +273,10 @@ def test_a_video_shows_its_progress_stops_and_plays(tab, clip, tmp_path):
     tab.click("#predict-video")
     tab.wait_for_selector("#video-depth video", timeout=120_000)
     tab.wait_for_function("document.querySelector('#video-depth video').readyState >= 1")
-    facts = tab.evaluate("(({videoWidth, videoHeight, duration, error}) => [videoWidth, videoHeight, duration, error])"
-                         "(document.querySelector('#video-depth video'))")
+    facts = tab.evaluate(
+        "(({videoWidth, videoHeight, duration, error}) => [videoWidth, videoHeight, duration, error])"
+        "(document.querySelector('#video-depth video'))"
+    )
     assert facts[0] > 640 and facts[1] == 360 and abs(facts[2] - 30) < 0.2 and facts[3] is None
 
 

@@ -34,8 +34,13 @@ def test_the_exponent_is_the_power():
 
 def side(*arguments):
     """What benchmarks/peers.py says for two runs: the check, the seconds, the memory."""
-    done = subprocess.run([sys.executable, ROOT / "benchmarks" / "peers.py", *map(str, arguments)], input="2\n",
-                          capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "peers.py", *map(str, arguments)],
+        input="2\n",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith(("{", "["))]
 
 
@@ -56,8 +61,11 @@ def test_both_sides_predict_the_same(tmp_path):
     (tmp_path / "img_data").mkdir()
     for net in (PaperCoarseNet(), FineNet()):
         name = type(net).__name__.replace("Paper", "")
-        checkpoint.save(tmp_path / "Ckpt" / f"Final{name}.ckpt", {p.name: p for p in net.get_parameters()},
-                        {"net": type(net).__name__})
+        checkpoint.save(
+            tmp_path / "Ckpt" / f"Final{name}.ckpt",
+            {p.name: p for p in net.get_parameters()},
+            {"net": type(net).__name__},
+        )
     np.random.default_rng(0).random((3, 228, 304), np.float32).tofile(tmp_path / "img_data" / "1.bin")
     checks = side("files", "mindspore", "both", 1, 2, tmp_path)
     written = [np.fromfile(path, np.float32) for path in tmp_path.glob("out-*/1.bin")]

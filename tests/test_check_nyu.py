@@ -18,8 +18,15 @@ def test_a_good_folder_is_described(nyu, run, tmp_path):
     assert "nothing is wrong" in result.stdout
     found = json.loads((tmp_path / "report" / "check.json").read_text())
     assert found["Train"] | {"depth_m": 0} == {
-        "pairs": 8, "good_pairs": 8, "scenes": 2, "sizes": {"480x640": 8}, "depth_bits": 8, "depth_m": 0,
-        "unmeasured_share": 0.0, "problems": []}
+        "pairs": 8,
+        "good_pairs": 8,
+        "scenes": 2,
+        "sizes": {"480x640": 8},
+        "depth_bits": 8,
+        "depth_m": 0,
+        "unmeasured_share": 0.0,
+        "problems": [],
+    }
     depths = [image.load_test_depth(path) for path in (nyu / "Test").glob("*_depth.png")]
     assert found["Test"]["depth_m"] == pytest.approx([np.min(depths), np.max(depths)], abs=1e-3)
     assert cv2.imread(str(tmp_path / "report" / "check.png")).shape[1] > 800
@@ -59,22 +66,35 @@ def leaked(folder):
     Image.open(folder / "Train" / "sample_0001_out" / "2.jpg").save(folder / "Test" / "00001_colors.png")
 
 
-@pytest.mark.parametrize(("damage", "split", "kind", "text"), [
-    (to_16_bit, "Train", "bit depth", "0001_out/2.png: 16-bit grey, expected 8-bit"),
-    (to_8_bit, "Test", "bit depth", "00001_depth.png: 8-bit grey, expected 16-bit"),
-    (small_unit, "Test", "unit", "00001_depth.png: 16-bit, but no pixel is over 255"),
-    (cut, "Train", "broken file", "0001_out/2.jpg: broken image"),
-    (resized, "Train", "size", "2.jpg is 480x600 but"),
-    (unmeasured, "Train", "no depth", "0001_out/2.png: no measured pixel"),
-    (leaked, "Test", "duplicate", "00001_colors.png is the picture"),
-    (lambda folder: (folder / "Test" / "00002_depth.png").unlink(), "Test", "missing partner", "00002_colors.png has"),
-    (lambda folder: shutil.rmtree(folder / "Train"), "Train", "missing folder", "no Train folder in it (found: Test)"),
-])
+@pytest.mark.parametrize(
+    ("damage", "split", "kind", "text"),
+    [
+        (to_16_bit, "Train", "bit depth", "0001_out/2.png: 16-bit grey, expected 8-bit"),
+        (to_8_bit, "Test", "bit depth", "00001_depth.png: 8-bit grey, expected 16-bit"),
+        (small_unit, "Test", "unit", "00001_depth.png: 16-bit, but no pixel is over 255"),
+        (cut, "Train", "broken file", "0001_out/2.jpg: broken image"),
+        (resized, "Train", "size", "2.jpg is 480x600 but"),
+        (unmeasured, "Train", "no depth", "0001_out/2.png: no measured pixel"),
+        (leaked, "Test", "duplicate", "00001_colors.png is the picture"),
+        (
+            lambda folder: (folder / "Test" / "00002_depth.png").unlink(),
+            "Test",
+            "missing partner",
+            "00002_colors.png has",
+        ),
+        (
+            lambda folder: shutil.rmtree(folder / "Train"),
+            "Train",
+            "missing folder",
+            "no Train folder in it (found: Test)",
+        ),
+    ],
+)
 def test_each_kind_of_damage_is_named(nyu, tmp_path, damage, split, kind, text):
     folder = shutil.copytree(nyu, tmp_path / "NYU")
     damage(folder)
     splits = check_nyu.check(folder, 2)
-    (found_kind, found_text), = splits[split].problems
+    ((found_kind, found_text),) = splits[split].problems
     assert found_kind == kind and text in found_text
     assert not splits["Test" if split == "Train" else "Train"].problems
     assert check_nyu.present(splits, tmp_path / "report") == 1

@@ -52,9 +52,21 @@ def test_mindspore_alone_reads_it(saved):
 
 def test_what_the_optimizer_leaves_beside_the_weights_is_passed_over(saved, tmp_path):
     net, _ = saved
-    beside = ["global_step", "learning_rate", "beta1_power", "beta2_power", "momentum", "scale_value", "counter",
-              "scale_sense", "current_iterator_step", "last_overflow_iterator_step", "epoch_num", "step_num",
-              *(f"{prefix}.conv1.weight" for prefix in ("ema", "moment1", "moment2", "moments", "accum"))]
+    beside = [
+        "global_step",
+        "learning_rate",
+        "beta1_power",
+        "beta2_power",
+        "momentum",
+        "scale_value",
+        "counter",
+        "scale_sense",
+        "current_iterator_step",
+        "last_overflow_iterator_step",
+        "epoch_num",
+        "step_num",
+        *(f"{prefix}.conv1.weight" for prefix in ("ema", "moment1", "moment2", "moments", "accum")),
+    ]
     checkpoint.save(tmp_path / "state.ckpt", {**parameters(net), **dict.fromkeys(beside, np.zeros(1, np.float32))}, {})
     restored = checkpoint.load_fine(tmp_path / "state.ckpt")
     np.testing.assert_array_equal(restored.conv1.weight.asnumpy(), net.conv1.weight.asnumpy())
@@ -100,8 +112,11 @@ def test_another_net_is_refused_with_the_names_that_differ(saved, tmp_path):
     with pytest.raises(CheckpointError, match=r"fine\.ckpt: a checkpoint of FineNet, expected a coarse net"):
         checkpoint.load_coarse(path)
     ms.save_checkpoint(FineNet(), str(tmp_path / "plain.ckpt"))
-    with pytest.raises(CheckpointError, match=r"not a checkpoint of CoarseNet: missing conv1\.bias, .*"
-                                              r"conv1\.weight is \(63, 3, 9, 9\), expected \(64, 3, 7, 7\)"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"not a checkpoint of CoarseNet: missing conv1\.bias, .*"
+        r"conv1\.weight is \(63, 3, 9, 9\), expected \(64, 3, 7, 7\)",
+    ):
         checkpoint.load_coarse(tmp_path / "plain.ckpt")
     arrays = {name: value.asnumpy() for name, value in parameters(FineNet()).items()}
     checkpoint.save(tmp_path / "more.ckpt", {**arrays, "conv4.weight": np.ones(3, np.float32)}, {})
@@ -138,9 +153,12 @@ def test_no_damage_is_loaded_in_silence(tmp_path):
     content = path.read_bytes()
     loaded = 0
     variants = [content[:end] for end in range(0, len(content), 3)]
-    variants += [content[:at] + bytes([content[at] ^ flip]) + content[at + 1:]
-                 for at in range(len(content)) for flip in (0x01, 0x80)]
-    variants += [content[:at] + bytes(16) + content[at + 16:] for at in range(0, len(content), 16)]
+    variants += [
+        content[:at] + bytes([content[at] ^ flip]) + content[at + 1 :]
+        for at in range(len(content))
+        for flip in (0x01, 0x80)
+    ]
+    variants += [content[:at] + bytes(16) + content[at + 16 :] for at in range(0, len(content), 16)]
     for variant in variants:
         damaged.write_bytes(variant)
         try:
@@ -162,8 +180,9 @@ def test_a_name_that_is_no_text_is_damage_whoever_reads_it(tmp_path):
     checkpoint.save(path, {"conv1.weight": np.zeros(1, np.float32), "conv1.bias": np.zeros(1, np.float32)}, {})
     path.write_bytes(path.read_bytes().replace(b"conv1", b"\xe3onv1", 1))
     load = f"import onnx, src; from src.nets import checkpoint; checkpoint.load({str(path)!r})"
-    result = subprocess.run([sys.executable, "-c", load], cwd=ROOT, env=environment, capture_output=True, text=True,
-                            check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", load], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     with pytest.raises(CheckpointError) as here:
         checkpoint.load(path)
     assert result.stderr.splitlines()[-1] == f"src.nets.checkpoint.CheckpointError: {here.value}"

@@ -17,9 +17,12 @@ from src.data import image, listing
 from src.net import CoarseNet, FineNet
 
 LOG_LINE = re.compile(r"^training (coarse|fine) net, step: (\d+) loss:\d+\.\d{6}, time cost: \d+\.\d{4}$", re.M)
-FINAL_LINE = re.compile(r"^(CoarseNet|FineNet): delta1_loss: ([\d.]+), delta2_loss: ([\d.]+), delta3_loss: ([\d.]+), "
-                        r"abs_relative_loss: ([\d.]+), sqr_relative_loss: ([\d.]+), rmse_linear_loss: ([\d.]+), "
-                        r"rmse_log_loss: ([\d.]+)$", re.M)
+FINAL_LINE = re.compile(
+    r"^(CoarseNet|FineNet): delta1_loss: ([\d.]+), delta2_loss: ([\d.]+), delta3_loss: ([\d.]+), "
+    r"abs_relative_loss: ([\d.]+), sqr_relative_loss: ([\d.]+), rmse_linear_loss: ([\d.]+), "
+    r"rmse_log_loss: ([\d.]+)$",
+    re.M,
+)
 COARSE, FINE = "Model/Ckpt/FinalCoarseNet.ckpt", "Model/Ckpt/FinalFineNet.ckpt"
 
 
@@ -40,8 +43,17 @@ def one_line(result, code=2):
 def test_training_leaves_what_it_promises(trained):
     names = {path.name for path in (trained / "Model" / "Ckpt").iterdir()}
     # 16 and 8 steps in epochs of 8, a state every 6 steps and at an epoch's end, the newest three kept
-    assert names == {"CoarseNet_8.ckpt", "CoarseNet_12.ckpt", "CoarseNet_16.ckpt", "FineNet_6.ckpt", "FineNet_8.ckpt",
-                     "FinalCoarseNet.ckpt", "FinalFineNet.ckpt", "BestCoarseNet.ckpt", "BestFineNet.ckpt"}
+    assert names == {
+        "CoarseNet_8.ckpt",
+        "CoarseNet_12.ckpt",
+        "CoarseNet_16.ckpt",
+        "FineNet_6.ckpt",
+        "FineNet_8.ckpt",
+        "FinalCoarseNet.ckpt",
+        "FinalFineNet.ckpt",
+        "BestCoarseNet.ckpt",
+        "BestFineNet.ckpt",
+    }
     log = trained / "Model" / "Log"
     assert is_picture(log / "curves.png")
     options = json.loads((log / "options.json").read_text())
@@ -81,17 +93,45 @@ def test_evaluation_equals_a_loop_of_our_own(trained, nyu, run, tmp_path):
         for name, mean in means.items():
             assert report["metrics"][net][name] == pytest.approx(mean, abs=1e-5), (net, name)
         assert [float(value) for value in printed[net]] == pytest.approx(
-            [means[name] for name in metrics.METRICS[:7]], abs=2e-6 + 1e-5)
+            [means[name] for name in metrics.METRICS[:7]], abs=2e-6 + 1e-5
+        )
 
 
 def test_the_paper_net_goes_through_training_and_evaluation_without_being_named_again(nyu, forked, tmp_path):
-    result = forked("train.py", "--data_url", nyu, "--coarse_net", "paper", "--loss", "scale_invariant", "--batch_size",
-                    2, "--start", "imagenet", "--dropout", 0.1, "--dense_lr_scale", 0.02, "--max_steps", 1,
-                    "--train_url", "a run/Model", cwd=tmp_path)
+    result = forked(
+        "train.py",
+        "--data_url",
+        nyu,
+        "--coarse_net",
+        "paper",
+        "--loss",
+        "scale_invariant",
+        "--batch_size",
+        2,
+        "--start",
+        "imagenet",
+        "--dropout",
+        0.1,
+        "--dense_lr_scale",
+        0.02,
+        "--max_steps",
+        1,
+        "--train_url",
+        "a run/Model",
+        cwd=tmp_path,
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     checkpoints = [tmp_path / "a run" / "Model" / "Ckpt" / f"Final{net}Net.ckpt" for net in ("Coarse", "Fine")]
-    result = forked("eval.py", "--test_data", nyu, "--coarse_ckpt_model", checkpoints[0], "--fine_ckpt_model",
-                    checkpoints[1], cwd=tmp_path)
+    result = forked(
+        "eval.py",
+        "--test_data",
+        nyu,
+        "--coarse_ckpt_model",
+        checkpoints[0],
+        "--fine_ckpt_model",
+        checkpoints[1],
+        cwd=tmp_path,
+    )
     assert result.returncode == 0 and len(FINAL_LINE.findall(result.stdout)) == 2, result.stdout + result.stderr
 
 
@@ -119,10 +159,14 @@ def test_broken_data_is_named_by_file(nyu, forked, tmp_path):
     first = "Train/sample_0001_out/1"
     cases = [
         (damage("truncated", f"{first}.jpg", lambda p: p.write_bytes(p.read_bytes()[:3000])), "1.jpg: broken image"),
-        (damage("sixteen", f"{first}.png", lambda p: cv2.imwrite(str(p), np.ones((480, 640), np.uint16))),
-         "1.png: 16-bit grey, expected 8-bit grey depth"),
-        (damage("size", f"{first}.png", lambda p: cv2.imwrite(str(p), np.ones((48, 64), np.uint8))),
-         "1.jpg is 480x640 but"),
+        (
+            damage("sixteen", f"{first}.png", lambda p: cv2.imwrite(str(p), np.ones((480, 640), np.uint16))),
+            "1.png: 16-bit grey, expected 8-bit grey depth",
+        ),
+        (
+            damage("size", f"{first}.png", lambda p: cv2.imwrite(str(p), np.ones((48, 64), np.uint8))),
+            "1.jpg is 480x640 but",
+        ),
     ]
     for folder, message in cases:
         line = one_line(forked("train.py", "--data_url", folder, "--batch_size", 8, "--max_steps", 1, cwd=tmp_path))
@@ -162,8 +206,17 @@ def test_the_scripts_work_from_any_folder_with_relative_paths(nyu, run, tmp_path
     where = tmp_path / "a folder"
     where.mkdir()
     data = os.path.relpath(nyu, where)
-    result = run("scripts/run_standalone_train_ascend.sh", data, 0, "--batch_size", 2, "--max_steps", 1, cwd=where,
-                 DEVICE_TARGET="CPU")
+    result = run(
+        "scripts/run_standalone_train_ascend.sh",
+        data,
+        0,
+        "--batch_size",
+        2,
+        "--max_steps",
+        1,
+        cwd=where,
+        DEVICE_TARGET="CPU",
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert LOG_LINE.search(result.stdout) and LOG_LINE.search((where / "train.log").read_text())
     result = run("scripts/run_eval.sh", data, COARSE, FINE, "--protocol", "eigen", cwd=where, DEVICE_TARGET="CPU")

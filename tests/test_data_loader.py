@@ -40,8 +40,9 @@ def test_pairs_are_matched_by_name_in_numeric_order(tmp_path):
         for number in ("1", "10", "2"):
             touch(tmp_path / "Train" / scene / f"{number}.jpg")
     pairs = listing.list_train(tmp_path)
-    assert [pair.name for pair in pairs] == [f"{scene}/{number}" for scene in ("attic_1_out", "kitchen_2_out")
-                                             for number in (1, 2, 10)]
+    assert [pair.name for pair in pairs] == [
+        f"{scene}/{number}" for scene in ("attic_1_out", "kitchen_2_out") for number in (1, 2, 10)
+    ]
     assert all(pair.rgb.stem == pair.depth.stem and pair.rgb.parent == pair.depth.parent for pair in pairs)
     assert all(pair.rgb.suffix == ".jpg" and pair.depth.suffix == ".png" for pair in pairs)
 
@@ -318,9 +319,18 @@ class PaperChoices(Choices):
         return value
 
 
-@pytest.mark.parametrize(("flip", "scale", "degrees", "place"), [
-    (False, 1.0, 0.0, (0, 0)), (False, 1.0, 0.0, (1, 1)), (False, 1.0, 0.0, (-1, 0.5)), (True, 1.0, 0.0, (1, -1)),
-    (False, 1.5, 0.0, (1, -1)), (True, 1.25, 5.0, (0.5, 1)), (False, 1.0, -5.0, (1, -1))])
+@pytest.mark.parametrize(
+    ("flip", "scale", "degrees", "place"),
+    [
+        (False, 1.0, 0.0, (0, 0)),
+        (False, 1.0, 0.0, (1, 1)),
+        (False, 1.0, 0.0, (-1, 0.5)),
+        (True, 1.0, 0.0, (1, -1)),
+        (False, 1.5, 0.0, (1, -1)),
+        (True, 1.25, 5.0, (0.5, 1)),
+        (False, 1.0, -5.0, (1, -1)),
+    ],
+)
 def test_the_paper_s_augmentation_is_an_affine_map(flip, scale, degrees, place):
     """Against SciPy's interpolation at the places that the paper's words give."""
     rng = np.random.default_rng(0)
@@ -329,18 +339,24 @@ def test_the_paper_s_augmentation_is_an_affine_map(flip, scale, degrees, place):
     ours, ours_m = np.empty((3, 228, 304), np.uint8), np.empty((1, 55, 74), np.float32)
     augmentation.augment_as_paper(rgb, pixels, PaperChoices(flip, scale, degrees, place), ours, ours_m)
     angle = np.deg2rad(degrees)
-    extent = [(304 * abs(np.cos(angle)) + 228 * abs(np.sin(angle))) / scale,
-              (304 * abs(np.sin(angle)) + 228 * abs(np.cos(angle))) / scale]
-    centre = [whole / 2 + max(whole - part, 0) / 2 * where
-              for whole, part, where in zip((320, 240), extent, place, strict=True)]
+    extent = [
+        (304 * abs(np.cos(angle)) + 228 * abs(np.sin(angle))) / scale,
+        (304 * abs(np.sin(angle)) + 228 * abs(np.cos(angle))) / scale,
+    ]
+    centre = [
+        whole / 2 + max(whole - part, 0) / 2 * where
+        for whole, part, where in zip((320, 240), extent, place, strict=True)
+    ]
 
     def at(array, rows, columns, mode):
         """The array where the window has its cells, as many as it is given."""
         y, x = np.mgrid[:rows, :columns]
         x, y = ((x + 0.5) / columns - 0.5) * 304 / scale, ((y + 0.5) / rows - 0.5) * 228 / scale
         x = -x if flip else x
-        place = (centre[1] + np.sin(angle) * x + np.cos(angle) * y - 0.5,
-                 centre[0] + np.cos(angle) * x - np.sin(angle) * y - 0.5)
+        place = (
+            centre[1] + np.sin(angle) * x + np.cos(angle) * y - 0.5,
+            centre[0] + np.cos(angle) * x - np.sin(angle) * y - 0.5,
+        )
         return ndimage.map_coordinates(array.astype(float), place, order=1, mode=mode)
 
     for channel in range(3):
@@ -371,8 +387,9 @@ def test_the_paper_s_random_choices_have_its_ranges_and_shares():
         augmentation.augment_as_paper(rgb, pixels, sampling.counter_rng(3, 0, sample), ours, ours_m)
         colours.append(ours[:, 0, 0] / 100)
         seen = ours_m[0] > 0
-        across, down, middle = np.linalg.lstsq(np.column_stack([u[seen], v[seen], np.ones(seen.sum())]),
-                                               ours_m[0][seen] * 25.5, rcond=None)[0]
+        across, down, middle = np.linalg.lstsq(
+            np.column_stack([u[seen], v[seen], np.ones(seen.sum())]), ours_m[0][seen] * 25.5, rcond=None
+        )[0]
         scale = np.sqrt(growth / np.hypot(across, down))
         angle = np.arctan(-down / abs(across))
         room = max(320 - (304 * np.cos(angle) + 228 * abs(np.sin(angle))) / scale, 0)
@@ -380,8 +397,12 @@ def test_the_paper_s_random_choices_have_its_ranges_and_shares():
         found.append((across < 0, scale, np.rad2deg(angle), place))
     flips, scales, degrees, places = np.transpose(found)
     assert abs(flips.mean() - 0.5) < 0.05
-    for values, low, high, near in ((scales, 1, 1.5, 0.01), (degrees, -5, 5, 0.1), (places, -1, 1, 0.05),
-                                    (np.ravel(colours), 0.8, 1.2, 0.01)):
+    for values, low, high, near in (
+        (scales, 1, 1.5, 0.01),
+        (degrees, -5, 5, 0.1),
+        (places, -1, 1, 0.05),
+        (np.ravel(colours), 0.8, 1.2, 0.01),
+    ):
         assert abs(values.min() - low) < near and abs(values.max() - high) < near
         assert abs(values.mean() - (low + high) / 2) < 0.05 * (high - low)
     assert np.corrcoef(np.transpose(colours))[0, 1] < 0.1  # each channel by its own factor
@@ -469,7 +490,7 @@ def test_a_bad_sample_is_replaced_by_another_of_the_same_shard(hundred, tmp_path
         changed = np.argwhere(fed != good)
         assert (good[fed != good] == broken).all() and broken not in fed
         for step, place in changed:  # by the next of this rank's shard in this epoch
-            shard = good[step // 15 * 15:][:15].ravel()
+            shard = good[step // 15 * 15 :][:15].ravel()
             assert fed[step, place] == shard[(np.flatnonzero(shard == broken)[0] + 1) % 60]
         assert len(changed) == (good == broken).sum()
         assert [record.getMessage().count("7.jpg") for record in caplog.records] == [1] * bool(len(changed))
@@ -549,8 +570,14 @@ def test_an_epoch_ends_with_the_number_of_its_bad_samples(hundred, tmp_path, cap
         path.mkdir(parents=True)
     nobody_stops = SimpleNamespace(deferred=contextlib.nullcontext, signal_number=0)
     caplog.set_level("INFO")
-    stage.train_stage(fine, trainer.Trainer(TinyCoarse(), "composite", 1e-4), data, run,
-                      log.StageLog(run.log_file("fine.csv")), nobody_stops)
+    stage.train_stage(
+        fine,
+        trainer.Trainer(TinyCoarse(), "composite", 1e-4),
+        data,
+        run,
+        log.StageLog(run.log_file("fine.csv")),
+        nobody_stops,
+    )
     assert re.search(r"epoch: 1 mean loss: .*, bad samples: 1$", caplog.text, re.MULTILINE)
 
 
@@ -575,11 +602,13 @@ def test_a_depth_map_is_decoded_once_as_far_as_targets_are_kept(nyu, tmp_path, m
             list(one.batches(2, 4))
 
 
+MALL_INFO = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+
+
 class MallInfo(ctypes.Structure):
     """struct mallinfo2 of <malloc.h>."""
 
-    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks",
-                                                     "fsmblks", "uordblks", "fordblks", "keepcost")]
+    _fields_ = tuple((name, ctypes.c_size_t) for name in MALL_INFO)
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc's accounts")

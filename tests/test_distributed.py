@@ -16,16 +16,21 @@ from tests.test_commands import one_line
 from tools import rank_table
 
 SCRIPT = ROOT / "scripts" / "run_distributed_train_ascend.sh"
-ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-               "PYTHON": sys.executable, "DEVICE_TARGET": "CPU"}
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    "PYTHON": sys.executable,
+    "DEVICE_TARGET": "CPU",
+}
 
 
 def table(*device_counts):
     """A rank table of servers with so many devices each."""
     servers, rank = [], 0
     for number, count in enumerate(device_counts):
-        devices = [{"device_id": str(i), "device_ip": f"192.{number}.{i}.1", "rank_id": str(rank + i)}
-                   for i in range(count)]
+        devices = [
+            {"device_id": str(i), "device_ip": f"192.{number}.{i}.1", "rank_id": str(rank + i)} for i in range(count)
+        ]
         rank += count
         servers.append({"server_id": f"10.0.0.{number + 1}", "device": devices, "host_nic_ip": "reserve"})
     return {"version": "1.0", "server_count": str(len(servers)), "server_list": servers, "status": "completed"}
@@ -36,11 +41,17 @@ def write(path, content):
     return path
 
 
-@pytest.mark.parametrize(("counts", "addresses", "server_id", "expected"), [
-    ((1,), set(), None, (1, 1, 0)), ((2,), set(), None, (2, 2, 0)), ((8,), set(), None, (8, 8, 0)),
-    ((8, 8), {"10.0.0.2", "127.0.0.1"}, None, (16, 8, 1)), ((8, 8), set(), "0", (16, 8, 0)),
-    ((8, 8), {"10.0.0.1"}, "10.0.0.2", (16, 8, 1)),
-])
+@pytest.mark.parametrize(
+    ("counts", "addresses", "server_id", "expected"),
+    [
+        ((1,), set(), None, (1, 1, 0)),
+        ((2,), set(), None, (2, 2, 0)),
+        ((8,), set(), None, (8, 8, 0)),
+        ((8, 8), {"10.0.0.2", "127.0.0.1"}, None, (16, 8, 1)),
+        ((8, 8), set(), "0", (16, 8, 0)),
+        ((8, 8), {"10.0.0.1"}, "10.0.0.2", (16, 8, 1)),
+    ],
+)
 def test_rank_tables_of_one_and_two_servers(tmp_path, counts, addresses, server_id, expected):
     servers = rank_table.read(write(tmp_path / "table.json", table(*counts)))
     index = rank_table.own_server(servers, server_id, addresses, "table.json")
@@ -65,13 +76,21 @@ def broken_tables():
         return content
 
     return [
-        ("{", "not JSON"), ("[]", "not a rank table"), ({"server_list": []}, "the rank_id are [], expected 0 to 0"),
-        (change("rank_id", "0"), "must follow each other"), (change("rank_id", "2"), "must follow each other"),
+        ("{", "not JSON"),
+        ("[]", "not a rank table"),
+        ({"server_list": []}, "the rank_id are [], expected 0 to 0"),
+        (change("rank_id", "0"), "must follow each other"),
+        (change("rank_id", "2"), "must follow each other"),
         (change("device_ip", "192.1.27"), "device[1]: '192.1.27' does not appear to be an IPv4"),
-        (change("device_ip", None), "device[1] has no device_ip"), (change("device_id", "0"), "is there twice"),
-        (change("rank_id", "one"), "invalid literal"), (table(0), "expected server_id and a list device"),
-        (change("device_id", "-3"), "count from 0"), (table(2, 1), "servers with 1 and 2 devices: expected as many"),
-        (descending(), "must rise together"), ("[" * 100_000, "not JSON"), ("\\udc80", "not JSON"),
+        (change("device_ip", None), "device[1] has no device_ip"),
+        (change("device_id", "0"), "is there twice"),
+        (change("rank_id", "one"), "invalid literal"),
+        (table(0), "expected server_id and a list device"),
+        (change("device_id", "-3"), "count from 0"),
+        (table(2, 1), "servers with 1 and 2 devices: expected as many"),
+        (descending(), "must rise together"),
+        ("[" * 100_000, "not JSON"),
+        ("\\udc80", "not JSON"),
     ]
 
 
@@ -121,18 +140,36 @@ def test_the_command_line_that_would_start_on_ascend(tmp_path, nyu):
     """HCCL is not here: what is started is written down instead. Second server of two with four devices each."""
     path = write(tmp_path / "table.json", table(4, 4))
     fake(tmp_path, "msrun")
-    environment = {**ENVIRONMENT, "PATH": f"{tmp_path}{os.pathsep}{ENVIRONMENT['PATH']}", "DEVICE_TARGET": "Ascend",
-                   "SERVER_ID": "1"}
+    environment = {
+        **ENVIRONMENT,
+        "PATH": f"{tmp_path}{os.pathsep}{ENVIRONMENT['PATH']}",
+        "DEVICE_TARGET": "Ascend",
+        "SERVER_ID": "1",
+    }
     environment.pop("HCCL_CONNECT_TIMEOUT", None)  # importing MindSpore has set it here
     # msrun has to be the first on PATH, and PYTHON's folder is put before it
     (tmp_path / "python").symlink_to(sys.executable)
-    result = subprocess.run(["bash", SCRIPT, nyu, path, "--seed", "3"], cwd=tmp_path, capture_output=True, text=True,
-                            check=False, env={**environment, "PYTHON": "./python"})
+    result = subprocess.run(
+        ["bash", SCRIPT, nyu, path, "--seed", "3"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**environment, "PYTHON": "./python"},
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     (call,) = (tmp_path / "calls").read_text().splitlines()
-    for part in ("--worker_num=8", "--local_worker_num=4", "--node_rank=1", "--master_addr=10.0.0.1",
-                 "--master_port=8118", f"{ROOT}/train.py --data_url {nyu} --device_target Ascend --seed 3",
-                 "RANK_TABLE_FILE= ", "ASCEND_RT_VISIBLE_DEVICES=0,1,2,3", "HCCL_CONNECT_TIMEOUT=1800"):
+    for part in (
+        "--worker_num=8",
+        "--local_worker_num=4",
+        "--node_rank=1",
+        "--master_addr=10.0.0.1",
+        "--master_port=8118",
+        f"{ROOT}/train.py --data_url {nyu} --device_target Ascend --seed 3",
+        "RANK_TABLE_FILE= ",
+        "ASCEND_RT_VISIBLE_DEVICES=0,1,2,3",
+        "HCCL_CONNECT_TIMEOUT=1800",
+    ):
         assert part in call, call
     assert "rank_table_file" not in call
 
@@ -143,9 +180,23 @@ def two_and_one(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     worker = [str(ROOT / "tests" / "distributed_worker.py"), str(folder)]
     port = rank_table.master_port(None, 1, 0)
-    subprocess.run(["msrun", "--worker_num=2", "--local_worker_num=2", "--join=True", f"--master_port={port}",
-                    f"--log_dir={folder / 'log'}", *worker, "2", "10"], check=True, capture_output=True,
-                   env=ENVIRONMENT, timeout=300)
+    subprocess.run(
+        [
+            "msrun",
+            "--worker_num=2",
+            "--local_worker_num=2",
+            "--join=True",
+            f"--master_port={port}",
+            f"--log_dir={folder / 'log'}",
+            *worker,
+            "2",
+            "10",
+        ],
+        check=True,
+        capture_output=True,
+        env=ENVIRONMENT,
+        timeout=300,
+    )
     subprocess.run([sys.executable, *worker, "4", "10"], check=True, capture_output=True, env=ENVIRONMENT, timeout=300)
     return [np.load(folder / name) for name in ("rank0of2.npz", "rank1of2.npz", "rank0of1.npz")]
 
@@ -166,8 +217,14 @@ def test_two_workers_equal_one_with_twice_the_batch(two_and_one):
 
 
 def start(arguments, cwd):
-    return subprocess.Popen(["bash", str(SCRIPT), *map(str, arguments)], cwd=cwd, env=ENVIRONMENT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        ["bash", str(SCRIPT), *map(str, arguments)],
+        cwd=cwd,
+        env=ENVIRONMENT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def workers_of(launcher):

@@ -26,8 +26,11 @@ def blocks(text):
 
 
 def headings(text):
-    return [len(line.split()[0]) for line in re.sub(r"```.*?```", "", text, flags=re.DOTALL).splitlines()
-            if line.startswith("#")]
+    return [
+        len(line.split()[0])
+        for line in re.sub(r"```.*?```", "", text, flags=re.DOTALL).splitlines()
+        if line.startswith("#")
+    ]
 
 
 def table_figures(text):
@@ -71,8 +74,9 @@ def test_every_option_that_the_documents_name_exists():
     known = ""
     tools = [f"tools/{path.name}" for path in (ROOT / "tools").glob("*.py") if "__main__" in path.read_text()]
     for program in (*COMMANDS, *tools):
-        known += subprocess.run([sys.executable, ROOT / program, "--help"], capture_output=True, text=True,
-                                check=True).stdout
+        known += subprocess.run(
+            [sys.executable, ROOT / program, "--help"], capture_output=True, text=True, check=True
+        ).stdout
     known += (ROOT / "ascend310_infer" / "src" / "main.cc").read_text()
     known += "".join(path.read_text() for name in ("benchmarks", "research") for path in (ROOT / name).rglob("*.py"))
     for page in PAGES:
@@ -82,7 +86,13 @@ def test_every_option_that_the_documents_name_exists():
 
 def test_the_map_names_every_file():
     text = (ROOT / "README.md").read_text()
-    for path in [*ROOT.glob("*.py"), *(ROOT / "src").rglob("*.py"), *(ROOT / "web").glob("*.[jp]*[sy]"),
-                 *(ROOT / "scripts").glob("*.sh"), *(ROOT / "tools").glob("*.py"),
-                 *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.py")]:
+    for path in [
+        *ROOT.glob("*.py"),
+        *(ROOT / "src").rglob("*.py"),
+        *(ROOT / "web").glob("*.[jp]*[sy]"),
+        *(ROOT / "scripts").glob("*.sh"),
+        *(ROOT / "tools").glob("*.py"),
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "benchmarks").glob("*.py"),
+    ]:
         assert path.name in text or path.name == "__init__.py", path

@@ -30,8 +30,15 @@ CLOSED = ("0<&-", "1>&-", "2>&-")
 def shell(text, cwd, **environment):
     """What bash does with a line; the variables that are None are unset."""
     merged = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "ROOT": str(ROOT), **environment}
-    return subprocess.run(["/bin/bash", "-c", text], cwd=cwd, text=True, capture_output=True, check=False, timeout=300,
-                          env={name: value for name, value in merged.items() if value is not None})
+    return subprocess.run(
+        ["/bin/bash", "-c", text],
+        cwd=cwd,
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=300,
+        env={name: value for name, value in merged.items() if value is not None},
+    )
 
 
 def path_without(folder, *names):
@@ -85,7 +92,9 @@ def test_what_is_exported_for_opencv_or_python_changes_nothing(nyu, red_onnx, tm
         if "__main__" in tool.read_text():
             result = shell(f"python {tool} --help", tmp_path, OPENCV_IO_MAX_IMAGE_WIDTH="none")
             assert result.returncode == 0, result.stdout + result.stderr
-    result = shell(f"python $ROOT/tools/check_nyu.py {nyu} --output_dir check", tmp_path, OPENCV_IO_MAX_IMAGE_PIXELS="10")
+    result = shell(
+        f"python $ROOT/tools/check_nyu.py {nyu} --output_dir check", tmp_path, OPENCV_IO_MAX_IMAGE_PIXELS="10"
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     result = shell(f"bash $ROOT/scripts/run_eval.sh {nyu}/absent", tmp_path, PYTHONSAFEPATH="1")
     assert result.returncode == 2 and "absent: no such folder" in result.stdout + result.stderr
@@ -145,14 +154,33 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize(("answer", "of", "code"), [("EINVAL", "folders", 0), ("ENOTSUP", "folders", 0),
-                                                    ("EACCES", "folders", 0), ("EIO", "folders", 1),
-                                                    ("EIO", "files", 1), ("EINVAL", "files", 1)])
+@pytest.mark.parametrize(
+    ("answer", "of", "code"),
+    [
+        ("EINVAL", "folders", 0),
+        ("ENOTSUP", "folders", 0),
+        ("EACCES", "folders", 0),
+        ("EIO", "folders", 1),
+        ("EIO", "files", 1),
+        ("EINVAL", "files", 1),
+    ],
+)
 def test_a_folder_that_cannot_be_flushed_is_no_failure(nyu, red_onnx, tmp_path, answer, of, code):
     import errno
 
-    command = [sys.executable, "-c", FSYNC, getattr(errno, answer), of, ROOT / "predict.py", "--input",
-               nyu / "Test" / "00000_colors.png", "--save", "npy", *onnx_nets(red_onnx)]
+    command = [
+        sys.executable,
+        "-c",
+        FSYNC,
+        getattr(errno, answer),
+        of,
+        ROOT / "predict.py",
+        "--input",
+        nyu / "Test" / "00000_colors.png",
+        "--save",
+        "npy",
+        *onnx_nets(red_onnx),
+    ]
     result = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == code and ("1 predicted" in result.stdout) == (code == 0), result.stdout + result.stderr
 
@@ -172,22 +200,31 @@ def test_the_scripts_run_under_sh(nyu, tmp_path):
     assert "absent: no such folder" in result.stdout
     result = shell("bash --posix $ROOT/scripts/run_eval.sh absent", tmp_path)  # what sh is where it is bash
     assert result.returncode == 2 and "absent: no such folder" in result.stdout
-    result = shell("sh $ROOT/ascend310_infer/build.sh", tmp_path, MS_LITE_HOME=None, LITE_HOME=None,
-                   DEVICE_TARGET="Ascend")
+    result = shell(
+        "sh $ROOT/ascend310_infer/build.sh", tmp_path, MS_LITE_HOME=None, LITE_HOME=None, DEVICE_TARGET="Ascend"
+    )
     assert "set MS_LITE_HOME" in one_line(result)
 
 
 def test_a_clone_with_autocrlf_runs(nyu, tmp_path):
-    copied = [".gitattributes", *(f"scripts/{path.name}" for path in (ROOT / "scripts").glob("*.sh")),
-              *(str(path.relative_to(ROOT)) for name in ("src", "tools") for path in (ROOT / name).rglob("*.py")),
-              "weights/FineNet.ckpt", "docs/curves.png", "eval.py"]
+    copied = [
+        ".gitattributes",
+        *(f"scripts/{path.name}" for path in (ROOT / "scripts").glob("*.sh")),
+        *(str(path.relative_to(ROOT)) for name in ("src", "tools") for path in (ROOT / name).rglob("*.py")),
+        "weights/FineNet.ckpt",
+        "docs/curves.png",
+        "eval.py",
+    ]
     for name in filter(lambda name: (ROOT / name).is_file(), copied):
         (tmp_path / "repo" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / "repo" / name)
     (tmp_path / "repo" / "docs").mkdir(exist_ok=True)
     (tmp_path / "repo" / "docs" / "text.png").write_bytes(b"no NUL byte\n")
-    result = shell("cd repo && git init -q && git add -A && git -c user.name=a -c user.email=a@b commit -qm all && "
-                   "cd .. && git clone -q -c core.autocrlf=true repo clone", tmp_path)
+    result = shell(
+        "cd repo && git init -q && git add -A && git -c user.name=a -c user.email=a@b commit -qm all && "
+        "cd .. && git clone -q -c core.autocrlf=true repo clone",
+        tmp_path,
+    )
     assert result.returncode == 0, result.stderr
     result = shell(f"bash clone/scripts/run_eval.sh {nyu}", tmp_path, DEVICE_TARGET="CPU")
     assert result.returncode == 2 and "FinalCoarseNet.ckpt: no such checkpoint" in result.stdout, result.stderr
@@ -197,8 +234,14 @@ def test_a_clone_with_autocrlf_runs(nyu, tmp_path):
 
 def test_a_build_without_make_says_so_before_it_fetches_anything(tmp_path):
     programs = path_without(tmp_path / "bin", "make", "gmake", "ninja")
-    result = shell("bash $ROOT/ascend310_infer/build.sh", tmp_path, PATH=str(programs), MS_LITE_HOME=None,
-                   LITE_HOME=None, BUILD_DIR="build")
+    result = shell(
+        "bash $ROOT/ascend310_infer/build.sh",
+        tmp_path,
+        PATH=str(programs),
+        MS_LITE_HOME=None,
+        LITE_HOME=None,
+        BUILD_DIR="build",
+    )
     assert "make is missing (on Debian: apt install make)" in one_line(result)
     assert not (tmp_path / "build").exists()
 
@@ -214,8 +257,11 @@ def test_the_units_hold_with_the_filesystem_library_of_gcc_7(tmp_path):
     cmake = shutil.which("cmake") or next(SOURCE.glob("build/cmake-wheel/cmake/data/bin/cmake"), None)
     if cmake is None:
         pytest.skip("no cmake before build.sh has fetched it")
-    result = shell(f"{cmake} -S {SOURCE} -B build -DBUILD_TESTS=ON -DEXPERIMENTAL_FILESYSTEM=ON "
-                   f"-DCMAKE_BUILD_TYPE=Debug && {cmake} --build build && build/utils_test", tmp_path)
+    result = shell(
+        f"{cmake} -S {SOURCE} -B build -DBUILD_TESTS=ON -DEXPERIMENTAL_FILESYSTEM=ON "
+        f"-DCMAKE_BUILD_TYPE=Debug && {cmake} --build build && build/utils_test",
+        tmp_path,
+    )
     passed, of = re.search(r"(\d+) of (\d+) units passed", result.stdout + result.stderr).groups()
     assert result.returncode == 0 and passed == of
     assert b"experimental10filesystem" in (tmp_path / "build" / "utils_test").read_bytes()
@@ -238,28 +284,53 @@ def test_a_rank_table_that_was_exported_is_not_handed_on(tmp_path, script):
 
 # Any of these at once
 
-HOSTILE = [{"HOME": None}, {"HOME": "/proc"}, {"XDG_CACHE_HOME": "/proc/x", "XDG_CONFIG_HOME": "/proc/x"},
-           {"LANG": "C", "LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-           {"LC_ALL": "xx_YY.no-such"}, {"TMPDIR": "/nonexistent"}, {"TERM": None}, {"TZ": "No/Where"},
-           {"COLUMNS": "1"}, {"http_proxy": "http://127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9"},
-           {"MPLBACKEND": "nonsense"}, {"MATPLOTLIBRC": "/proc/version", "MPLCONFIGDIR": "/proc/x"},
-           {"PYTHONDONTWRITEBYTECODE": "1"}, {"PYTHONWARNINGS": "always"}, {"OMP_NUM_THREADS": "0"}, {"CDPATH": "/"},
-           {"IFS": "/"}, {"PYTHONIOENCODING": "ascii"},
-           {"OPENCV_IO_MAX_IMAGE_PIXELS": "10"}, {"OPENCV_IO_MAX_IMAGE_WIDTH": "none"}]
+HOSTILE = [
+    {"HOME": None},
+    {"HOME": "/proc"},
+    {"XDG_CACHE_HOME": "/proc/x", "XDG_CONFIG_HOME": "/proc/x"},
+    {"LANG": "C", "LC_ALL": "C"},
+    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    {"LC_ALL": "xx_YY.no-such"},
+    {"TMPDIR": "/nonexistent"},
+    {"TERM": None},
+    {"TZ": "No/Where"},
+    {"COLUMNS": "1"},
+    {"http_proxy": "http://127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9"},
+    {"MPLBACKEND": "nonsense"},
+    {"MATPLOTLIBRC": "/proc/version", "MPLCONFIGDIR": "/proc/x"},
+    {"PYTHONDONTWRITEBYTECODE": "1"},
+    {"PYTHONWARNINGS": "always"},
+    {"OMP_NUM_THREADS": "0"},
+    {"CDPATH": "/"},
+    {"IFS": "/"},
+    {"PYTHONIOENCODING": "ascii"},
+    {"OPENCV_IO_MAX_IMAGE_PIXELS": "10"},
+    {"OPENCV_IO_MAX_IMAGE_WIDTH": "none"},
+]
 HELPS = ("train.py", "eval.py", "export.py", "predict.py", "app.py", "postprocess.py", "tools/make_sample_nyu.py")
 COMMANDS = ["predict", "check", *(f"{name} --help" for name in HELPS)]
 
 
 @pytest.mark.long
-@settings(max_examples=max(12, int(os.environ.get("DEPTHNET_FUZZ", "60")) // 4), derandomize=True, deadline=None,
-          database=None, suppress_health_check=list(HealthCheck))
-@given(variables=st.lists(st.sampled_from(HOSTILE), max_size=4), closed=st.sets(st.sampled_from(CLOSED)),
-       command=st.sampled_from(COMMANDS))
+@settings(
+    max_examples=max(12, int(os.environ.get("DEPTHNET_FUZZ", "60")) // 4),
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(
+    variables=st.lists(st.sampled_from(HOSTILE), max_size=4),
+    closed=st.sets(st.sampled_from(CLOSED)),
+    command=st.sampled_from(COMMANDS),
+)
 def test_environments(nyu, red_onnx, tmp_path_factory, variables, closed, command):
     folder = tmp_path_factory.mktemp("environment")
     nets = " ".join(map(str, onnx_nets(red_onnx)))
-    line = {"predict": f"predict.py --input {nyu}/Test --save npy side --output_dir out {nets}",
-            "check": f"tools/check_nyu.py {nyu} --output_dir out"}.get(command, command)
+    line = {
+        "predict": f"predict.py --input {nyu}/Test --save npy side --output_dir out {nets}",
+        "check": f"tools/check_nyu.py {nyu} --output_dir out",
+    }.get(command, command)
     merged = dict(item for one in variables for item in one.items())
     result = shell(f"python $ROOT/{line} {' '.join(sorted(closed))}", folder, **merged)
     assert result.returncode == 0 and "Traceback" not in result.stdout + result.stderr, result.stdout + result.stderr

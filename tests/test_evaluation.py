@@ -38,12 +38,15 @@ def test_the_pooled_error_and_the_correlation_are_over_all_images():
     predicted, true = np.exp(log_depth).clip(0.1, 10), depth_m.clip(0.1, 10)
     assert scores.pixels == measured.sum()
     assert scores.pooled_rmse() == pytest.approx(
-        float(torch.nn.functional.mse_loss(torch.tensor(true[measured]), torch.tensor(predicted[measured])))**0.5)
+        float(torch.nn.functional.mse_loss(torch.tensor(true[measured]), torch.tensor(predicted[measured]))) ** 0.5
+    )
     medians = [(np.median(predicted[i][measured[i]]), np.median(true[i][measured[i]])) for i in (0, 1, 2, 4)]
     assert scores.scale_correlation() == pytest.approx(scipy.stats.pearsonr(*np.transpose(medians))[0], rel=1e-4)
     assert np.isnan(scores.per_image["rmse"][3]) and len(scores.per_image["rmse"]) == 5
-    of_means = [float(torch.nn.functional.mse_loss(*(torch.tensor(x[i][measured[i]]) for x in (predicted, true))))
-                for i in (0, 1, 2, 4)]
+    of_means = [
+        float(torch.nn.functional.mse_loss(*(torch.tensor(x[i][measured[i]]) for x in (predicted, true))))
+        for i in (0, 1, 2, 4)
+    ]
     assert scores.means()["rmse"] == pytest.approx(np.sqrt(of_means).mean(), rel=1e-6)
 
 
@@ -179,17 +182,25 @@ def made_scores(abs_rels):
     return scores
 
 
-@pytest.mark.parametrize(("abs_rels", "each", "expected"), [
-    ([0.5, 0.1, 0.4, 0.2, 0.3, 0.6, 0.7], 2, ["best: 1", "best: 3", "median: 4", "median: 2", "worst: 5", "worst: 6"]),
-    ([0.5, 0.1, 0.4, 0.2, 0.3, 0.6, 0.7], 1, ["best: 1", "median: 2", "worst: 6"]),
-    ([0.2, np.nan, 0.1], 2, ["best: 2", "best: 0"]),  # what was not measured is not shown, and nothing twice
-    ([0.3, 0.2, 0.1], 1, ["best: 2", "median: 1", "worst: 0"]),
-    ([0.3, 0.2, 0.1], 2, ["best: 2", "best: 1", "worst: 0"]),
-    ([0.3, 0.1], 5, ["best: 1", "best: 0"]),
-])
+@pytest.mark.parametrize(
+    ("abs_rels", "each", "expected"),
+    [
+        (
+            [0.5, 0.1, 0.4, 0.2, 0.3, 0.6, 0.7],
+            2,
+            ["best: 1", "best: 3", "median: 4", "median: 2", "worst: 5", "worst: 6"],
+        ),
+        ([0.5, 0.1, 0.4, 0.2, 0.3, 0.6, 0.7], 1, ["best: 1", "median: 2", "worst: 6"]),
+        ([0.2, np.nan, 0.1], 2, ["best: 2", "best: 0"]),  # what was not measured is not shown, and nothing twice
+        ([0.3, 0.2, 0.1], 1, ["best: 2", "median: 1", "worst: 0"]),
+        ([0.3, 0.2, 0.1], 2, ["best: 2", "best: 1", "worst: 0"]),
+        ([0.3, 0.1], 5, ["best: 1", "best: 0"]),
+    ],
+)
 def test_panels_show_the_best_the_median_and_the_worst(pairs, abs_rels, each, expected):
-    pairs = [listing.Pair(f"{number}", pairs[number % 4].rgb, pairs[number % 4].depth)
-             for number in range(len(abs_rels))]
+    pairs = [
+        listing.Pair(f"{number}", pairs[number % 4].rgb, pairs[number % 4].depth) for number in range(len(abs_rels))
+    ]
     rows = evaluation.panel_rows(pairs, made_scores(abs_rels), by_redness, each)
     assert [row[0].splitlines()[0] for row in rows] == expected
     for title, rgb, true_m, predictions_m in rows:
@@ -224,7 +235,7 @@ def test_what_is_written_is_what_was_scored(tmp_path):
         log_depth, depth_m = maps(3, seed=number)
         depth_m[1] = 0
         scores[net] = evaluation.Scores("depthnet")
-        scores[net].add(["a", "b,\"", "c"], log_depth, depth_m)
+        scores[net].add(["a", 'b,"', "c"], log_depth, depth_m)
     evaluation.write_report(tmp_path, scores, {"CoarseNet": "c.ckpt"}, {"numpy": "2"}, {"pairs": 3})
     written = json.loads((tmp_path / "metrics.json").read_text())
     assert (written["protocol"], written["images"], written["data"]) == ("depthnet", 3, {"pairs": 3})
@@ -232,12 +243,14 @@ def test_what_is_written_is_what_was_scored(tmp_path):
     assert written["checkpoints"] == {"CoarseNet": "c.ckpt"} and written["versions"] == {"numpy": "2"}
     for net, one in scores.items():
         assert written["metrics"][net] == {
-            **one.means(), "scale_correlation": one.scale_correlation(), "rmse_mean_over_images": one.means()["rmse"],
-            "rmse_pooled_over_pixels": one.pooled_rmse()}
+            **one.means(),
+            "scale_correlation": one.scale_correlation(),
+            "rmse_mean_over_images": one.means()["rmse"],
+            "rmse_pooled_over_pixels": one.pooled_rmse(),
+        }
     with open(tmp_path / "per_image.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["net"], row["image"]) for row in rows] == [
-        (net, name) for net in scores for name in ("a", "b,\"", "c")]
+    assert [(row["net"], row["image"]) for row in rows] == [(net, name) for net in scores for name in ("a", 'b,"', "c")]
     for number, row in enumerate(rows):
         for name in metrics.METRICS:
             value = scores[row["net"]].per_image[name][number % 3]

@@ -43,8 +43,12 @@ def test_onnx_runs_at_any_batch_in_onnxruntime(exported, batch):
     coarse = checkpoint.load_coarse(exported / "Ckpt" / "FinalCoarseNet.ckpt")
     fine = checkpoint.load_fine(exported / "Ckpt" / "FinalFineNet.ckpt")
     rgb = exporting.example_inputs(coarse, batch, seed=5)[0]
-    sessions = [onnxruntime.InferenceSession(str(exported / "ONNX" / f"Final{name}Net.onnx"),
-                                             providers=["CPUExecutionProvider"]) for name in ("Coarse", "Fine")]
+    sessions = [
+        onnxruntime.InferenceSession(
+            str(exported / "ONNX" / f"Final{name}Net.onnx"), providers=["CPUExecutionProvider"]
+        )
+        for name in ("Coarse", "Fine")
+    ]
     coarse_log_depth = sessions[0].run(["log_depth"], {"rgb": rgb})[0]
     log_depth = sessions[1].run(["log_depth"], {"rgb": rgb, "coarse_log_depth": coarse_log_depth})[0]
     expected = coarse(ms.Tensor(rgb))
@@ -55,8 +59,10 @@ def test_onnx_runs_at_any_batch_in_onnxruntime(exported, batch):
 def test_onnx_has_names_a_dynamic_batch_and_padding_in_onnx_order(exported):
     model = onnx.load(exported / "ONNX" / "FinalCoarseNet.onnx")
     onnx.checker.check_model(model, full_check=True)
-    shapes = {value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
-              for value in (*model.graph.input, *model.graph.output)}
+    shapes = {
+        value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (*model.graph.input, *model.graph.output)
+    }
     assert shapes == {"rgb": ["batch", 3, 228, 304], "log_depth": ["batch", 1, 55, 74]}
     pads = [list(a.ints) for node in model.graph.node for a in node.attribute if a.name == "pads"]
     assert [1, 2, 1, 2] in pads  # conv2: top, left, bottom, right
@@ -108,6 +114,7 @@ def test_only_mindir_is_written_unless_asked(exported, forked, tmp_path):
 
 def test_an_air_that_mindspore_did_not_write_is_named(tmp_path, monkeypatch):
     """Where MindSpore writes no file, ms.export fails when it sets the file's rights; the level was asked for."""
+
     def export(_, *__, file_name, **___):
         os.chmod(f"{file_name}.air", 0o400)
 

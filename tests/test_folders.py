@@ -43,8 +43,13 @@ def denied(tmp_path):
             pytest.skip("root, and no setpriv to give its rights up")
 
     def run(program, *arguments, cwd):
-        return subprocess.run([*prefix, sys.executable, str(ROOT / program), *map(str, arguments)], cwd=cwd, text=True,
-                              capture_output=True, check=False)
+        return subprocess.run(
+            [*prefix, sys.executable, str(ROOT / program), *map(str, arguments)],
+            cwd=cwd,
+            text=True,
+            capture_output=True,
+            check=False,
+        )
 
     closed = []
 
@@ -86,8 +91,9 @@ def test_predict_takes_what_it_reads_and_names_the_rest(red_onnx, forked, tmp_pa
 def test_a_picture_that_is_called_like_an_output_is_predicted(red_onnx, forked, tmp_path):
     for name in ("chair.jpg", "chair_side.png", "desk.jpg", "desk_depth.png"):
         paint(tmp_path / "pics" / name)
-    result = forked("predict.py", "--input", "pics/desk.jpg", *onnx(red_onnx, "side"), "--output_dir", "other",
-                    cwd=tmp_path)
+    result = forked(
+        "predict.py", "--input", "pics/desk.jpg", *onnx(red_onnx, "side"), "--output_dir", "other", cwd=tmp_path
+    )
     assert result.returncode == 0, result.stderr
     shutil.copy(tmp_path / "other" / "desk_side.png", tmp_path / "pics")  # this one is made of desk.jpg
     result = forked("predict.py", "--input", "pics", *onnx(red_onnx), cwd=tmp_path)
@@ -113,8 +119,16 @@ def link_tree(folder):
     paint(folder / "pics" / "a.jpg")
     paint(folder / "pics" / "sub" / "b.jpg")
     paint(folder / "elsewhere" / "c.jpg")
-    for name, target in (("outside", "../elsewhere"), ("sub/up", ".."), ("here", "."), ("again", "sub"), ("x", "y"),
-                         ("y", "x"), ("nowhere", "unmounted"), ("gone.jpg", "unmounted/gone.jpg")):
+    for name, target in (
+        ("outside", "../elsewhere"),
+        ("sub/up", ".."),
+        ("here", "."),
+        ("again", "sub"),
+        ("x", "y"),
+        ("y", "x"),
+        ("nowhere", "unmounted"),
+        ("gone.jpg", "unmounted/gone.jpg"),
+    ):
         (folder / "pics" / name).symlink_to(target)
 
 
@@ -150,8 +164,20 @@ def test_a_pattern_means_what_the_shell_s_means(tmp_path):
     names = ["a.jpg", "b.png", "sub/a.jpg", "sub/deep/a.jpg", "x[1].jpg", "q1.jpg", "q2.jpg", "sub.jpg/a.txt"]
     for name in names:
         paint(tmp_path / name) if not name.endswith("txt") else (tmp_path / name).parent.mkdir()
-    for pattern in ("*.jpg", "**/*.jpg", "*/*.jpg", "sub/**/*.jpg", "q[12].jpg", "q[!1].jpg", "?.jpg", "**/deep/*",
-                    "sub/*/a.jpg", "x[[]1].jpg", "**/sub/**/a.*", "nothing*"):
+    for pattern in (
+        "*.jpg",
+        "**/*.jpg",
+        "*/*.jpg",
+        "sub/**/*.jpg",
+        "q[12].jpg",
+        "q[!1].jpg",
+        "?.jpg",
+        "**/deep/*",
+        "sub/*/a.jpg",
+        "x[[]1].jpg",
+        "**/sub/**/a.*",
+        "nothing*",
+    ):
         expected = sorted(path for path in tmp_path.glob(pattern) if path.is_file())
         assert search(tmp_path, Path(pattern).parts).files == expected, pattern
     assert search(tmp_path, ("*",)).left_out == {folders.FOLDER: [tmp_path / "sub", tmp_path / "sub.jpg"]}
@@ -170,9 +196,16 @@ def test_litter_in_a_nyu_folder_is_nothing_wrong(data, forked, tmp_path):
     assert result.returncode == 0 and "nothing is wrong" in result.stdout, result.stdout
 
 
-@pytest.mark.parametrize(("name", "split"), [
-    ("Train/sample_0001_out/9.gif", "Train"), ("Train/sample_0001_out/more/9.jpg", "Train"), ("Train/9.jpg", "Train"),
-    ("Test/9_colors.jpg", "Test"), ("Test/more/9_colors.png", "Test")])
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("Train/sample_0001_out/9.gif", "Train"),
+        ("Train/sample_0001_out/more/9.jpg", "Train"),
+        ("Train/9.jpg", "Train"),
+        ("Test/9_colors.jpg", "Test"),
+        ("Test/more/9_colors.png", "Test"),
+    ],
+)
 def test_what_is_left_out_of_a_nyu_folder_is_named(data, forked, tmp_path, name, split):
     paint(data / name)
     named = f"NYU/{name.replace('more/9.jpg', 'more').replace('more/9_colors.png', 'more')}"
@@ -201,8 +234,10 @@ def test_a_scene_that_may_not_be_read_stops_training_and_scoring(data, denied, f
     sentence = "NYU/Train/sample_0002_out: cannot be read: Permission denied"
     result = run("tools/check_nyu.py", "NYU", cwd=tmp_path)
     assert result.returncode == 1 and f"wrong: {sentence}" in result.stdout, result.stdout + result.stderr
-    for command in (["tools/pack_nyu.py", "NYU", "out"],
-                    ["train.py", "--data_url", "NYU", "--batch_size", 2, "--max_steps", 1, *fine_stage]):
+    for command in (
+        ["tools/pack_nyu.py", "NYU", "out"],
+        ["train.py", "--data_url", "NYU", "--batch_size", 2, "--max_steps", 1, *fine_stage],
+    ):
         result = run(*command, cwd=tmp_path)
         assert result.returncode == 2 and sentence in one_line(result)
     close(data / "Test")

@@ -140,8 +140,14 @@ def test_pictures(forked, tmp_path_factory, content, ending):
 
 def video_seeds():
     rng, contents = np.random.default_rng(6), []
-    for file_format, codec in (("mp4", "libx264"), ("mp4", "mpeg4"), ("avi", "mjpeg"), ("matroska", "libvpx-vp9"),
-                               ("webm", "libvpx"), ("mpegts", "libx264")):
+    for file_format, codec in (
+        ("mp4", "libx264"),
+        ("mp4", "mpeg4"),
+        ("avi", "mjpeg"),
+        ("matroska", "libvpx-vp9"),
+        ("webm", "libvpx"),
+        ("mpegts", "libx264"),
+    ):
         buffer = io.BytesIO()
         with av.open(buffer, "w", format=file_format) as container:
             stream = container.add_stream(codec, 10, width=64, height=48)
@@ -196,11 +202,26 @@ def test_depth_maps(forked, tmp_path_factory, content):
     judge(answer)
 
 
-TREE_NAMES = ["a.jpg", "b.JPG", "c.gif", "d", "e_out", ".f.jpg", "@eaDir", "Thumbs.db", "a_side.png", "g\n[1].png",
-              "h\udcff.bmp"]
+TREE_NAMES = [
+    "a.jpg",
+    "b.JPG",
+    "c.gif",
+    "d",
+    "e_out",
+    ".f.jpg",
+    "@eaDir",
+    "Thumbs.db",
+    "a_side.png",
+    "g\n[1].png",
+    "h\udcff.bmp",
+]
 tree_entries = st.lists(
-    st.tuples(st.sampled_from(["file", "file", "folder", "folder", "link", "link", "nowhere", "pipe", "closed"]),
-              st.integers(0, 9), st.sampled_from(TREE_NAMES), st.integers(0, 9)),
+    st.tuples(
+        st.sampled_from(["file", "file", "folder", "folder", "link", "link", "nowhere", "pipe", "closed"]),
+        st.integers(0, 9),
+        st.sampled_from(TREE_NAMES),
+        st.integers(0, 9),
+    ),
     max_size=14,
 )
 

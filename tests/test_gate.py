@@ -59,8 +59,12 @@ class Client:
         """The path that the page gives to a file."""
         edge = "-" * 8 + secrets.token_hex(8)
         head = f'--{edge}\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
-        status, answer = self.ask("POST", "/gradio_api/upload", head + content + f"\r\n--{edge}--\r\n".encode(),
-                                  {"Content-Type": f"multipart/form-data; boundary={edge}"})
+        status, answer = self.ask(
+            "POST",
+            "/gradio_api/upload",
+            head + content + f"\r\n--{edge}--\r\n".encode(),
+            {"Content-Type": f"multipart/form-data; boundary={edge}"},
+        )
         assert status == 200, answer
         return json.loads(answer)[0]
 
@@ -115,19 +119,40 @@ def client(red_onnx, nyu, room):
 
 def others(room):
     """All that is not the page's own, with what is in it."""
-    return {path: path.read_bytes() if path.is_file() else None for path in room.rglob("*")
-            if "depthnet-temporary-" not in str(path)}
+    return {
+        path: path.read_bytes() if path.is_file() else None
+        for path in room.rglob("*")
+        if "depthnet-temporary-" not in str(path)
+    }
 
 
 def own(room):
     """The folders that the page has made for visitors."""
-    page, = room.glob("tmp/depthnet-temporary-*")
+    (page,) = room.glob("tmp/depthnet-temporary-*")
     return {path for path in page.iterdir() if path.name not in ("cache", "rooms")}
 
 
 def hostile_sessions(room):
-    yield from ("../victim", "x/../../victim", "x/../../../victim", "..", ".", "", "a/b", "a\0b", "~",
-                "%2e%2e%2fvictim", "a" * 5000, "\udcff", str(room / "victim"), None, 7, ["a"], {"path": "x"}, True)
+    yield from (
+        "../victim",
+        "x/../../victim",
+        "x/../../../victim",
+        "..",
+        ".",
+        "",
+        "a/b",
+        "a\0b",
+        "~",
+        "%2e%2e%2fvictim",
+        "a" * 5000,
+        "\udcff",
+        str(room / "victim"),
+        None,
+        7,
+        ["a"],
+        {"path": "x"},
+        True,
+    )
 
 
 def test_no_text_of_a_client_reaches_the_file_system(client, room):
@@ -135,9 +160,17 @@ def test_no_text_of_a_client_reaches_the_file_system(client, room):
     before, made = others(room), own(room)
     clip = client.upload("clip.avi", video(room / "clip.avi", 2).read_bytes())
     (room / "clip.avi").unlink()
-    files = [file_data(clip), file_data(str(room / "victim" / "mine.txt")), file_data("../../../victim/mine.txt"),
-             file_data("http://127.0.0.1:9/x.png"), file_data(["a"]), {"path": f"{clip}/../../../../victim/mine.txt"},
-             "/etc/passwd", None, -1]
+    files = [
+        file_data(clip),
+        file_data(str(room / "victim" / "mine.txt")),
+        file_data("../../../victim/mine.txt"),
+        file_data("http://127.0.0.1:9/x.png"),
+        file_data(["a"]),
+        {"path": f"{clip}/../../../../victim/mine.txt"},
+        "/etc/passwd",
+        None,
+        -1,
+    ]
     for number, path in itertools.product(client.events, (EVENTS, DIRECT)):
         for session in hostile_sessions(room):
             data = client.data(number, files[0], "turbo")
@@ -157,8 +190,15 @@ def test_values_out_of_their_range_end_in_an_error(client, room):
     predict, show, save = (client.event(name) for name in ("predict", "show", "save"))
     picture = file_data(client.upload("p.png", png()))
     assert client.result(session, predict, client.data(predict, picture))["success"]
-    for choice, amount in (("../victim", 0), ("turbo", -1), ("turbo", 1e308), ("turbo", "x"), ("turbo", [1]),
-                           (["turbo"], 0), ({"a": 1}, 0)):
+    for choice, amount in (
+        ("../victim", 0),
+        ("turbo", -1),
+        ("turbo", 1e308),
+        ("turbo", "x"),
+        ("turbo", [1]),
+        (["turbo"], 0),
+        ({"a": 1}, 0),
+    ):
         for number in (show, save):
             assert not client.result(session, number, client.data(number, None, choice, amount))["success"]
     not_a_number = client.data(show, None, "turbo", float("nan"))
@@ -178,12 +218,13 @@ def test_a_visitor_s_folder_goes_with_the_visitor(client, room):
     assert client.result(session, predict, client.data(predict, picture))["success"]
     saved = client.result(session, save, client.data(save, None, "turbo"))["output"]["data"]
     assert [Path(file["value"]["path"]).name for file in saved] == [
-        f"my_room{ending}" for ending in ("_depth.png", "_side.png", "_depth16.png", "_depth.npy", ".ply")]
+        f"my_room{ending}" for ending in ("_depth.png", "_side.png", "_depth16.png", "_depth.npy", ".ply")
+    ]
     sent = client.upload("clip.avi", video(room / "tmp" / "clip.avi", 3).read_bytes())
     (room / "tmp" / "clip.avi").unlink()
     shown = client.result(session, clip, client.data(clip, file_data(sent), "turbo"))["output"]["data"][0]
     assert client.ask("GET", f"/gradio_api/file={shown['path']}")[1][4:8] == b"ftyp"
-    folder, = own(room) - before
+    (folder,) = own(room) - before
     assert session not in folder.name and len(list(folder.iterdir())) == 2  # the picture's, the video's
     beat.close()
     heartbeat.close()
@@ -209,11 +250,12 @@ def test_the_depth_under_the_pointer_may_be_more_than_65_metres(client):
     assert client.result("tele", predict, client.data(predict, picture))["success"]
     pointer = json.loads(client.result("tele", show, client.data(show, None, "turbo"))["output"]["data"][0])
     files = client.result("tele", save, client.data(save, None, "turbo"))["output"]["data"]
-    depth_m, = (np.load(file["value"]["path"]) for file in files if file["value"]["path"].endswith(".npy"))
+    (depth_m,) = (np.load(file["value"]["path"]) for file in files if file["value"]["path"].endswith(".npy"))
     units = np.frombuffer(base64.b64decode(pointer["depth"]), "<u2").reshape(pointer["height"], pointer["width"])
     assert depth_m.max() > 100
-    np.testing.assert_allclose(units * pointer["unit"], cv2.resize(depth_m, units.shape[::-1],
-                                                                   interpolation=cv2.INTER_NEAREST), atol=0.01)
+    np.testing.assert_allclose(
+        units * pointer["unit"], cv2.resize(depth_m, units.shape[::-1], interpolation=cv2.INTER_NEAREST), atol=0.01
+    )
 
 
 def test_only_what_the_page_needs_is_answered(client, room):
@@ -221,11 +263,28 @@ def test_only_what_the_page_needs_is_answered(client, room):
     session = "s"
     client.post(EVENTS, {"session_hash": session, "fn_index": client.event("stop"), "data": []})
     before = others(room)
-    for path in ("file=http://127.0.0.1:9/x", "file=https://example.com/", "proxy=http://127.0.0.1:9/x", "monitoring",
-                 f"deep_link?session_hash={session}", "file/etc/passwd", "user", "runs", "token", "dev/reload"):
+    for path in (
+        "file=http://127.0.0.1:9/x",
+        "file=https://example.com/",
+        "proxy=http://127.0.0.1:9/x",
+        "monitoring",
+        f"deep_link?session_hash={session}",
+        "file/etc/passwd",
+        "user",
+        "runs",
+        "token",
+        "dev/reload",
+    ):
         assert client.ask("GET", f"/gradio_api/{path}")[0] == 404, path
-    for path in ("process_recording", "component_server", "stream/x", "call/predict", "api/predict", "vibe-edit",
-                 "login"):
+    for path in (
+        "process_recording",
+        "component_server",
+        "stream/x",
+        "call/predict",
+        "api/predict",
+        "vibe-edit",
+        "login",
+    ):
         assert client.post(f"/gradio_api/{path}", {"session_hash": session, "data": [], "fn_index": 0})[0] == 404, path
     for path in (room / "victim" / "mine.txt", "/etc/passwd", room / "tmp" / ".." / "victim" / "mine.txt"):
         assert client.ask("GET", f"/gradio_api/file={path}")[0] == 403
@@ -278,11 +337,18 @@ def test_the_page_knows_so_many_visitors_at_most(tmp_path, monkeypatch):
 
 
 made_up = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(max_size=9)
     | st.sampled_from(["turbo", "../victim", "/etc/passwd", "gradio.FileData"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-        st.sampled_from(["path", "url", "meta", "_type", "value", "index", "__type__", "x"]), inner, max_size=4),
-    max_leaves=8)
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(
+        st.sampled_from(["path", "url", "meta", "_type", "value", "index", "__type__", "x"]), inner, max_size=4
+    ),
+    max_leaves=8,
+)
 
 
 def test_events_that_are_made_up(client, room):
@@ -290,10 +356,22 @@ def test_events_that_are_made_up(client, room):
     before = others(room)
 
     @bounded
-    @given(body=st.fixed_dictionaries({}, optional={
-        "session_hash": made_up | st.just("fuzz"), "data": st.lists(made_up, max_size=3) | made_up,
-        "fn_index": st.sampled_from(sorted(client.events)) | made_up, "event_data": made_up, "event_id": made_up,
-        "trigger_id": made_up, "simple_format": made_up, "batched": made_up}), path=st.sampled_from([EVENTS, DIRECT]))
+    @given(
+        body=st.fixed_dictionaries(
+            {},
+            optional={
+                "session_hash": made_up | st.just("fuzz"),
+                "data": st.lists(made_up, max_size=3) | made_up,
+                "fn_index": st.sampled_from(sorted(client.events)) | made_up,
+                "event_data": made_up,
+                "event_id": made_up,
+                "trigger_id": made_up,
+                "simple_format": made_up,
+                "batched": made_up,
+            },
+        ),
+        path=st.sampled_from([EVENTS, DIRECT]),
+    )
     def one(body, path):
         assert client.post(path, body)[0] in (200, 400, 404, 422, 500, 503)
 
@@ -312,8 +390,12 @@ def test_an_address_of_ip_version_6(red_onnx, nyu):
 def test_what_the_environment_holds_neither_stops_the_page_nor_opens_it(red_onnx, nyu, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     proxies = dict.fromkeys(["http_proxy", "HTTPS_PROXY"], "http://127.0.0.1:9") | {"ALL_PROXY": "socks5://127.0.0.1:9"}
-    opening = {"GRADIO_ALLOWED_PATHS": "/", "GRADIO_NUM_WORKERS": "1", "GRADIO_SERVER_NAME": "0.0.0.0",
-               "GRADIO_TEMP_DIR": str(tmp_path)}
+    opening = {
+        "GRADIO_ALLOWED_PATHS": "/",
+        "GRADIO_NUM_WORKERS": "1",
+        "GRADIO_SERVER_NAME": "0.0.0.0",
+        "GRADIO_TEMP_DIR": str(tmp_path),
+    }
     with serving(red_onnx, "--examples", nyu, **proxies, **opening) as (address, _):
         client = Client(address)
         assert client.ask("GET", "/")[0] == 200
@@ -321,14 +403,21 @@ def test_what_the_environment_holds_neither_stops_the_page_nor_opens_it(red_onnx
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-@pytest.mark.parametrize(("arguments", "text"), [
-    (["--port", "70000"], "--port 70000: expected 1 to 65535"),
-    (["--host", "no such host"], "--host no such host: "),
-    (["--host", "192.0.2.1"], "cannot serve at 192.0.2.1, port 7860: Cannot assign requested address: --host takes"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--port", "70000"], "--port 70000: expected 1 to 65535"),
+        (["--host", "no such host"], "--host no such host: "),
+        (
+            ["--host", "192.0.2.1"],
+            "cannot serve at 192.0.2.1, port 7860: Cannot assign requested address: --host takes",
+        ),
+    ],
+)
 def test_an_address_that_cannot_be_is_one_line(red_onnx, nyu, run, tmp_path, arguments, text):
-    result = run("app.py", "--coarse_onnx", red_onnx[0], "--fine_onnx", red_onnx[1], "--examples", nyu, *arguments,
-                 cwd=tmp_path)
+    result = run(
+        "app.py", "--coarse_onnx", red_onnx[0], "--fine_onnx", red_onnx[1], "--examples", nyu, *arguments, cwd=tmp_path
+    )
     assert text in one_line(result)
 
 
@@ -338,6 +427,18 @@ def test_a_port_that_is_taken_is_named(red_onnx, nyu, run, tmp_path, host):
         taken.bind((host, 0))
         taken.listen()
         port = taken.getsockname()[1]
-        result = run("app.py", "--coarse_onnx", red_onnx[0], "--fine_onnx", red_onnx[1], "--examples", nyu, "--host",
-                     host, "--port", port, cwd=tmp_path)
+        result = run(
+            "app.py",
+            "--coarse_onnx",
+            red_onnx[0],
+            "--fine_onnx",
+            red_onnx[1],
+            "--examples",
+            nyu,
+            "--host",
+            host,
+            "--port",
+            port,
+            cwd=tmp_path,
+        )
     assert f"cannot serve at {host}, port {port}: Address already in use: --port takes another" in one_line(result)

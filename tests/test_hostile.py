@@ -239,8 +239,9 @@ def damaged(nyu, folder, damage):
     return data
 
 
-@pytest.mark.parametrize(("damage", "named"), [("empty", "no image pairs"), ("partner", "has no "),
-                                               ("broken picture", "broken image")])
+@pytest.mark.parametrize(
+    ("damage", "named"), [("empty", "no image pairs"), ("partner", "has no "), ("broken picture", "broken image")]
+)
 def test_baselines_that_cannot_be_fitted_are_a_mistake(nyu, tmp_path, damage, named):
     data = damaged(nyu, tmp_path, damage)
     if damage == "broken picture":
@@ -310,11 +311,7 @@ finally:
 
 @pytest.mark.parametrize(
     "content",
-    [
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-        b"",
-        b"P6 9 9 255\n" + b"\0" * 243,
-    ],
+    [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"", b"P6 9 9 255\n" + b"\0" * 243],
     ids=["eps", "empty", "ppm"],
 )
 def test_a_file_of_another_kind_is_no_picture(tmp_path, content):
@@ -344,8 +341,16 @@ def test_photographs_whose_metadata_are_absurd(red_onnx, forked, tmp_path):
         Image.fromarray(pixels).save(tmp_path / f"{name}.jpg", exif=exif)
     Image.fromarray(pixels).save(tmp_path / "turned.jpg", exif=exif_of(6))
     (tmp_path / "phone.jpg").write_bytes(b"\0\0\0\x18ftypheic".ljust(99, b"\0"))
-    result = forked("predict.py", "--input", *sorted(tmp_path.glob("*.jpg")), "--save", "npy", "png16",
-                    *onnx_nets(red_onnx), cwd=tmp_path)
+    result = forked(
+        "predict.py",
+        "--input",
+        *sorted(tmp_path.glob("*.jpg")),
+        "--save",
+        "npy",
+        "png16",
+        *onnx_nets(red_onnx),
+        cwd=tmp_path,
+    )
     assert result.returncode == 1 and "1 of 4 failed" in result.stderr
     assert "phone.jpg: HEIC is not read: save it as JPEG" in result.stdout
     out = tmp_path / "predictions"
@@ -363,10 +368,14 @@ def test_a_photograph_of_108_megapixels_takes_the_memory_of_a_quarter(red_onnx, 
     """And of 249, as far as it is decoded."""
     small = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
     for name, size in (("108", (12000, 9000)), ("249", (18200, 13650))):
-        cv2.imwrite(str(tmp_path / f"{name}.jpg"), cv2.resize(small, size, interpolation=cv2.INTER_NEAREST),
-                    [cv2.IMWRITE_JPEG_QUALITY, 30])
-    result = forked("predict.py", "--input", "108.jpg", "--save", "png16", *onnx_nets(red_onnx), cwd=tmp_path,
-                    megabytes=1000)
+        cv2.imwrite(
+            str(tmp_path / f"{name}.jpg"),
+            cv2.resize(small, size, interpolation=cv2.INTER_NEAREST),
+            [cv2.IMWRITE_JPEG_QUALITY, 30],
+        )
+    result = forked(
+        "predict.py", "--input", "108.jpg", "--save", "png16", *onnx_nets(red_onnx), cwd=tmp_path, megabytes=1000
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "108.jpg: 9000x12000 is more than 64,000,000 pixels: read at half its size, 4500x6000" in result.stdout
     with Image.open(tmp_path / "predictions" / "108_depth16.png") as depth:
@@ -461,18 +470,15 @@ def test_a_user_s_file_that_has_the_name_of_a_probe_stays(
     probe.parent.mkdir(parents=True)
     probe.write_text("mine")
     arguments = {
-        "train": [
-            "train.py",
-            "--data_url",
-            nyu,
-            *fine_stage,
-            "--batch_size",
-            8,
-            "--max_steps",
-            1,
+        "train": ["train.py", "--data_url", nyu, *fine_stage, "--batch_size", 8, "--max_steps", 1],
+        "predict": [
+            "predict.py",
+            "--input",
+            nyu / "Test" / "00000_colors.png",
+            "--output_dir",
+            "out",
+            *onnx_nets(red_onnx),
         ],
-        "predict": ["predict.py", "--input", nyu / "Test" / "00000_colors.png", "--output_dir", "out",
-                    *onnx_nets(red_onnx)],
         "export": [
             "export.py",
             "--coarse_or_fine",

@@ -92,8 +92,9 @@ def test_photographs_are_brought_to_the_size_of_nyu(picture):
 def test_depth_is_written_as_it_is_read():
     depth_m = np.array([-0.5, 0, 0.001, 5, 8, 9.99, 10.03, 12, 65.535, 65.536, 214, np.inf, np.nan], np.float32)
     np.testing.assert_array_equal(image.encode_train_depth(depth_m), [0, 0, 1, 128, 204, *[255] * 6, 0, 0])
-    np.testing.assert_array_equal(image.encode_test_depth(depth_m),
-                                  [0, 0, 1, 5000, 8000, 9990, 10030, 12000, *[65535] * 3, 0, 0])
+    np.testing.assert_array_equal(
+        image.encode_test_depth(depth_m), [0, 0, 1, 5000, 8000, 9990, 10030, 12000, *[65535] * 3, 0, 0]
+    )
     assert image.encode_train_depth(depth_m).dtype == np.uint8 and image.encode_test_depth(depth_m).dtype == np.uint16
 
 
@@ -178,8 +179,17 @@ def test_sixteen_bit_depth_may_be_in_tiff_of_either_byte_order_or_in_32_bits(tmp
 
 
 def test_the_lens_is_what_exif_tells(tmp_path):
-    for told, expected in ((28, 28.0), (5, 5.0), (3000, 3000.0), (0, None), (-28, None), (4, None),
-                           (3001, None), (65535, None), (None, None)):
+    for told, expected in (
+        (28, 28.0),
+        (5, 5.0),
+        (3000, 3000.0),
+        (0, None),
+        (-28, None),
+        (4, None),
+        (3001, None),
+        (65535, None),
+        (None, None),
+    ):
         exif = Image.Exif()
         if told is not None:
             exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FocalLengthIn35mmFilm] = told
@@ -193,8 +203,13 @@ BAD_RATIONAL = struct.pack("<2i", -1, 0)
 
 def exif_of(orientation, *, count=1, kind=3):
     """EXIF with an orientation and, behind it, a resolution of -1/0."""
-    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<HHHIHH", 2, 0x112, kind, count, orientation, 0) \
-        + struct.pack("<HHII", 0x11A, 10, 1, 38) + bytes(4) + BAD_RATIONAL
+    return (
+        b"Exif\0\0II*\0\x08\0\0\0"
+        + struct.pack("<HHHIHH", 2, 0x112, kind, count, orientation, 0)
+        + struct.pack("<HHII", 0x11A, 10, 1, 38)
+        + bytes(4)
+        + BAD_RATIONAL
+    )
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
@@ -204,8 +219,14 @@ def test_a_picture_is_turned_upright_whatever_else_its_exif_holds(tmp_path, pict
     Image.fromarray(picture).save(tmp_path / f"a.{ending}", exif=exif_of(orientation))
     pixels = image.load_rgb(tmp_path / f"plain.{ending}")
     by_the_standard = {  # what row 0 and column 0 of the file show: EXIF 2.32, tag 0x0112
-        2: pixels[:, ::-1], 3: pixels[::-1, ::-1], 4: pixels[::-1], 5: pixels.swapaxes(0, 1),
-        6: pixels[::-1].swapaxes(0, 1), 7: pixels[::-1, ::-1].swapaxes(0, 1), 8: pixels[:, ::-1].swapaxes(0, 1)}
+        2: pixels[:, ::-1],
+        3: pixels[::-1, ::-1],
+        4: pixels[::-1],
+        5: pixels.swapaxes(0, 1),
+        6: pixels[::-1].swapaxes(0, 1),
+        7: pixels[::-1, ::-1].swapaxes(0, 1),
+        8: pixels[:, ::-1].swapaxes(0, 1),
+    }
     np.testing.assert_array_equal(image.load_rgb(tmp_path / f"a.{ending}"), by_the_standard.get(orientation, pixels))
 
 
@@ -215,15 +236,26 @@ def test_a_tiff_is_turned_once_whatever_else_it_holds(tmp_path, picture, compres
     Image.fromarray(picture).save(path, compression=compression, tiffinfo={0x112: 6}, dpi=(300, 300))
     content = bytearray(path.read_bytes())
     at = content.find(struct.pack("<HHI", 0x11A, 5, 1))  # the resolution's entry: its kind, and where its value is
-    content[at + 2:at + 4] = struct.pack("<H", 10)
-    (value,) = struct.unpack("<I", content[at + 8:at + 12])
-    content[value:value + 8] = BAD_RATIONAL
+    content[at + 2 : at + 4] = struct.pack("<H", 10)
+    (value,) = struct.unpack("<I", content[at + 8 : at + 12])
+    content[value : value + 8] = BAD_RATIONAL
     path.write_bytes(content)
     np.testing.assert_array_equal(image.load_rgb(path), np.rot90(picture, -1))
 
 
-@pytest.mark.parametrize("exif", [b"", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0no TIFF at all",
-                                  exif_of(6, kind=2), exif_of(6, count=9), exif_of(6, kind=12), exif_of(6, kind=99)])
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"",
+        b"Exif\0\0",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        b"Exif\0\0no TIFF at all",
+        exif_of(6, kind=2),
+        exif_of(6, count=9),
+        exif_of(6, kind=12),
+        exif_of(6, kind=99),
+    ],
+)
 def test_broken_exif_makes_no_broken_picture(tmp_path, picture, exif):
     Image.fromarray(picture).save(tmp_path / "plain.jpg")
     Image.fromarray(picture).save(tmp_path / "a.jpg", exif=exif)
@@ -234,9 +266,17 @@ def test_broken_exif_makes_no_broken_picture(tmp_path, picture, exif):
     assert image.focal_length_35mm(tmp_path / "a.jpg") is None
 
 
-@pytest.mark.parametrize(("beginning", "name"), [
-    (b"\0\0\0\x18ftypheic", "HEIC"), (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "HEIC"), (b"\0\0\0\x1cftypavif", "AVIF"),
-    (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avif", "AVIF"), (b"\0\0\0\x0cjP  \r\n", "JPEG 2000"), (b"\xff\n", "JPEG XL")])
+@pytest.mark.parametrize(
+    ("beginning", "name"),
+    [
+        (b"\0\0\0\x18ftypheic", "HEIC"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "HEIC"),
+        (b"\0\0\0\x1cftypavif", "AVIF"),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avif", "AVIF"),
+        (b"\0\0\0\x0cjP  \r\n", "JPEG 2000"),
+        (b"\xff\n", "JPEG XL"),
+    ],
+)
 def test_formats_that_are_not_read_are_called_by_their_names(tmp_path, beginning, name):
     (tmp_path / "a.jpg").write_bytes(beginning.ljust(99, b"\0"))
     with pytest.raises(image.ImageError, match=rf"a\.jpg: {name} is not read: save it as JPEG or PNG first"):
@@ -271,7 +311,7 @@ def test_broken_files_are_named(tmp_path, picture, ending):
     whole = tmp_path / f"whole.{ending}"
     Image.fromarray(picture).save(whole)
     content = whole.read_bytes()
-    for name, damaged in {"empty": b"", "text": b"not a picture", "half": content[:len(content) // 2]}.items():
+    for name, damaged in {"empty": b"", "text": b"not a picture", "half": content[: len(content) // 2]}.items():
         path = tmp_path / f"{name}.{ending}"
         path.write_bytes(damaged)
         with pytest.raises(image.ImageError, match=rf"{name}\.{ending}: broken image"):
@@ -329,9 +369,17 @@ def decoded_by_opencv(monkeypatch):
     return made
 
 
-@pytest.mark.parametrize(("options", "by_opencv"), [
-    ({}, [True]), ({"subsampling": 0, "quality": 97}, [True]), ({"progressive": True}, [True]), ({"mode": "L"}, [True]),
-    ({"mode": "CMYK"}, []), ({"orientation": 6}, [])])
+@pytest.mark.parametrize(
+    ("options", "by_opencv"),
+    [
+        ({}, [True]),
+        ({"subsampling": 0, "quality": 97}, [True]),
+        ({"progressive": True}, [True]),
+        ({"mode": "L"}, [True]),
+        ({"mode": "CMYK"}, []),
+        ({"orientation": 6}, []),
+    ],
+)
 def test_jpeg_is_read_as_pillow_reads_it(tmp_path, decoded_by_opencv, options, by_opencv):
     """Whichever library decodes it: the variants that OpenCV, which is faster, is given, and those that it is not."""
     options, path = dict(options), tmp_path / "picture.jpg"
@@ -347,9 +395,15 @@ def test_jpeg_is_read_as_pillow_reads_it(tmp_path, decoded_by_opencv, options, b
     assert decoded_by_opencv == by_opencv
 
 
-@pytest.mark.parametrize(("name", "options", "by_opencv"), [
-    ("depth.png", {}, [True]), ("depth.png", {"transparency": 7}, [True]), ("depth.tif", {}, []),
-    ("depth.jpg", {}, [])])
+@pytest.mark.parametrize(
+    ("name", "options", "by_opencv"),
+    [
+        ("depth.png", {}, [True]),
+        ("depth.png", {"transparency": 7}, [True]),
+        ("depth.tif", {}, []),
+        ("depth.jpg", {}, []),
+    ],
+)
 def test_a_depth_map_is_read_as_it_is(tmp_path, decoded_by_opencv, name, options, by_opencv):
     """PNG by the faster library, with a transparent grey level or without, the others by Pillow."""
     pixels = np.arange(480 * 640).reshape(480, 640).astype(np.uint8)

@@ -43,8 +43,14 @@ def test_run_infer_310_gives_eval_s_accuracy_and_mindspore_s_numbers(models, tra
         (tmp_path / name).mkdir()
         (tmp_path / name / "99999_0.bin").write_text(of_before)
     (tmp_path / "acc.log").write_text("before")
-    result = run("scripts/run_infer_310.sh", *(os.path.relpath(path, tmp_path) for path in models), nyu / "Test", 0,
-                 cwd=tmp_path, DEVICE_TARGET="CPU")
+    result = run(
+        "scripts/run_infer_310.sh",
+        *(os.path.relpath(path, tmp_path) for path in models),
+        nyu / "Test",
+        0,
+        cwd=tmp_path,
+        DEVICE_TARGET="CPU",
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     for name, of_before in (("result_Files.1", "long before"), ("result_Files.2", "before")):  # moved aside, and whole
         assert (tmp_path / name / "99999_0.bin").read_text() == of_before
@@ -121,7 +127,7 @@ def test_bad_models_and_folders_get_one_error(infer, tiny, models, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "text.mindir").write_text("hello\n" * 100)
     content = models[0].read_bytes()
-    (tmp_path / "half.mindir").write_bytes(content[:len(content) // 2])
+    (tmp_path / "half.mindir").write_bytes(content[: len(content) // 2])
     three = write_mindir(TinyCoarse(), tmp_path / "three.mindir", batch=3)
     coarse, fine = tiny[1]
     images = tmp_path / "images"
@@ -161,8 +167,13 @@ def test_run_infer_310_stops_at_the_first_failure(models, tiny, nyu, run, tmp_pa
 
 def test_build_names_what_is_missing(tmp_path):
     def build(**environment):
-        result = subprocess.run(["/bin/bash", SOURCE / "build.sh"], capture_output=True, text=True, check=False,
-                                env={"BUILD_DIR": str(tmp_path), **environment})
+        result = subprocess.run(
+            ["/bin/bash", SOURCE / "build.sh"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={"BUILD_DIR": str(tmp_path), **environment},
+        )
         return result.returncode, result.stderr.strip()
 
     (tmp_path / "bin").mkdir()
@@ -184,7 +195,10 @@ def test_what_could_not_be_written_is_not_counted_and_unknown_options_are_named(
     result = infer(coarse, fine, tmp_path / "images", tmp_path)
     assert result.returncode == 1 and "1 of 2 images" in result.stdout and "a_0.bin" in result.stderr
     assert (tmp_path / "result_Files" / ".write-test").read_text() == "mine"
-    for arguments, text in ((["--treads", "2"], "unknown option"), (["--threads"], "expected a value"),
-                            (["--threads", "two"], "--threads two: expected a whole number")):
+    for arguments, text in (
+        (["--treads", "2"], "unknown option"),
+        (["--threads"], "expected a value"),
+        (["--threads", "two"], "--threads two: expected a whole number"),
+    ):
         result = infer(coarse, fine, tmp_path / "images", tmp_path, *arguments)
         assert result.returncode == 2 and text in result.stderr, result.stderr

@@ -176,8 +176,14 @@ def main():
 
 cli.run(main)
 """)
-    process = subprocess.Popen([sys.executable, "work.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "work.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout.readline() == "ready\n"
     process.terminate()
     assert process.communicate(timeout=60) == ("", "") and process.returncode == 143
@@ -214,8 +220,13 @@ def test_a_pool_of_another_s_does_not_let_a_signal_through(nyu, fine_stage, run,
     """Python's resource tracker, which such a pool starts, unblocks SIGTERM and SIGINT."""
     (tmp_path / "pool.py").write_text(POOL)
     arguments = [*map(str, ["--data_url", nyu, *fine_stage, *STATE_A_STEP])]
-    process = subprocess.Popen([sys.executable, "pool.py", *arguments, "--epochs_fine", "100"], cwd=tmp_path, text=True,
-                               env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "pool.py", *arguments, "--epochs_fine", "100"],
+        cwd=tmp_path,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+    )
     wait_for(lambda: (tmp_path / "Model/Ckpt/FineNet_2.ckpt").exists())
     process.send_signal(number)
     output, _ = process.communicate(timeout=120)  # to the end of the file: no process of the pool has it open any more
@@ -241,8 +252,13 @@ def processes_of(text):
 @pytest.mark.parametrize("group", [False, True], ids=["process", "group"])
 def test_a_pool_ends_with_its_parent(run, tmp_path, number, group):
     folder = tmp_path / "rooms"
-    process = subprocess.Popen([sys.executable, ROOT / "tools/make_sample_nyu.py", folder, "--scenes", "500"],
-                               start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "tools/make_sample_nyu.py", folder, "--scenes", "500"],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     wait_for(lambda: list(folder.rglob("*.jpg")))
     assert len(processes_of(str(folder))) > 1
     (os.killpg if group else os.kill)(process.pid, number)
@@ -259,14 +275,19 @@ def test_a_pool_ends_with_its_parent(run, tmp_path, number, group):
 
 def test_a_process_of_the_pool_that_is_killed_ends_the_command_in_one_line(tmp_path):
     folder = tmp_path / "rooms"
-    process = subprocess.Popen([sys.executable, ROOT / "tools/make_sample_nyu.py", folder, "--scenes", "500"],
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "tools/make_sample_nyu.py", folder, "--scenes", "500"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     wait_for(lambda: list(folder.rglob("*.jpg")))
     os.kill(max(set(processes_of(str(folder))) - {process.pid}), signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2 and not list(folder.iterdir())
     assert errors.splitlines() == [
-        "make_sample_nyu.py: error: a process of the pool was ended from outside: too little memory?"]
+        "make_sample_nyu.py: error: a process of the pool was ended from outside: too little memory?"
+    ]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
@@ -275,8 +296,14 @@ def test_an_export_leaves_no_folder(trained, run, tmp_path, number):
     arguments = ["--coarse_or_fine", "coarse", "--ckpt_file", str(checkpoint)]
     (tmp_path / "tmp").mkdir()
     environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
-    process = subprocess.Popen([sys.executable, ROOT / "export.py", *arguments], cwd=tmp_path, env=environment,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "export.py", *arguments],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     wait_for(lambda: list(tmp_path.glob("Model/MindIR/.*/*")))
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
@@ -292,10 +319,13 @@ def test_an_export_leaves_no_folder(trained, run, tmp_path, number):
 
 
 def test_a_folder_that_another_process_works_in_stays(tmp_path):
-    code = "import sys, pathlib\nfrom src.base import files\nwith files.temporary_folder(sys.argv[1]) as folder:\n" \
+    code = (
+        "import sys, pathlib\nfrom src.base import files\nwith files.temporary_folder(sys.argv[1]) as folder:\n"
         "    print(folder, flush=True); input()"
-    other = subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT, stdin=subprocess.PIPE, text=True,
-                             stdout=subprocess.PIPE)
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path], cwd=ROOT, stdin=subprocess.PIPE, text=True, stdout=subprocess.PIPE
+    )
     theirs = Path(other.stdout.readline().strip())
     with files.temporary_folder(tmp_path) as ours:
         assert set(tmp_path.iterdir()) == {theirs, ours}
@@ -310,8 +340,14 @@ def test_two_workers_stop_where_there_is_no_procps(nyu, fine_stage, tmp_path):
     programs = path_without(tmp_path / "bin", "pgrep", "pkill", "ps", "pidof")
     ranks = write(tmp_path / "table.json", table(2))
     command = ["/bin/bash", SCRIPT, nyu, ranks, *fine_stage, *STATE_A_STEP, "--epochs_fine", "1000"]
-    process = subprocess.Popen([*map(str, command)], cwd=tmp_path, env={**ENVIRONMENT, "PATH": str(programs)},
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*map(str, command)],
+        cwd=tmp_path,
+        env={**ENVIRONMENT, "PATH": str(programs)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     wait_for(lambda: (tmp_path / "Model/Ckpt/FineNet_2_rank0.ckpt").exists())
     process.terminate()
     output, errors = process.communicate(timeout=120)
@@ -340,8 +376,18 @@ def test_two_workers_stop_when_the_window_is_closed(nyu, fine_stage, tmp_path):
 def test_two_workers_that_were_stopped_or_lost_one_of_them_resume_exactly(nyu, fine_stage, forked, tmp_path):
     """Unbroken; stopped by Ctrl-C and then with one worker killed by SIGKILL: the same weights."""
     ranks = write(tmp_path / "table.json", table(2))
-    arguments = [nyu, ranks, *fine_stage, *STATE_A_STEP, "--epochs_fine", 3, "--learning_rate_fine", 1e-3,
-                 "--val_data", nyu]
+    arguments = [
+        nyu,
+        ranks,
+        *fine_stage,
+        *STATE_A_STEP,
+        "--epochs_fine",
+        3,
+        "--learning_rate_fine",
+        1e-3,
+        "--val_data",
+        nyu,
+    ]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
     broken.mkdir()
@@ -350,8 +396,18 @@ def test_two_workers_that_were_stopped_or_lost_one_of_them_resume_exactly(nyu, f
     assert unbroken.returncode == 0, output + errors
     assert len(re.findall(r"abs_rel: ", output)) == 3  # once an epoch, from rank 0
 
-    evaluated = forked("eval.py", "--test_data", nyu, "--coarse_ckpt_model", fine_stage[-1], "--fine_ckpt_model",
-                       "Model/Ckpt/FinalFineNet_rank0.ckpt", "--output_dir", "report", cwd=whole)
+    evaluated = forked(
+        "eval.py",
+        "--test_data",
+        nyu,
+        "--coarse_ckpt_model",
+        fine_stage[-1],
+        "--fine_ckpt_model",
+        "Model/Ckpt/FinalFineNet_rank0.ckpt",
+        "--output_dir",
+        "report",
+        cwd=whole,
+    )
     assert evaluated.returncode == 0, evaluated.stderr
     expected = json.loads((whole / "report" / "metrics.json").read_text())["metrics"]["FineNet"]
     with open(whole / "Model" / "Log" / "fine_rank0.csv", newline="") as file:

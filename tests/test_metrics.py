@@ -36,8 +36,11 @@ def test_equals_a_loop_over_pixels_with_holes_and_clips():
     target_m[rng.random(target_m.shape) < 0.2] = 0
     values = metrics.evaluate(log_depth, target_m)
     for i in range(3):
-        pairs = [(min(max(float(np.exp(np.float64(x))), 0.1), 10.0), min(max(float(t), 0.1), 10.0))
-                 for x, t in zip(log_depth[i].ravel(), target_m[i].ravel(), strict=True) if t > 0]
+        pairs = [
+            (min(max(float(np.exp(np.float64(x))), 0.1), 10.0), min(max(float(t), 0.1), 10.0))
+            for x, t in zip(log_depth[i].ravel(), target_m[i].ravel(), strict=True)
+            if t > 0
+        ]
         logs = [np.log(p / t) for p, t in pairs]
         mean_log = sum(logs) / len(logs)
         expected = {
@@ -61,7 +64,7 @@ def test_the_batch_size_changes_nothing(protocol):
     target_m = rng.uniform(0.5, 9, (3, 1, *((55, 74) if protocol == "depthnet" else (480, 640)))).astype(np.float32)
     whole = metrics.evaluate(log_depth, target_m, protocol)
     for i in range(3):
-        one = metrics.evaluate(log_depth[i:i + 1], target_m[i:i + 1], protocol)
+        one = metrics.evaluate(log_depth[i : i + 1], target_m[i : i + 1], protocol)
         assert all(one[name][0] == whole[name][i] for name in whole)
 
 
@@ -139,5 +142,12 @@ def test_wrong_arguments_are_refused():
 def test_the_final_line_has_the_names_that_scripts_look_for():
     line = metrics.final_line("FineNet", dict.fromkeys(metrics.METRICS, 0.5))
     labels = [part.split(":")[-2].strip() for part in line.split(",")]
-    assert labels == ["delta1_loss", "delta2_loss", "delta3_loss", "abs_relative_loss", "sqr_relative_loss",
-                      "rmse_linear_loss", "rmse_log_loss"]
+    assert labels == [
+        "delta1_loss",
+        "delta2_loss",
+        "delta3_loss",
+        "abs_relative_loss",
+        "sqr_relative_loss",
+        "rmse_linear_loss",
+        "rmse_log_loss",
+    ]

@@ -24,10 +24,13 @@ def leave_run(model, stages, suffix=""):
     files = [f"Log/{name_of(name, suffix)}" for name in LOGS]
     for stage in stages:
         net = f"{stage.capitalize()}Net"
-        files += [f"Ckpt/{name_of(name, suffix)}" for name in (f"{net}_1.ckpt", f"{net}_2.ckpt", f"Final{net}.ckpt",
-                                                                f"Best{net}.ckpt")]
-        files += [f"Log/{name_of(name, suffix)}" for name in (f"{stage}.csv", f"{stage}_panels.png",
-                                                              f"{stage}_panels.npz")]
+        files += [
+            f"Ckpt/{name_of(name, suffix)}"
+            for name in (f"{net}_1.ckpt", f"{net}_2.ckpt", f"Final{net}.ckpt", f"Best{net}.ckpt")
+        ]
+        files += [
+            f"Log/{name_of(name, suffix)}" for name in (f"{stage}.csv", f"{stage}_panels.png", f"{stage}_panels.npz")
+        ]
         files.append(f"Log/tensorboard{suffix}/{stage}/events.out")
     for file in files:
         path = model / file
@@ -39,13 +42,19 @@ def leave_run(model, stages, suffix=""):
 def leave_coarse_net(path):
     """A checkpoint of the small coarse net."""
     rng = np.random.default_rng(0)
-    checkpoint.save(path, {"conv.weight": rng.normal(0, 0.01, (1, 3, 12, 12)).astype(np.float32),
-                           "conv.bias": np.zeros(1, np.float32)}, {"stage": "coarse", "coarse_net": "default"})
+    checkpoint.save(
+        path,
+        {"conv.weight": rng.normal(0, 0.01, (1, 3, 12, 12)).astype(np.float32), "conv.bias": np.zeros(1, np.float32)},
+        {"stage": "coarse", "coarse_net": "default"},
+    )
 
 
 def contents(model):
-    return {path.relative_to(model).as_posix(): path.read_bytes() for path in model.rglob("*")
-            if path.is_file() and path.name != ".lock"}
+    return {
+        path.relative_to(model).as_posix(): path.read_bytes()
+        for path in model.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
 
 
 def assert_nothing_is_lost(model, before):
@@ -65,9 +74,13 @@ NEW = {
 }
 
 
-@pytest.mark.parametrize(("earlier", "new", "step"), [
-    *((earlier, new, 3 - 2 * (earlier == "both")) for earlier in EARLIER for new in NEW if "0 epochs" in new),
-    *(("both", new, 9) for new in NEW if "0 epochs" not in new)])
+@pytest.mark.parametrize(
+    ("earlier", "new", "step"),
+    [
+        *((earlier, new, 3 - 2 * (earlier == "both")) for earlier in EARLIER for new in NEW if "0 epochs" in new),
+        *(("both", new, 9) for new in NEW if "0 epochs" not in new),
+    ],
+)
 def test_a_kill_between_any_two_operations_loses_nothing(nyu, forked, tmp_path, earlier, new, step):
     """Killed in place of every `step`th operation on files; typed again, the command completes. Beside the earlier run
     lies a distributed one, which stays as it is."""
@@ -117,15 +130,25 @@ def test_what_was_killed_in_the_move_is_resumed_or_named(nyu, forked, tmp_path):
         assert "already holds a run" in one_line(forked(*command, "--max_steps", 2, cwd=tmp_path))
         result = forked(*command, "--max_steps", 2, "--resume", cwd=tmp_path)
         assert result.returncode == 0, result.stderr
-        assert (tmp_path / "Model/Ckpt/FinalFineNet.ckpt").read_bytes() == \
-            (unbroken / "Ckpt/FinalFineNet.ckpt").read_bytes()
+        assert (tmp_path / "Model/Ckpt/FinalFineNet.ckpt").read_bytes() == (
+            unbroken / "Ckpt/FinalFineNet.ckpt"
+        ).read_bytes()
         resumed += 1
     assert resumed > 3
     line = one_line(forked(*command, "--max_steps", 2, "--resume", cwd=tmp_path))
     assert "--resume finds no state to go on from (found: replaced-" in line and "which --overwrite moved aside" in line
     moved = next((tmp_path / "Model").glob("replaced-*"))
-    result = forked(*command, "--max_steps", 2, "--resume", "--train_url", moved, "--pre_trained",
-                    "Model/Ckpt/FinalCoarseNet.ckpt", cwd=tmp_path)  # it is an output folder itself
+    result = forked(
+        *command,
+        "--max_steps",
+        2,
+        "--resume",
+        "--train_url",
+        moved,
+        "--pre_trained",
+        "Model/Ckpt/FinalCoarseNet.ckpt",
+        cwd=tmp_path,
+    )  # it is an output folder itself
     assert result.returncode == 0 and "fine net: 8 pairs" in result.stdout and "complete at step 2" in result.stdout
 
 
@@ -155,16 +178,21 @@ def test_a_standalone_run_takes_no_file_of_another(nyu, forked, tmp_path):
     command = ["train_tiny", "--data_url", nyu, "--batch_size", 4, "--stage", "coarse"]
     assert forked(*command, "--max_steps", 2, cwd=tmp_path).returncode == 0
     checkpoints = tmp_path / "Model" / "Ckpt"
-    for name in (".next-CoarseNet_1_rank0.ckpt", ".next-CoarseNet_9.ckpt", "CoarseNet_9_rank0.ckpt",
-                 "FinalCoarseNet_rank0.ckpt"):
+    for name in (
+        ".next-CoarseNet_1_rank0.ckpt",
+        ".next-CoarseNet_9.ckpt",
+        "CoarseNet_9_rank0.ckpt",
+        "FinalCoarseNet_rank0.ckpt",
+    ):
         shutil.copy(checkpoints / "CoarseNet_2.ckpt", checkpoints / name)
     before = tree(checkpoints)
     result = forked(*command, "--max_steps", 2, "--resume", cwd=tmp_path)
     assert result.returncode == 0 and "resuming from Model/Ckpt/CoarseNet_2.ckpt" in result.stdout, result.stderr
     assert tree(checkpoints) == before
     assert forked(*command, "--max_steps", 2, "--overwrite", cwd=tmp_path).returncode == 0
-    assert {name: content for name, content in tree(checkpoints).items() if "rank0" in name or "next" in name} == \
-        {name: content for name, content in before.items() if "rank0" in name or "next" in name}
+    assert {name: content for name, content in tree(checkpoints).items() if "rank0" in name or "next" in name} == {
+        name: content for name, content in before.items() if "rank0" in name or "next" in name
+    }
 
 
 def test_a_start_that_fails_moves_nothing(nyu, forked, tmp_path):
@@ -174,8 +202,21 @@ def test_a_start_that_fails_moves_nothing(nyu, forked, tmp_path):
     leave_run(tmp_path / "Model", ("coarse",))
     (data / "Train" / "one_out" / "3.png").write_bytes(b"broken")
     before = tree(tmp_path)
-    one_line(forked("train_tiny", "--data_url", data, "--batch_size", 2, "--overwrite", "--coarse_net", "paper",
-                    "--start", "imagenet", cwd=tmp_path))
+    one_line(
+        forked(
+            "train_tiny",
+            "--data_url",
+            data,
+            "--batch_size",
+            2,
+            "--overwrite",
+            "--coarse_net",
+            "paper",
+            "--start",
+            "imagenet",
+            cwd=tmp_path,
+        )
+    )
     assert tree(tmp_path) == before
 
 

@@ -31,8 +31,9 @@ def test_both_forms_give_the_same_batches(nyu, made, rank, augmentation):
     plain, fast = packed.open_training(nyu), packed.open_training(made)
     assert (plain.form, fast.form) == ("plain", "packed") and plain.names == fast.names
     schedule = Schedule(8, 2, seed=4, rank=rank, ranks=2)
-    ours, theirs = (list(TrainingData(source, schedule, 2, 5, augmentation=augmentation).batches(1, 7))
-                    for source in (fast, plain))
+    ours, theirs = (
+        list(TrainingData(source, schedule, 2, 5, augmentation=augmentation).batches(1, 7)) for source in (fast, plain)
+    )
     assert len(ours) == len(theirs) == 6
     batches = theirs
     for batch, expected in zip(ours, theirs, strict=True):
@@ -106,8 +107,24 @@ def test_the_commands_pack_and_train_to_the_same_bits(nyu, run, forked, tmp_path
     assert forked("tools/pack_nyu.py", "set", "--verify", cwd=tmp_path).returncode == 0
     weights = []
     for data, form in ((nyu, "plain"), ("set", "packed")):
-        result = forked("train.py", "--data_url", data, "--stage", "coarse", "--coarse_net", "paper", "--start",
-                        "imagenet", "--batch_size", 2, "--max_steps", 3, "--train_url", form, cwd=tmp_path)
+        result = forked(
+            "train.py",
+            "--data_url",
+            data,
+            "--stage",
+            "coarse",
+            "--coarse_net",
+            "paper",
+            "--start",
+            "imagenet",
+            "--batch_size",
+            2,
+            "--max_steps",
+            3,
+            "--train_url",
+            form,
+            cwd=tmp_path,
+        )
         assert result.returncode == 0, result.stderr
         assert f"{data}, {form} form, 8 pairs" in result.stdout
         weights.append(checkpoint.load(tmp_path / form / "Ckpt" / "FinalCoarseNet.ckpt").arrays)

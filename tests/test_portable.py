@@ -44,9 +44,27 @@ def test_onnx_files_predict_where_linux_is_not(red_onnx, tmp_path):
     pixels[..., 0] = 102
     Image.fromarray(pixels).save(tmp_path / "a picture.png")
     result = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, ROOT / "predict.py", "--input", "a picture.png", "--save", "npy", "color",
-         "ply", "--coarse_onnx", red_onnx[0], "--fine_onnx", red_onnx[1]], cwd=tmp_path, capture_output=True, text=True,
-        check=False)
+        [
+            sys.executable,
+            "-c",
+            ELSEWHERE,
+            ROOT / "predict.py",
+            "--input",
+            "a picture.png",
+            "--save",
+            "npy",
+            "color",
+            "ply",
+            "--coarse_onnx",
+            red_onnx[0],
+            "--fine_onnx",
+            red_onnx[1],
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr
     np.testing.assert_allclose(np.load(tmp_path / "predictions" / "a picture_depth.npy"), np.exp(0.8), rtol=1e-4)
     assert (tmp_path / "predictions" / "a picture.ply").exists()
@@ -76,7 +94,11 @@ def test_a_310_host_has_the_libraries_of_its_distribution(nyu, tmp_path):
     for name, prefix in (("plain", []), ("old", ["-c", DEBIAN_12])):
         result = subprocess.run(
             [sys.executable, *prefix, ROOT / "preprocess.py", "--dataset_path", "Test", "--output_path", name],
-            cwd=tmp_path, capture_output=True, text=True, check=False)
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert result.returncode == 0, result.stderr
     for path in tmp_path.glob("plain/*/*.bin"):
         assert path.read_bytes() == (tmp_path / "old" / path.relative_to(tmp_path / "plain")).read_bytes()
@@ -84,16 +106,37 @@ def test_a_310_host_has_the_libraries_of_its_distribution(nyu, tmp_path):
         expected = np.asarray(jpeg)[12:468, 16:624].reshape(228, 2, 304, 2, 3).mean((1, 3)) / 255
     found = np.fromfile(tmp_path / "old" / "img_data" / "00000.bin", np.float32).reshape(3, 228, 304)
     np.testing.assert_allclose(found.transpose(1, 2, 0), expected, atol=1e-5)
-    result = subprocess.run([sys.executable, "-c", DEBIAN_12, ROOT / "postprocess.py", "--result_path", "absent"],
-                            cwd=tmp_path, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", DEBIAN_12, ROOT / "postprocess.py", "--result_path", "absent"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 2 and "no such folder" in result.stderr
 
 
 def test_onnx_files_are_scored_without_mindspore(red_onnx, nyu, tmp_path):
     result = subprocess.run(
-        [sys.executable, "-c", DEBIAN_12, ROOT / "eval.py", "--test_data", nyu, "--output_dir", "report",
-         "--coarse_onnx", red_onnx[0], "--fine_onnx", red_onnx[1]], cwd=tmp_path, capture_output=True, text=True,
-        check=False)
+        [
+            sys.executable,
+            "-c",
+            DEBIAN_12,
+            ROOT / "eval.py",
+            "--test_data",
+            nyu,
+            "--output_dir",
+            "report",
+            "--coarse_onnx",
+            red_onnx[0],
+            "--fine_onnx",
+            red_onnx[1],
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr
     errors = []
     for pair in listing.list_test(nyu):
@@ -109,9 +152,11 @@ def test_onnx_files_are_scored_without_mindspore(red_onnx, nyu, tmp_path):
 
 
 def test_the_page_says_what_it_lacks(red_onnx, tmp_path):
-    without = 'import sys; sys.modules["gradio"] = None; sys.argv = sys.argv[1:]\n' \
-        'import os, runpy; sys.path.insert(0, os.path.dirname(sys.argv[0]))\n' \
+    without = (
+        'import sys; sys.modules["gradio"] = None; sys.argv = sys.argv[1:]\n'
+        "import os, runpy; sys.path.insert(0, os.path.dirname(sys.argv[0]))\n"
         'runpy.run_path(sys.argv[0], run_name="__main__")'
+    )
     command = [sys.executable, "-c", without, ROOT / "app.py", "--coarse_onnx", red_onnx[0], "--fine_onnx", red_onnx[1]]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 2

@@ -47,8 +47,17 @@ def write_results(preprocessed, folder, factor):
 
 def test_known_results_get_known_scores(preprocessed, run, bare, tmp_path):
     results = write_results(preprocessed, tmp_path / "results", 1.2)
-    result = run("postprocess.py", "--result_path", results, "--label_file", preprocessed / "label", "--output_dir",
-                 tmp_path / "report", cwd=tmp_path, PYTHONPATH=bare)
+    result = run(
+        "postprocess.py",
+        "--result_path",
+        results,
+        "--label_file",
+        preprocessed / "label",
+        "--output_dir",
+        tmp_path / "report",
+        cwd=tmp_path,
+        PYTHONPATH=bare,
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     values = [float(value) for value in FINAL_LINE.search(result.stdout).groups()[1:]]
     assert values[:4] == pytest.approx([1, 1, 1, 0.2], abs=1e-5) and values[6] == pytest.approx(np.log(1.2), abs=1e-5)
@@ -60,8 +69,9 @@ def test_missing_short_surplus_and_broken_results_are_named(preprocessed, run, t
     def complain(change):
         results = write_results(preprocessed, tmp_path / f"results{len(list(tmp_path.iterdir()))}", 1)
         change(results)
-        return one_line(run("postprocess.py", "--result_path", results, "--label_file", preprocessed / "label",
-                            cwd=tmp_path))
+        return one_line(
+            run("postprocess.py", "--result_path", results, "--label_file", preprocessed / "label", cwd=tmp_path)
+        )
 
     assert "1 missing: 00002_0.bin" in complain(lambda folder: (folder / "00002_0.bin").unlink())
     assert "1 without a label: 7_0.bin" in complain(lambda folder: (folder / "7_0.bin").write_bytes(b"x"))
@@ -73,5 +83,6 @@ def test_missing_short_surplus_and_broken_results_are_named(preprocessed, run, t
 
 def test_mistakes_get_one_line(preprocessed, run, tmp_path):
     assert "absent: no such folder" in one_line(run("preprocess.py", "--dataset_path", "absent", cwd=tmp_path))
-    assert "absent: no such folder" in one_line(run("postprocess.py", "--result_path", "absent", "--label_file",
-                                                    preprocessed / "label", cwd=tmp_path))
+    assert "absent: no such folder" in one_line(
+        run("postprocess.py", "--result_path", "absent", "--label_file", preprocessed / "label", cwd=tmp_path)
+    )

@@ -53,8 +53,13 @@ def test_depth_edges_lie_over_those_of_the_picture(size):
     assert depth_m.shape == size and depth_m.dtype == np.float32
     window = predict.windows(height, width)[0][2:]
     cell = max(window[0] * 456 / 480 / 55, window[1] * 608 / 640 / 74)
-    near_an_edge = cv2.dilate(cv2.morphologyEx(far.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3))),
-                              np.ones((2 * int(np.ceil(cell)) + 1,) * 2)) > 0
+    near_an_edge = (
+        cv2.dilate(
+            cv2.morphologyEx(far.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3))),
+            np.ones((2 * int(np.ceil(cell)) + 1,) * 2),
+        )
+        > 0
+    )
     border = int(np.ceil(0.03 * max(window)))  # what the nets do not see is continued from what they do
     inner = (slice(border, height - border), slice(border, width - border))
     assert (~near_an_edge[inner]).sum() > 0.3 * far[inner].size
@@ -87,7 +92,7 @@ def test_windows_cover_the_picture(size):
     for top, left, height, width in predict.windows(*size):
         assert width / height == pytest.approx(4 / 3) and top >= 0 and left >= 0
         assert top + height <= size[0] + 1e-6 and left + width <= size[1] + 1e-6
-        covered[round(top):round(top + height), round(left):round(left + width)] = True
+        covered[round(top) : round(top + height), round(left) : round(left + width)] = True
     assert covered.all()
     assert len(predict.windows(480, 640)) == len(predict.windows(427, 561)) == 1
     assert len(predict.windows(1080, 1920)) == 2
@@ -138,8 +143,10 @@ def test_walls_of_a_rendered_room_are_flat_and_square(run, tmp_path):
     np.testing.assert_allclose(angles, np.round(angles), atol=1e-3)  # parallel or at right angles
     bent = points(depth_m, Intrinsics.from_fov(480, 640, 90))  # with other intrinsics the walls still lie flat,
     assert plane_residual(bent[(wall == wall[240, 320]).ravel()]) < 1e-4  # but no longer at right angles
-    bent_normals = [np.linalg.svd(bent[(wall == n).ravel()][::50] - bent[(wall == n).ravel()].mean(0))[2][2]
-                    for n in np.unique(wall)]
+    bent_normals = [
+        np.linalg.svd(bent[(wall == n).ravel()][::50] - bent[(wall == n).ravel()].mean(0))[2][2]
+        for n in np.unique(wall)
+    ]
     angles = np.abs(np.array(bent_normals) @ np.array(bent_normals).T)
     assert np.abs(angles - np.round(angles)).max() > 0.1
 
@@ -160,8 +167,9 @@ def onnx(exported):
 def test_both_runtimes_predict_the_same(trained, onnx, nyu):
     checkpoints = [trained / "Model" / "Ckpt" / f"Final{net}Net.ckpt" for net in ("Coarse", "Fine")]
     pictures = [image.load_rgb(path) for path in sorted((nyu / "Test").glob("*_colors.png"))]
-    for ours, theirs in zip(DepthPredictor(*checkpoints).predict(pictures), DepthPredictor(*onnx).predict(pictures),
-                            strict=True):
+    for ours, theirs in zip(
+        DepthPredictor(*checkpoints).predict(pictures), DepthPredictor(*onnx).predict(pictures), strict=True
+    ):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
@@ -235,8 +243,10 @@ def test_the_nearer_to_its_border_the_less_a_window_counts():
     """Two windows that disagree: between them the mean by the distance to the border of each."""
     for width in (800, 960):
         places = predict.windows(480, width)
-        maps = [(place, {"FineNet": np.full((55, 74), value, np.float32)})
-                for place, value in zip(places, (1.0, 3.0), strict=True)]
+        maps = [
+            (place, {"FineNet": np.full((55, 74), value, np.float32)})
+            for place, value in zip(places, (1.0, 3.0), strict=True)
+        ]
         starts = 0, width - 640
         assert [place[1] for place in places] == [*starts] and places[1][3] == 640
         centres, rows = np.arange(width) + 0.5, np.arange(480) + 0.5
@@ -253,7 +263,7 @@ def test_a_window_has_whole_pixels_and_at_least_one():
     assert predictor(picture).shape == (1, 40)
     places = predict.windows(1, 40)
     for (_, left, _, width), rgb in zip(places, np.concatenate(seen), strict=True):
-        np.testing.assert_array_equal(rgb, image.network_rgb(picture[:, round(left):round(left + width)]))
+        np.testing.assert_array_equal(rgb, image.network_rgb(picture[:, round(left) : round(left + width)]))
     assert predict._pixels(9.5, 1.0) == slice(10, 11)
 
 
@@ -263,13 +273,33 @@ def test_whatever_a_picture_is_given_as_its_depth_is_the_same(tmp_path):
     alpha = np.full((48, 64, 1), 7, np.uint8)
     picture = Image.fromarray(pixels)
     picture.save(tmp_path / "a.png")
-    colours = [tmp_path / "a.png", str(tmp_path / "a.png"), picture, picture.convert("RGBA"), pixels / 255,
-               (pixels / 255).astype(np.float32), (pixels / 255).astype(np.float16), pixels.astype(np.uint16) * 257,
-               np.dstack([pixels, alpha]), np.dstack([pixels, alpha]) / 255, pixels.transpose(2, 0, 1),
-               pixels.transpose(2, 0, 1) / 255, np.asfortranarray(pixels), pixels[::-1][::-1]]
-    greys = [np.dstack([grey] * 3), grey, grey[..., None], grey[None], grey / 255, Image.fromarray(grey),
-             Image.fromarray(grey.astype(np.uint16) * 257), Image.fromarray((grey / 255).astype(np.float32)),
-             Image.fromarray(grey).convert("LA")]
+    colours = [
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        picture,
+        picture.convert("RGBA"),
+        pixels / 255,
+        (pixels / 255).astype(np.float32),
+        (pixels / 255).astype(np.float16),
+        pixels.astype(np.uint16) * 257,
+        np.dstack([pixels, alpha]),
+        np.dstack([pixels, alpha]) / 255,
+        pixels.transpose(2, 0, 1),
+        pixels.transpose(2, 0, 1) / 255,
+        np.asfortranarray(pixels),
+        pixels[::-1][::-1],
+    ]
+    greys = [
+        np.dstack([grey] * 3),
+        grey,
+        grey[..., None],
+        grey[None],
+        grey / 255,
+        Image.fromarray(grey),
+        Image.fromarray(grey.astype(np.uint16) * 257),
+        Image.fromarray((grey / 255).astype(np.float32)),
+        Image.fromarray(grey).convert("LA"),
+    ]
     predictor = DepthPredictor(red_is_depth, as_it_is)
     for forms in (colours, greys):
         expected = predictor(np.ascontiguousarray(forms[2] if forms is colours else forms[0]))
@@ -279,18 +309,23 @@ def test_whatever_a_picture_is_given_as_its_depth_is_the_same(tmp_path):
     np.testing.assert_array_equal(predictor(grey > 99), predictor(black_and_white))
 
 
-@pytest.mark.parametrize(("given", "text"), [
-    (np.full((48, 64, 3), 200.0), "picture 0: float64 from 200.0 to 200.0: expected"),
-    (np.full((48, 64, 3), -0.1), "picture 0: float64 from -0.1 to -0.1"),
-    (np.full((48, 64, 3), np.nan), "picture 0: float64 from nan to nan"),
-    (np.zeros((48, 64, 3), np.int64), "picture 0: int64 from 0 to 0"),
-    (np.zeros((48, 64, 3), complex), "picture 0: complex128"),
-    (np.zeros((48, 64, 2), np.uint8), r"picture 0: an array of shape \(48, 64, 2\)"),
-    (np.zeros((1, 48, 64, 3), np.uint8), r"picture 0: an array of shape \(1, 48, 64, 3\)"),
-    (np.zeros((0, 64, 3), np.uint8), r"picture 0: an array of shape \(0, 64, 3\)"),
-    (np.zeros(64, np.uint8), r"picture 0: an array of shape \(64,\)"),
-    ([[1, 2]], "picture 0: list: expected"), (None, "picture 0: NoneType: expected"),
-    (ms.Tensor(np.zeros((48, 64, 3), np.uint8)), "picture 0: Tensor: expected")])
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (np.full((48, 64, 3), 200.0), "picture 0: float64 from 200.0 to 200.0: expected"),
+        (np.full((48, 64, 3), -0.1), "picture 0: float64 from -0.1 to -0.1"),
+        (np.full((48, 64, 3), np.nan), "picture 0: float64 from nan to nan"),
+        (np.zeros((48, 64, 3), np.int64), "picture 0: int64 from 0 to 0"),
+        (np.zeros((48, 64, 3), complex), "picture 0: complex128"),
+        (np.zeros((48, 64, 2), np.uint8), r"picture 0: an array of shape \(48, 64, 2\)"),
+        (np.zeros((1, 48, 64, 3), np.uint8), r"picture 0: an array of shape \(1, 48, 64, 3\)"),
+        (np.zeros((0, 64, 3), np.uint8), r"picture 0: an array of shape \(0, 64, 3\)"),
+        (np.zeros(64, np.uint8), r"picture 0: an array of shape \(64,\)"),
+        ([[1, 2]], "picture 0: list: expected"),
+        (None, "picture 0: NoneType: expected"),
+        (ms.Tensor(np.zeros((48, 64, 3), np.uint8)), "picture 0: Tensor: expected"),
+    ],
+)
 def test_what_is_no_picture_is_said_in_a_sentence(given, text):
     with pytest.raises(image.ImageError, match=text):
         DepthPredictor(red_is_depth, as_it_is)(given)
@@ -311,8 +346,11 @@ def test_a_picture_that_an_output_would_replace_is_left_alone(forked, tmp_path):
     writer.write(np.zeros((48, 64, 3), np.uint8))
     writer.release()
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    for inputs, named in (([folder], "a_depth.png"), ([folder / "a.jpg", folder / "a_depth.png"], "a_depth.png"),
-                          ([clip, folder / "clip_frames" / "mine.png", "--save", "npy"], "clip_frames")):
+    for inputs, named in (
+        ([folder], "a_depth.png"),
+        ([folder / "a.jpg", folder / "a_depth.png"], "a_depth.png"),
+        ([clip, folder / "clip_frames" / "mine.png", "--save", "npy"], "clip_frames"),
+    ):
         result = forked("predict.py", "--input", *inputs, "--output_dir", folder, "--overwrite", cwd=tmp_path)
         assert result.returncode == 2 and f"{named} would replace an input" in result.stderr, result.stderr
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
@@ -341,15 +379,30 @@ def without_mindspore(tmp_path_factory):
 
 
 def test_the_command_on_a_folder_without_mindspore(pictures, onnx, run, without_mindspore, tmp_path):
-    arguments = ["--coarse_onnx", onnx[0], "--fine_onnx", onnx[1], "--output_dir", "out",
-                 "--save", "color", "png16", "npy", "ply", "side"]
+    arguments = [
+        "--coarse_onnx",
+        onnx[0],
+        "--fine_onnx",
+        onnx[1],
+        "--output_dir",
+        "out",
+        "--save",
+        "color",
+        "png16",
+        "npy",
+        "ply",
+        "side",
+    ]
     result = run("predict.py", "--input", pictures, *arguments, cwd=tmp_path, PYTHONPATH=without_mindspore)
     assert result.returncode == 1, result.stdout + result.stderr
     assert "inner/broken.jpg: broken image" in result.stdout and "1 of 4 failed" in result.stderr
     out = tmp_path / "out"
     made = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    assert made == {f"{name}{ending}" for name in ("a", "inner/b_png", "inner/b_jpg")
-                    for ending in ("_depth.png", "_depth16.png", "_depth.npy", ".ply", "_side.png")}
+    assert made == {
+        f"{name}{ending}"
+        for name in ("a", "inner/b_png", "inner/b_jpg")
+        for ending in ("_depth.png", "_depth16.png", "_depth.npy", ".ply", "_side.png")
+    }
     rgb, depth_m = image.load_rgb(pictures / "a.jpg"), np.load(out / "a_depth.npy")
     assert depth_m.shape == (300, 420) and depth_m.dtype == np.float32
     np.testing.assert_allclose(depth_m, DepthPredictor(*onnx)(rgb), rtol=1e-6)
@@ -364,8 +417,9 @@ def test_the_command_on_a_folder_without_mindspore(pictures, onnx, run, without_
     np.testing.assert_allclose(vertices["z"], depth_m.ravel())
     np.testing.assert_array_equal(np.stack([vertices[c] for c in ("red", "green", "blue")], 1), rgb.reshape(-1, 3))
     camera = Intrinsics.kinect(300, 420)
-    np.testing.assert_allclose(camera.fx * vertices["x"] / vertices["z"] + camera.cx, np.tile(np.arange(420), 300),
-                               atol=1e-2)
+    np.testing.assert_allclose(
+        camera.fx * vertices["x"] / vertices["z"] + camera.cx, np.tile(np.arange(420), 300), atol=1e-2
+    )
     again = run("predict.py", "--input", pictures / "a.jpg", *arguments, cwd=tmp_path)
     assert again.returncode == 2 and "out/a_depth.png is there already: --overwrite" in again.stderr
     again = run("predict.py", "--input", str(pictures / "*.jpg"), *arguments, "--overwrite", cwd=tmp_path)
@@ -380,8 +434,22 @@ def test_the_command_on_a_video_and_with_checkpoints(pictures, trained, forked, 
     writer.release()
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     checkpoints = [trained / "Model" / "Ckpt" / f"Final{net}Net.ckpt" for net in ("Coarse", "Fine")]
-    result = forked("predict.py", "--input", path, tmp_path / "broken.mp4", "--coarse_ckpt_model", checkpoints[0],
-                    "--fine_ckpt_model", checkpoints[1], "--save", "side", "npy", "--batch_size", 2, cwd=tmp_path)
+    result = forked(
+        "predict.py",
+        "--input",
+        path,
+        tmp_path / "broken.mp4",
+        "--coarse_ckpt_model",
+        checkpoints[0],
+        "--fine_ckpt_model",
+        checkpoints[1],
+        "--save",
+        "side",
+        "npy",
+        "--batch_size",
+        2,
+        cwd=tmp_path,
+    )
     assert result.returncode == 1 and "broken.mp4: not a readable video" in result.stdout, result.stdout + result.stderr
     video = cv2.VideoCapture(str(tmp_path / "predictions" / "clip_side.mp4"))
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 5 and video.get(cv2.CAP_PROP_FPS) == 12
@@ -391,13 +459,16 @@ def test_the_command_on_a_video_and_with_checkpoints(pictures, trained, forked, 
     assert not list((tmp_path / "predictions").glob(".*"))
 
 
-@pytest.mark.parametrize(("arguments", "text"), [
-    (["--input", "absent.jpg"], "absent.jpg: no picture or video"),
-    (["--input", ".", "--colormap", "rainbows"], "rainbows: unknown to matplotlib"),
-    (["--input", ".", "--coarse_onnx", "a.onnx"], "belong together"),
-    (["--input", ".", "--fx", "500"], "--fx --fy --cx --cy together"),
-    (["--input", ".", "--fov", "190"], "less than 180"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--input", "absent.jpg"], "absent.jpg: no picture or video"),
+        (["--input", ".", "--colormap", "rainbows"], "rainbows: unknown to matplotlib"),
+        (["--input", ".", "--coarse_onnx", "a.onnx"], "belong together"),
+        (["--input", ".", "--fx", "500"], "--fx --fy --cx --cy together"),
+        (["--input", ".", "--fov", "190"], "less than 180"),
+    ],
+)
 def test_mistakes_get_one_line(forked, tmp_path, arguments, text):
     result = forked("predict.py", *arguments, cwd=tmp_path)
     assert result.returncode == 2 and text in result.stderr and "Traceback" not in result.stderr
@@ -427,18 +498,26 @@ def test_outputs_that_would_meet_are_refused(tmp_path, monkeypatch):
 
 
 def test_depth_maps_of_a_nyu_folder_are_no_pictures(nyu, tmp_path):
-
     jobs, _ = find_jobs([nyu], tmp_path)
     assert len(jobs) == 12 and {job.source.suffix for job in jobs} == {".jpg", ".png"}
     assert not [job for job in jobs if "_depth" in job.source.name]
-    assert {job.target.relative_to(tmp_path).as_posix() for job in jobs} >= {"Train/sample_0001_out/1",
-                                                                              "Test/00000_colors"}
+    assert {job.target.relative_to(tmp_path).as_posix() for job in jobs} >= {
+        "Train/sample_0001_out/1",
+        "Test/00000_colors",
+    }
 
 
 def test_the_pictures_of_the_readme_are_made(nyu, trained, run, tmp_path):
     checkpoints = [trained / "Model" / "Ckpt" / f"Final{net}Net.ckpt" for net in ("Coarse", "Fine")]
-    result = run("tools/make_pictures.py", nyu, "--coarse_ckpt_model", checkpoints[0], "--fine_ckpt_model",
-                 checkpoints[1], cwd=tmp_path)
+    result = run(
+        "tools/make_pictures.py",
+        nyu,
+        "--coarse_ckpt_model",
+        checkpoints[0],
+        "--fine_ckpt_model",
+        checkpoints[1],
+        cwd=tmp_path,
+    )
     assert result.returncode == 0, result.stderr
     for name in ("predictions.png", "pointcloud.png"):
         picture = cv2.imread(str(tmp_path / "docs" / name))
@@ -471,8 +550,21 @@ def test_a_longer_lens_means_a_deeper_scene_and_another_camera(onnx, run, tmp_pa
         if focal_mm:
             exif.get_ifd(0x8769)[0xA405] = focal_mm
         pixels.save(tmp_path / f"{name}.jpg", exif=exif)
-    result = run("predict.py", "--input", tmp_path, "--coarse_onnx", onnx[0], "--fine_onnx", onnx[1], "--save", "npy",
-                 "ply", "--output_dir", "out", cwd=tmp_path)
+    result = run(
+        "predict.py",
+        "--input",
+        tmp_path,
+        "--coarse_onnx",
+        onnx[0],
+        "--fine_onnx",
+        onnx[1],
+        "--save",
+        "npy",
+        "ply",
+        "--output_dir",
+        "out",
+        cwd=tmp_path,
+    )
     assert result.returncode == 0, result.stderr
     short, long, unknown = (np.load(tmp_path / "out" / f"{name}_depth.npy") for name in ("short", "long", "unknown"))
     np.testing.assert_allclose(long, 2 * short, rtol=1e-5)
@@ -481,13 +573,28 @@ def test_a_longer_lens_means_a_deeper_scene_and_another_camera(onnx, run, tmp_pa
     assert result.stdout.count("long.jpg: another lens than the Kinect's, by its EXIF: depth times") == 1
     wide = [np.ptp(PlyData.read(tmp_path / "out" / f"{name}.ply")["vertex"]["x"]) for name in ("short", "long")]
     np.testing.assert_allclose(wide[1], wide[0], rtol=1e-4)
-    result = run("predict.py", "--input", tmp_path / "long.jpg", "--coarse_onnx", onnx[0], "--fine_onnx", onnx[1],
-                 "--save", "npy", "--camera", "nyu", "--output_dir", "nyu", cwd=tmp_path)
+    result = run(
+        "predict.py",
+        "--input",
+        tmp_path / "long.jpg",
+        "--coarse_onnx",
+        onnx[0],
+        "--fine_onnx",
+        onnx[1],
+        "--save",
+        "npy",
+        "--camera",
+        "nyu",
+        "--output_dir",
+        "nyu",
+        cwd=tmp_path,
+    )
     np.testing.assert_array_equal(np.load(tmp_path / "nyu" / "long_depth.npy"), unknown)
 
 
 def by_brightness(seen, factor=1.0):
     """A DepthPredictor without a net: a picture of grey level g is 1 + g / 10 metres deep, but for a speck."""
+
     def coarse(rgb):
         seen.extend(np.rint(rgb[:, 0, 100, 100] * 255).astype(int).tolist())
         return np.log((1 + np.rint(rgb[:, :1, :55, :74] * 255) / 10) * factor)
@@ -522,6 +629,5 @@ def test_one_range_of_colours_covers_all_that_is_there(tmp_path):
         video.write(np.full((48, 64, 3), number, np.uint8))
     video.release()
     seen.clear()
-    deepest, _ = depth_files.depth_range([Job(tmp_path / "v.mp4", tmp_path / "v")],
-                                         by_brightness(seen, 1 / 4), writer)
+    deepest, _ = depth_files.depth_range([Job(tmp_path / "v.mp4", tmp_path / "v")], by_brightness(seen, 1 / 4), writer)
     assert 6.0 <= deepest <= 7.0 and 10 < len(seen) <= depth_files.SAMPLED  # 1/4 of 1 m + 23 m

@@ -59,8 +59,12 @@ def assert_same_tree(made, expected):
 def test_hu_s_set_in_each_layout(hu, nyu, tmp_path, layout):
     source = {
         "zip": lambda: write_zip(tmp_path / "nyu.zip", hu),
-        "zip in nyu_data": lambda: write_zip(tmp_path / "nyu.zip", hu, "nyu_data/", **{
-            "__MACOSX/nyu_data/data/nyu2_test/00000_colors.png": b"junk", "readme.txt": b""}),
+        "zip in nyu_data": lambda: write_zip(
+            tmp_path / "nyu.zip",
+            hu,
+            "nyu_data/",
+            **{"__MACOSX/nyu_data/data/nyu2_test/00000_colors.png": b"junk", "readme.txt": b""},
+        ),
         "folder": lambda: hu,
         "nyu_data folder": lambda: shutil.copytree(hu, tmp_path / "x" / "nyu_data").parent,
         "bare folder": lambda: hu / "data",
@@ -91,8 +95,16 @@ def test_links_take_no_space_and_lead_to_the_pictures(hu, nyu, run, tmp_path):
     assert_same_tree(tmp_path / "NYU", nyu)
 
 
-@pytest.mark.parametrize("name", ["../evil.png", "data/../../nyu2_test/00009_colors.png", "/etc/nyu2_test/1_depth.png",
-                                  "..\\nyu2_test\\00009_colors.png", "C:/nyu2_test/00009_colors.png"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../evil.png",
+        "data/../../nyu2_test/00009_colors.png",
+        "/etc/nyu2_test/1_depth.png",
+        "..\\nyu2_test\\00009_colors.png",
+        "C:/nyu2_test/00009_colors.png",
+    ],
+)
 def test_a_zip_that_leaves_the_target_folder_is_refused(hu, run, tmp_path, name):
     path = write_zip(tmp_path / "evil.zip", hu, **{name: b"x"})
     result = run("tools/prepare_nyu.py", "out/NYU", "--hu", path, cwd=tmp_path)
@@ -218,18 +230,22 @@ def test_wrong_mat_files_are_named(labeled, run, tmp_path):
     folder = labeled[0]
     (tmp_path / "cut.mat").write_bytes((folder / "nyu_depth_v2_labeled.mat").read_bytes()[:100_000])
     with h5py.File(tmp_path / "groups.mat", "w") as groups, h5py.File(tmp_path / "numbers.mat", "w") as numbers:
-        for name, array in (("images", np.zeros((1, 3, 640, 480), np.uint8)),
-                            ("depths", np.zeros((1, 640, 480), np.float32)), ("scenes", np.zeros((1, 1)))):
+        for name, array in (
+            ("images", np.zeros((1, 3, 640, 480), np.uint8)),
+            ("depths", np.zeros((1, 640, 480), np.float32)),
+            ("scenes", np.zeros((1, 1))),
+        ):
             groups.create_group(name)
             numbers[name] = array
     savemat(tmp_path / "both.mat", {"trainNdxs": [1, 2], "testNdxs": [2, 3]})
     for mat, splits, text in (
-            ("absent.mat", folder / "splits.mat", "absent.mat: no such file"),
-            ("cut.mat", folder / "splits.mat", "cut.mat: not a MATLAB 7.3 file, or not all of it"),
-            ("groups.mat", folder / "splits.mat", "groups.mat: no depths, images, scenes in it"),
-            ("numbers.mat", folder / "splits.mat", "images of uint8, depths of float32, scenes of float64; expected"),
-            (folder / "nyu_depth_v2_labeled.mat", "both.mat", "both.mat: overlapping splits"),
-            (folder / "nyu_depth_v2_labeled.mat", "cut.mat", "no trainNdxs and testNdxs")):
+        ("absent.mat", folder / "splits.mat", "absent.mat: no such file"),
+        ("cut.mat", folder / "splits.mat", "cut.mat: not a MATLAB 7.3 file, or not all of it"),
+        ("groups.mat", folder / "splits.mat", "groups.mat: no depths, images, scenes in it"),
+        ("numbers.mat", folder / "splits.mat", "images of uint8, depths of float32, scenes of float64; expected"),
+        (folder / "nyu_depth_v2_labeled.mat", "both.mat", "both.mat: overlapping splits"),
+        (folder / "nyu_depth_v2_labeled.mat", "cut.mat", "no trainNdxs and testNdxs"),
+    ):
         result = run("tools/prepare_nyu.py", "NYU", "--labeled", mat, "--splits", splits, cwd=tmp_path)
         assert result.returncode == 2 and text in result.stderr, result.stderr
     result = run("tools/prepare_nyu.py", "NYU", "--labeled", "absent.mat", cwd=tmp_path)
@@ -239,10 +255,14 @@ def test_wrong_mat_files_are_named(labeled, run, tmp_path):
 @pytest.fixture(scope="module")
 def rooms(nyu):
     """What the other layouts are made of: (scene, number, RGB, metres) of the sample set, of Train and of Test."""
-    train = [(*pair.name.split("_out/"), image.load_rgb(pair.rgb), image.load_train_depth(pair.depth))
-             for pair in listing.list_train(nyu)]
-    test = [("official", pair.name, image.load_rgb(pair.rgb), image.load_test_depth(pair.depth))
-            for pair in listing.list_test(nyu)]
+    train = [
+        (*pair.name.split("_out/"), image.load_rgb(pair.rgb), image.load_train_depth(pair.depth))
+        for pair in listing.list_train(nyu)
+    ]
+    test = [
+        ("official", pair.name, image.load_rgb(pair.rgb), image.load_test_depth(pair.depth))
+        for pair in listing.list_test(nyu)
+    ]
     return train, test
 
 
@@ -297,7 +317,8 @@ def test_bts_s_set_in_each_layout(rooms, forked, tmp_path, layout):
             (folder / scene).mkdir(parents=True, exist_ok=True)
             Image.fromarray(rgb).save(folder / scene / f"rgb_{int(number):05d}.jpg", quality=95, subsampling=0)
             Image.fromarray(np.rint(depth_m * 1000).astype(np.uint16)).save(
-                folder / scene / f"sync_depth_{int(number):05d}.png")
+                folder / scene / f"sync_depth_{int(number):05d}.png"
+            )
     (train / "notes.txt").touch()
     (train / rooms[0][0][0] / "sync_depth_dense_00000.png").touch()
     given = root / "sync" if layout == "sync itself" else root
@@ -306,8 +327,9 @@ def test_bts_s_set_in_each_layout(rooms, forked, tmp_path, layout):
     if layout == "sync itself":
         assert result.returncode == 1 and "no Test folder" in result.stdout  # the check says what is not there
         (tmp_path / "NYU" / "Test").mkdir()
-        assert [pair.name for pair in listing.list_train(tmp_path / "NYU")] \
-            == [f"{scene}_out/{number}" for scene, number, *_ in rooms[0]]
+        assert [pair.name for pair in listing.list_train(tmp_path / "NYU")] == [
+            f"{scene}_out/{number}" for scene, number, *_ in rooms[0]
+        ]
     else:
         assert result.returncode == 0 and "nothing is wrong" in result.stdout, result.stdout + result.stderr
         assert_same_rooms(tmp_path / "NYU", rooms, "official_{number}")
@@ -328,7 +350,7 @@ def leave_ambiguous_sources(folder, rooms):
     damaged = folder / "damaged" / "train" / "a" / "00001.h5"
     write(damaged, whole, compression="gzip")
     content = bytearray(damaged.read_bytes())
-    content[len(content) // 2 - 4000:len(content) // 2 + 4000] = bytes(8000)
+    content[len(content) // 2 - 4000 : len(content) // 2 + 4000] = bytes(8000)
     damaged.write_bytes(content)
     for name in ("00001.h5", "1.h5"):
         write(folder / "twice" / "train" / "a" / name, whole)
@@ -340,7 +362,7 @@ def leave_ambiguous_sources(folder, rooms):
     with tarfile.open(folder / "whole.tar") as archive:
         end = archive.getmembers()[-1].offset
     (folder / "border.tar").write_bytes(content[:end])
-    (folder / "header.tar").write_bytes(content[:end + 100])
+    (folder / "header.tar").write_bytes(content[: end + 100])
     (folder / "two.tar").write_bytes(2 * content)
     for ending in ("jpg", "png"):
         path = folder / "mixed" / "a" / f"rgb_00001.{ending}"
@@ -376,7 +398,8 @@ def test_wrong_sources_of_other_layouts_are_named(rooms, forked, tmp_path):
     (tmp_path / "no.tar").write_bytes(b"no archive")
     (tmp_path / "nyudepthv2.tar.gz").write_bytes(b"\x1f\x8b")
     leave_ambiguous_sources(tmp_path, rooms)
-    for number, (arguments, text) in enumerate((
+    for number, (arguments, text) in enumerate(
+        (
             (["--fastdepth", "absent"], "absent: no such file or folder; expected train/<scene>"),
             (["--fastdepth", "empty"], "empty: no NYU files in it; expected train/<scene>"),
             (["--fastdepth", "cut"], f"{cut.name}: not a whole HDF5 file"),
@@ -387,12 +410,16 @@ def test_wrong_sources_of_other_layouts_are_named(rooms, forked, tmp_path):
             (["--fastdepth", "damaged"], "00001.h5: Can't"),
             (["--fastdepth", "twice"], "Train/a_out/1.jpg: two files of the set would become it"),
             (["--fastdepth", "two tars"], "two files of the set would become it"),
-            *((["--fastdepth", name], f"{name}: cut off, or followed by something else")
-              for name in ("border.tar", "header.tar", "two.tar")),
+            *(
+                (["--fastdepth", name], f"{name}: cut off, or followed by something else")
+                for name in ("border.tar", "header.tar", "two.tar")
+            ),
             (["--bts", "mixed"], "Train/a_out/1.jpg: two files of the set would become it"),
             (["--bts", "absent"], "absent: no such file or folder; expected sync/<scene>"),
             (["--bts", "empty"], "empty: no NYU files in it; expected sync/<scene>"),
-            (["--bts", "empty", "--link"], "expected --hu PATH [--link]"))):
+            (["--bts", "empty", "--link"], "expected --hu PATH [--link]"),
+        )
+    ):
         result = forked("tools/prepare_nyu.py", f"out{number}", *arguments, cwd=tmp_path)
         assert result.returncode == 2 and text in result.stderr, (arguments, result.stderr)
 
@@ -400,14 +427,27 @@ def test_wrong_sources_of_other_layouts_are_named(rooms, forked, tmp_path):
 def test_the_labelled_set_where_files_cannot_be_locked(labeled, tmp_path):
     """As on a network file system without locks: flock answers ENOLCK."""
     (tmp_path / "nolock.c").write_text(
-        "#include <errno.h>\nint flock(int fd, int how) { errno = ENOLCK; return -1; }\n")
+        "#include <errno.h>\nint flock(int fd, int how) { errno = ENOLCK; return -1; }\n"
+    )
     if not shutil.which("cc"):
         pytest.skip("no C compiler")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", "nolock.so", "nolock.c"], cwd=tmp_path, check=True)
     result = subprocess.run(
-        [sys.executable, ROOT / "tools" / "prepare_nyu.py", "NYU", "--labeled", labeled[0] / "nyu_depth_v2_labeled.mat",
-         "--splits", labeled[0] / "splits.mat"], cwd=tmp_path, capture_output=True, text=True, check=False,
-        env={**os.environ, "LD_PRELOAD": str(tmp_path / "nolock.so")})
+        [
+            sys.executable,
+            ROOT / "tools" / "prepare_nyu.py",
+            "NYU",
+            "--labeled",
+            labeled[0] / "nyu_depth_v2_labeled.mat",
+            "--splits",
+            labeled[0] / "splits.mat",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "LD_PRELOAD": str(tmp_path / "nolock.so")},
+    )
     assert result.returncode == 0 and "nothing is wrong" in result.stdout, result.stdout + result.stderr
 
 

@@ -42,24 +42,31 @@ class SmallNet(nn.Cell):
 
 def small_batches(count):
     rng = np.random.default_rng(0)
-    return [(rng.integers(0, 256, (4, 3, SIZE, SIZE), dtype=np.uint8),
-             rng.uniform(0.5, 9, (4, 1, SIZE, SIZE)).astype(np.float32)) for _ in range(count)]
+    return [
+        (
+            rng.integers(0, 256, (4, 3, SIZE, SIZE), dtype=np.uint8),
+            rng.uniform(0.5, 9, (4, 1, SIZE, SIZE)).astype(np.float32),
+        )
+        for _ in range(count)
+    ]
 
 
 def test_the_updates_are_adamw_s_with_warm_up_cosine_and_clipping():
     ms.set_seed(0)
     net, steps, rate, scale, decay, norm = SmallNet(), 12, 1e-2, 0.1, 0.5, 0.7
     weights = {p.name: torch.nn.Parameter(torch.from_numpy(p.asnumpy().copy())) for p in net.get_parameters()}
-    optimizers = {name: torch.optim.AdamW([weight], 1.0, eps=1e-16,
-                                          weight_decay=decay if name == "conv1.weight" else 0)
-                  for name, weight in weights.items()}
+    optimizers = {
+        name: torch.optim.AdamW([weight], 1.0, eps=1e-16, weight_decay=decay if name == "conv1.weight" else 0)
+        for name, weight in weights.items()
+    }
     trainer = Trainer(net, "scale_invariant", rate, recipe=Recipe("cosine", 4, scale, decay, norm), last_step=steps)
     for step, (rgb, depth_m) in enumerate(small_batches(steps)):
         trainer.run_step(rgb, depth_m)
         x = F.conv2d(torch.from_numpy(rgb).float() / 255, weights["conv1.weight"], weights["conv1.bias"], padding=1)
         d = torch.log(torch.from_numpy(depth_m)).flatten(1) - F.linear(
-            x.flatten(1), weights["fc13.weight"], weights["fc13.bias"])
-        ((d**2).mean(1) - 0.5 * d.mean(1)**2).mean().backward()
+            x.flatten(1), weights["fc13.weight"], weights["fc13.bias"]
+        )
+        ((d**2).mean(1) - 0.5 * d.mean(1) ** 2).mean().backward()
         torch.nn.utils.clip_grad_norm_(weights.values(), norm)
         now = rate * min((step + 1) / 4, 1) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
         for name, optimizer in optimizers.items():
@@ -81,9 +88,12 @@ def test_an_update_that_is_left_out_changes_nothing_and_the_others_are_nn_adam_s
     rng, nets = np.random.default_rng(0), [SmallNet(), SmallNet()]
     for parameter, same in zip(nets[0].get_parameters(), nets[1].get_parameters(), strict=True):
         same.set_data(ms.Tensor(parameter.asnumpy()))
-    groups = [net.trainable_params() if rates == "one" else
-              [{"params": [parameter], "lr": 0.1 / place} for place, parameter in enumerate(net.get_parameters(), 1)]
-              for net in nets]
+    groups = [
+        net.trainable_params()
+        if rates == "one"
+        else [{"params": [parameter], "lr": 0.1 / place} for place, parameter in enumerate(net.get_parameters(), 1)]
+        for net in nets
+    ]
     ours, theirs = Adam(groups[0], 1e-2), nn.Adam(groups[1], 1e-2)
     for applied in (False, True, True, False, True):
         gradients = [rng.normal(size=parameter.shape).astype(np.float32) for parameter in nets[0].get_parameters()]
@@ -98,8 +108,9 @@ def test_an_update_that_is_left_out_changes_nothing_and_the_others_are_nn_adam_s
 
 def test_an_overflow_in_the_first_step_changes_nothing_with_any_recipe():
     ms.set_seed(0)
-    trainer = Trainer(SmallNet(), "composite", 1e-2, amp_level="O2", recipe=Recipe("cosine", 2, 0.5, 0.1, 1.0, 0.9),
-                      last_step=9)
+    trainer = Trainer(
+        SmallNet(), "composite", 1e-2, amp_level="O2", recipe=Recipe("cosine", 2, 0.5, 0.1, 1.0, 0.9), last_step=9
+    )
     trainer.scaler.scale_value.set_data(ms.Tensor(2.0**100, ms.float32))
     before = {name: parameter.asnumpy().copy() for name, parameter in trainer.state().items()}
     result = trainer.launch(*small_batches(1)[0])()
@@ -118,7 +129,7 @@ def test_the_averaged_weights_are_what_is_kept():
         if step == 1:
             expected = now
         elif step % AVERAGE_INTERVAL == 0:
-            stays = min(0.9, (1 + step) / (10 + step))**AVERAGE_INTERVAL
+            stays = min(0.9, (1 + step) / (10 + step)) ** AVERAGE_INTERVAL
             expected = stays * expected + (1 - stays) * now
     own = trainer.parameters["fc13.weight"].asnumpy().copy()
     np.testing.assert_allclose(trainer.weights()["fc13.weight"].asnumpy(), expected, atol=1e-6)
@@ -129,33 +140,63 @@ def test_the_averaged_weights_are_what_is_kept():
 
 
 def test_a_run_with_everything_resumes_exactly_and_refuses_another_recipe(nyu, forked, fine_stage, tmp_path):
-    arguments = ["--data_url", str(nyu), *fine_stage, "--augmentation", "paper", "--batch_size", "1", "--max_steps",
-                 "6", "--lr_schedule", "cosine", "--warmup_steps", "2", "--ema", "0.9", "--weight_decay", "0.01",
-                 "--clip_norm", "5", "--fine_start", "coarse", "--save_checkpoint_steps", "2"]
+    arguments = [
+        "--data_url",
+        str(nyu),
+        *fine_stage,
+        "--augmentation",
+        "paper",
+        "--batch_size",
+        "1",
+        "--max_steps",
+        "6",
+        "--lr_schedule",
+        "cosine",
+        "--warmup_steps",
+        "2",
+        "--ema",
+        "0.9",
+        "--weight_decay",
+        "0.01",
+        "--clip_norm",
+        "5",
+        "--fine_start",
+        "coarse",
+        "--save_checkpoint_steps",
+        "2",
+    ]
     assert forked("train.py", *arguments, "--train_url", "unbroken", cwd=tmp_path).returncode == 0
-    process = subprocess.Popen([sys.executable, ROOT / "train.py", *arguments, "--train_url", "stopped"], cwd=tmp_path,
-                               stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "train.py", *arguments, "--train_url", "stopped"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+    )
     while not (tmp_path / "stopped" / "Ckpt" / "FineNet_2.ckpt").exists():
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 143
     assert not (tmp_path / "stopped" / "Ckpt" / "FinalFineNet.ckpt").exists()
-    changed = forked("train.py", *arguments, "--train_url", "stopped", "--resume", "--max_steps", 5, "--ema", 0,
-                     cwd=tmp_path)
+    changed = forked(
+        "train.py", *arguments, "--train_url", "stopped", "--resume", "--max_steps", 5, "--ema", 0, cwd=tmp_path
+    )
     assert "ema was 0.9, now None" in one_line(changed) and "steps was 6, now 5" in changed.stderr
     assert forked("train.py", *arguments, "--train_url", "stopped", "--resume", cwd=tmp_path).returncode == 0
     for name in ("FineNet_6.ckpt", "FinalFineNet.ckpt"):
-        assert (tmp_path / "stopped" / "Ckpt" / name).read_bytes() == \
-            (tmp_path / "unbroken" / "Ckpt" / name).read_bytes(), name
+        assert (tmp_path / "stopped" / "Ckpt" / name).read_bytes() == (
+            tmp_path / "unbroken" / "Ckpt" / name
+        ).read_bytes(), name
 
 
-@pytest.mark.parametrize(("options", "expected"), [
-    (["--start", "imagenet"], "--start has no effect here: it needs --coarse_net paper"),
-    (["--start", "imagenet", "--coarse_net", "paper", "--pre_trained", "x.ckpt"], "--start has no effect here"),
-    (["--ema", "1"], "argument --ema: 1 is not a number from 0 to below 1"),
-    (["--weight_decay", "-1"], "argument --weight_decay: -1 is not a number from 0"),
-])
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--start", "imagenet"], "--start has no effect here: it needs --coarse_net paper"),
+        (["--start", "imagenet", "--coarse_net", "paper", "--pre_trained", "x.ckpt"], "--start has no effect here"),
+        (["--ema", "1"], "argument --ema: 1 is not a number from 0 to below 1"),
+        (["--weight_decay", "-1"], "argument --weight_decay: -1 is not a number from 0"),
+    ],
+)
 def test_options_that_do_not_fit_are_refused(nyu, forked, tmp_path, options, expected):
     result = forked("train.py", "--data_url", nyu, *options, cwd=tmp_path)
     assert result.returncode == 2 and expected in result.stderr
@@ -195,8 +236,9 @@ def test_the_paper_s_augmentation_keeps_holes():
     pixels[:, 150:170] = 0
     rgb_out, depth_out = np.empty((3, 228, 304), np.uint8), np.empty((1, 55, 74), np.float32)
     for sample in range(20):
-        augmentation.augment_as_paper(np.full((240, 320, 3), 90, np.uint8), pixels,
-                                     sampling.counter_rng(1, 0, sample), rgb_out, depth_out)
+        augmentation.augment_as_paper(
+            np.full((240, 320, 3), 90, np.uint8), pixels, sampling.counter_rng(1, 0, sample), rgb_out, depth_out
+        )
         measured = depth_out[depth_out > 0]
         assert np.ptp(measured) < 1e-5  # no hole has run into its neighbours
         assert 0.02 < (depth_out == 0).mean() < 0.25
@@ -216,8 +258,18 @@ def test_fine_net_starts_as_its_coarse_input_and_learns_from_there(nyu):
 
 def test_the_imagenet_start_gives_the_convolutions_and_the_mean_map(nyu, forked, tmp_path):
     """And nothing else: the dense layers are those of the seed."""
-    arguments = ["--data_url", nyu, "--stage", "coarse", "--coarse_net", "paper", "--batch_size", 2,
-                 "--epochs_coarse", 0]
+    arguments = [
+        "--data_url",
+        nyu,
+        "--stage",
+        "coarse",
+        "--coarse_net",
+        "paper",
+        "--batch_size",
+        2,
+        "--epochs_coarse",
+        0,
+    ]
     arrays = {}
     for start in ("random", "imagenet"):
         result = forked("train.py", *arguments, "--start", start, "--train_url", start, cwd=tmp_path)

@@ -36,8 +36,9 @@ def test_details_are_means_over_measured_cells():
     near = (true_m >= 1.0) & (true_m < 1.5)
     assert by_depth[np.flatnonzero(edges == 1.0)[0]] == pytest.approx(error[near].mean(), rel=1e-5)
     assert share.sum() == pytest.approx(1)
-    assert details.medians_m[2] == pytest.approx((np.median(predicted_m[2][true_m[2] > 0]),
-                                                  np.median(true_m[2][true_m[2] > 0])), rel=1e-5)
+    assert details.medians_m[2] == pytest.approx(
+        (np.median(predicted_m[2][true_m[2] > 0]), np.median(true_m[2][true_m[2] > 0])), rel=1e-5
+    )
 
 
 class Page(html.parser.HTMLParser):
@@ -61,11 +62,24 @@ class Page(html.parser.HTMLParser):
 def evaluated(nyu, forked, trained, tmp_path_factory):
     """Three evaluations of the small training: in plain, "a flipped" and eigen; and what the last one printed."""
     folder, checkpoints = tmp_path_factory.mktemp("evaluated"), trained / "Model" / "Ckpt"
-    for name, data, more in (("plain", nyu, ["--baselines"]),
-                             ("a flipped", nyu, ["--baselines", "--flip_average"]),
-                             ("eigen", nyu / "Test", ["--baselines", "--protocol", "eigen"])):
-        result = forked("eval.py", "--test_data", data, "--coarse_ckpt_model", checkpoints / "FinalCoarseNet.ckpt",
-                        "--fine_ckpt_model", checkpoints / "FinalFineNet.ckpt", *more, "--output_dir", name, cwd=folder)
+    for name, data, more in (
+        ("plain", nyu, ["--baselines"]),
+        ("a flipped", nyu, ["--baselines", "--flip_average"]),
+        ("eigen", nyu / "Test", ["--baselines", "--protocol", "eigen"]),
+    ):
+        result = forked(
+            "eval.py",
+            "--test_data",
+            data,
+            "--coarse_ckpt_model",
+            checkpoints / "FinalCoarseNet.ckpt",
+            "--fine_ckpt_model",
+            checkpoints / "FinalFineNet.ckpt",
+            *more,
+            "--output_dir",
+            name,
+            cwd=folder,
+        )
         assert result.returncode == 0, result.stdout + result.stderr
     return folder, result.stdout
 
@@ -73,11 +87,13 @@ def evaluated(nyu, forked, trained, tmp_path_factory):
 def test_the_files_of_an_evaluation_are_complete_and_agree(evaluated, trained):
     folder, output = evaluated
     assert {"constant depth", "mean training map", "CoarseNet", "FineNet"} <= {
-        line.split("  ")[0] for line in output.splitlines()}
+        line.split("  ")[0] for line in output.splitlines()
+    }
     facts = json.loads((folder / "eigen" / "metrics.json").read_text(), parse_constant=pytest.fail)  # NaN is no JSON
     assert facts["protocol"] == "eigen" and facts["images"] == 4 and facts["versions"]["mindspore"] == ms.__version__
-    assert facts["checkpoints"] == {net: str(trained / "Model" / "Ckpt" / f"Final{net}.ckpt")
-                                     for net in ("CoarseNet", "FineNet")}
+    assert facts["checkpoints"] == {
+        net: str(trained / "Model" / "Ckpt" / f"Final{net}.ckpt") for net in ("CoarseNet", "FineNet")
+    }
     one = facts["metrics"]["FineNet"]
     assert one["rmse_mean_over_images"] == one["rmse"] <= one["rmse_pooled_over_pixels"] + 1e-12
     with open(folder / "eigen" / "per_image.csv", newline="") as file:
@@ -100,8 +116,10 @@ def test_the_report_is_one_file_with_the_numbers_and_pictures(evaluated):
     metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
     for net in ("constant depth", "mean training map", "CoarseNet", "FineNet"):
         row = page.cells.index(net) + 1
-        assert page.cells[row:row + 8] == [f"{metrics[net][name]:.3f}" for name in (
-            "delta1", "delta2", "delta3", "abs_rel", "sq_rel", "rmse", "rmse_log", "si")]
+        assert page.cells[row : row + 8] == [
+            f"{metrics[net][name]:.3f}"
+            for name in ("delta1", "delta2", "delta3", "abs_rel", "sq_rel", "rmse", "rmse_log", "si")
+        ]
     assert any("rows 45..471" in cell for cell in page.cells)
 
 
@@ -111,8 +129,20 @@ def watched(nyu, fine_stage, forked, tmp_path_factory):
     showed after each."""
     folder, steps = tmp_path_factory.mktemp("watched"), []
     for more in (["--epochs_fine", 1], ["--epochs_fine", 2, "--resume"]):
-        result = forked("train.py", "--data_url", nyu, "--val_data", nyu, "--batch_size", 2, *fine_stage,
-                        "--tensorboard", "--val_panels", *more, cwd=folder)
+        result = forked(
+            "train.py",
+            "--data_url",
+            nyu,
+            "--val_data",
+            nyu,
+            "--batch_size",
+            2,
+            *fine_stage,
+            "--tensorboard",
+            "--val_panels",
+            *more,
+            cwd=folder,
+        )
         assert result.returncode == 0, result.stderr
         with np.load(folder / "Model" / "Log" / "fine_panels.npz") as saved:
             steps.append(sorted(saved.files))
@@ -124,19 +154,22 @@ def test_tensorboard_gets_losses_rates_metrics_and_panels(watched):
     events = EventAccumulator(str(log / "tensorboard" / "fine"), {"images": 0, "scalars": 0})
     events.Reload()
     tags = events.Tags()
-    assert {f"fine/{name}" for name in ("loss", "mean_loss", "images_per_s", "learning_rate", "abs_rel", "delta1")} \
-        <= set(tags["scalars"])
+    assert {
+        f"fine/{name}" for name in ("loss", "mean_loss", "images_per_s", "learning_rate", "abs_rel", "delta1")
+    } <= set(tags["scalars"])
     assert [event.step for event in events.Scalars("fine/abs_rel")] == [4, 8]
     rows = (log / "fine.csv").read_text().splitlines()
     logged = [line.split(",")[rows[0].split(",").index("mean_loss")] for line in rows[1:]]
     assert [event.value for event in events.Scalars("fine/mean_loss")] == pytest.approx(
-        [float(value) for value in logged if value], rel=1e-6)
+        [float(value) for value in logged if value], rel=1e-6
+    )
     picture = cv2.imdecode(np.frombuffer(events.Images("fine/panels")[-1].encoded_image_string, np.uint8), 1)
     assert min(picture.shape[:2]) > 400 and picture.std() > 10
 
 
-def test_a_training_shows_how_a_net_learns_and_what_it_has_to_beat(nyu, watched, fine_stage, evaluated, forked,
-                                                                   tmp_path):
+def test_a_training_shows_how_a_net_learns_and_what_it_has_to_beat(
+    nyu, watched, fine_stage, evaluated, forked, tmp_path
+):
     folder, steps = watched
     assert steps == [["4"], ["4", "8"]]
     checkpoint, log = fine_stage[-1], folder / "Model" / "Log"
@@ -162,8 +195,10 @@ def test_two_evaluations_side_by_side(evaluated, forked, tmp_path):
     result = forked("eval.py", "--compare", "plain", folder / "a flipped" / "metrics.json", cwd=folder)
     assert result.returncode == 0, result.stderr
     assert "mean training map: the same" in result.stdout
-    metrics = [json.loads((folder / name / "metrics.json").read_text())["metrics"]["FineNet"]
-               for name in ("plain", "a flipped")]
+    metrics = [
+        json.loads((folder / name / "metrics.json").read_text())["metrics"]["FineNet"]
+        for name in ("plain", "a flipped")
+    ]
     rows = result.stdout.split("FineNet ")[1].splitlines()[2:]
     for column, name in enumerate(("delta1", "delta2", "delta3", "abs_rel", "sq_rel", "rmse", "rmse_log", "si"), -8):
         figures = [float(row.split()[column]) for row in rows[:5]]
@@ -173,9 +208,11 @@ def test_two_evaluations_side_by_side(evaluated, forked, tmp_path):
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "metrics.json").write_text("[]")
     (tmp_path / "odd" / "per_image.csv").write_text("net,image\n")
-    for other, expected in (("eigen", "differ in protocol: depthnet and eigen"),
-                            (tmp_path / "odd", "odd: not an evaluation"),
-                            ("absent", "absent/metrics.json: no such file")):
+    for other, expected in (
+        ("eigen", "differ in protocol: depthnet and eigen"),
+        (tmp_path / "odd", "odd: not an evaluation"),
+        ("absent", "absent/metrics.json: no such file"),
+    ):
         assert expected in one_line(forked("eval.py", "--compare", "plain", other, cwd=folder))
 
 
@@ -198,8 +235,9 @@ def test_the_interval_is_scipy_s_bootstrap():
     differences = np.random.default_rng(1).normal(0.02, 0.1, (60, 2))
     low, high = comparison.interval(differences)
     for column in range(2):
-        expected = scipy.stats.bootstrap((differences[:, column],), np.mean, n_resamples=10_000, method="percentile",
-                                         rng=np.random.default_rng(2)).confidence_interval
+        expected = scipy.stats.bootstrap(
+            (differences[:, column],), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(2)
+        ).confidence_interval
         assert (low[column], high[column]) == pytest.approx(tuple(expected), abs=0.002)
 
 
@@ -224,8 +262,15 @@ def test_published_figures_stand_beside_a_set_of_their_size_only(tmp_path):
     scores.add(["a", "b", "c"], log_depth, depth_m)
     details.add(log_depth, depth_m)
     for pairs in (60, 654):
-        report.write(tmp_path / "r.html", {"FineNet": scores}, {"FineNet": details}, b"", {}, {},
-                     {"pairs": pairs, "fingerprint": "0123"})
+        report.write(
+            tmp_path / "r.html",
+            {"FineNet": scores},
+            {"FineNet": details},
+            b"",
+            {},
+            {},
+            {"pairs": pairs, "fingerprint": "0123"},
+        )
         text = (tmp_path / "r.html").read_text()
         assert ("model zoo, Ascend 910" in text) == (pairs == 654)
         assert f"{pairs} pairs, fingerprint 0123" in text

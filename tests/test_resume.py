@@ -21,8 +21,19 @@ KILLS = int(os.environ.get("DEPTHNET_KILLS", "3"))  # 20 for the long version
 
 
 def arguments(nyu, *more):
-    return ["--data_url", str(nyu), "--batch_size", "1", "--max_steps", "2", "--learning_rate_fine", "1e-3",
-            "--save_checkpoint_steps", "1", *more]
+    return [
+        "--data_url",
+        str(nyu),
+        "--batch_size",
+        "1",
+        "--max_steps",
+        "2",
+        "--learning_rate_fine",
+        "1e-3",
+        "--save_checkpoint_steps",
+        "1",
+        *more,
+    ]
 
 
 def start(nyu, *more, **options):
@@ -129,8 +140,9 @@ def small_disk(tmp_path):
     """A real file system on which one training state of CoarseNet fits, and two do not."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", folder], capture_output=True,
-                             check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", folder], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("mounting a tmpfs is not permitted here")
     yield folder
@@ -138,8 +150,20 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_stops_with_a_line_and_leaves_the_last_good_state(nyu, forked, small_disk, tmp_path):
-    result = forked("train.py", "--data_url", nyu, "--batch_size", 1, "--max_steps", 4, "--save_checkpoint_steps", 2,
-                    "--train_url", small_disk / "Model", cwd=tmp_path)
+    result = forked(
+        "train.py",
+        "--data_url",
+        nyu,
+        "--batch_size",
+        1,
+        "--max_steps",
+        4,
+        "--save_checkpoint_steps",
+        2,
+        "--train_url",
+        small_disk / "Model",
+        cwd=tmp_path,
+    )
     assert "No space left on device" in one_line(result)
     checkpoints = small_disk / "Model" / "Ckpt"
     assert [path.name for path in checkpoints.iterdir()] == ["CoarseNet_2.ckpt"]
@@ -152,10 +176,13 @@ def test_every_range_of_a_training_state_damaged_is_noticed(unbroken, tmp_path):
     path = tmp_path / "FineNet_2.ckpt"
     size = len(content) // 60
     for start in range(0, len(content), size):
-        piece = content[start:start + size]
-        variants = [content[:start], content[:start] + bytes(b ^ 0xFF for b in piece) + content[start + size:],
-                    content[:start] + bytes(len(piece)) + content[start + size:],
-                    content[:start] + content[start + size:]]
+        piece = content[start : start + size]
+        variants = [
+            content[:start],
+            content[:start] + bytes(b ^ 0xFF for b in piece) + content[start + size :],
+            content[:start] + bytes(len(piece)) + content[start + size :],
+            content[:start] + content[start + size :],
+        ]
         for variant in variants:
             if variant == content:
                 continue

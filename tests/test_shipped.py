@@ -30,11 +30,24 @@ FOLDERS = ["rendered", pytest.param("real", marks=pytest.mark.skipif(not REAL, r
 @pytest.fixture(scope="module")
 def evaluated(forked, tmp_path_factory):
     """evaluated(data, protocol): both nets' metrics as eval.py has them."""
+
     @functools.cache
     def evaluate(data, protocol):
         folder = tmp_path_factory.mktemp("evaluated")
-        result = forked("eval.py", "--test_data", data, "--coarse_ckpt_model", COARSE, "--fine_ckpt_model", FINE,
-                        "--protocol", protocol, "--output_dir", "report", cwd=folder)
+        result = forked(
+            "eval.py",
+            "--test_data",
+            data,
+            "--coarse_ckpt_model",
+            COARSE,
+            "--fine_ckpt_model",
+            FINE,
+            "--protocol",
+            protocol,
+            "--output_dir",
+            "report",
+            cwd=folder,
+        )
         assert result.returncode == 0, result.stderr
         return json.loads((folder / "report" / "metrics.json").read_text())["metrics"]
 
@@ -46,8 +59,9 @@ def models(forked, tmp_path_factory):
     """The Model folder with both nets exported in both formats."""
     folder = tmp_path_factory.mktemp("shipped")
     for net, path in (("coarse", COARSE), ("fine", FINE)):
-        result = forked("export.py", "--coarse_or_fine", net, "--ckpt_file", path, "--file_format", "MINDIR", "ONNX",
-                        cwd=folder)
+        result = forked(
+            "export.py", "--coarse_or_fine", net, "--ckpt_file", path, "--file_format", "MINDIR", "ONNX", cwd=folder
+        )
         assert result.returncode == 0, result.stderr
     return folder / "Model"
 
@@ -72,8 +86,15 @@ def test_the_cpp_program_gives_the_same_figures(models, evaluated, data, lite, r
     result = run("scripts/run_infer_310.sh", *mindir, data, 0, cwd=tmp_path, DEVICE_TARGET="CPU", MS_LITE_HOME=lite)
     assert result.returncode == 0, result.stdout + result.stderr
     line = (tmp_path / "acc.log").read_text().strip().splitlines()[-1]
-    labels = {"delta1": "delta1_loss", "delta2": "delta2_loss", "delta3": "delta3_loss", "abs_rel": "abs_relative_loss",
-              "sq_rel": "sqr_relative_loss", "rmse": "rmse_linear_loss", "rmse_log": "rmse_log_loss"}
+    labels = {
+        "delta1": "delta1_loss",
+        "delta2": "delta2_loss",
+        "delta3": "delta3_loss",
+        "abs_rel": "abs_relative_loss",
+        "sq_rel": "sqr_relative_loss",
+        "rmse": "rmse_linear_loss",
+        "rmse_log": "rmse_log_loss",
+    }
     for name, label in labels.items():
         found = float(re.search(rf"{label}: ([\d.]+)", line)[1])
         assert found == pytest.approx(expected[name], abs=TOLERANCE), name
@@ -127,18 +148,26 @@ def other_coarse(folder):
     shutil.copy(FINE, folder / "FinalFineNet.ckpt")
     net = checkpoint.load_coarse(COARSE)
     net.fc7.bias.set_data(net.fc7.bias + 0.1)
-    checkpoint.save(folder / "FinalCoarseNet.ckpt", {one.name: one for one in net.get_parameters()},
-                    {"stage": "coarse", "coarse_net": "paper"})
+    checkpoint.save(
+        folder / "FinalCoarseNet.ckpt",
+        {one.name: one for one in net.get_parameters()},
+        {"stage": "coarse", "coarse_net": "paper"},
+    )
     return net
 
 
 def test_a_fine_net_on_another_coarse_net_is_said(nyu, forked, tmp_path):
     other_coarse(tmp_path / "Model" / "Ckpt")
-    line = ("Model/Ckpt/FinalFineNet.ckpt was trained on another CoarseNet than Model/Ckpt/FinalCoarseNet.ckpt: "
-            "together they predict worse than with its own")
+    line = (
+        "Model/Ckpt/FinalFineNet.ckpt was trained on another CoarseNet than Model/Ckpt/FinalCoarseNet.ckpt: "
+        "together they predict worse than with its own"
+    )
     picture = next((nyu / "Test").glob("*_colors.png"))
-    for command in (["eval.py", "--test_data", nyu], ["predict.py", "--input", picture],
-                    ["export.py", "--coarse_or_fine", "fine"]):
+    for command in (
+        ["eval.py", "--test_data", nyu],
+        ["predict.py", "--input", picture],
+        ["export.py", "--coarse_or_fine", "fine"],
+    ):
         result = forked(*command, cwd=tmp_path)
         assert result.returncode == 0 and result.stdout.splitlines().count(line) == 1, result.stdout + result.stderr
 
@@ -152,15 +181,21 @@ def test_a_fine_net_on_its_own_coarse_net_is_nothing_to_tell(tmp_path, caplog):
     DepthPredictor(folder / "FinalCoarseNet.ckpt", folder / "FinalFineNet.ckpt")
     DepthPredictor(COARSE, FINE)  # compressed: not to be told
     assert "another CoarseNet" not in caplog.text
-    checkpoint.save(tmp_path / "c.ckpt", checkpoint.load(COARSE).arrays | {"fc6.bias": np.zeros(4096, np.float16)},
-                    {"stage": "coarse", checkpoint.WHOLE_SHA256: "of another"})
+    checkpoint.save(
+        tmp_path / "c.ckpt",
+        checkpoint.load(COARSE).arrays | {"fc6.bias": np.zeros(4096, np.float16)},
+        {"stage": "coarse", checkpoint.WHOLE_SHA256: "of another"},
+    )
     DepthPredictor(tmp_path / "c.ckpt", folder / "FinalFineNet.ckpt")
     assert "another CoarseNet" in caplog.text
 
 
 def test_evaluation_and_export_take_these_weights_where_nothing_is_named(nyu, forked, tmp_path):
-    for command in (["eval.py", "--test_data", nyu], ["export.py", "--coarse_or_fine", "fine"],
-                    ["export.py", "--coarse_or_fine", "coarse", "--file_format", "MINDIR"]):
+    for command in (
+        ["eval.py", "--test_data", nyu],
+        ["export.py", "--coarse_or_fine", "fine"],
+        ["export.py", "--coarse_or_fine", "coarse", "--file_format", "MINDIR"],
+    ):
         result = forked(*command, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         assert result.stdout.count("taking the weights of this repo") == 1

@@ -72,8 +72,23 @@ def test_an_overwrite_does_not_begin_with_weights_that_it_replaces(nyu, forked, 
     (tmp_path / "Model" / "Ckpt").mkdir(parents=True)
     shutil.copy(fine_stage[-1], tmp_path / "Model" / "Ckpt" / "FinalCoarseNet.ckpt")
     before = tree(tmp_path)
-    line = one_line(forked("train.py", "--data_url", nyu, "--stage", "coarse", "--coarse_net", "paper", "--batch_size",
-                           4, "--overwrite", "--pre_trained", "Model/Ckpt/FinalCoarseNet.ckpt", cwd=tmp_path))
+    line = one_line(
+        forked(
+            "train.py",
+            "--data_url",
+            nyu,
+            "--stage",
+            "coarse",
+            "--coarse_net",
+            "paper",
+            "--batch_size",
+            4,
+            "--overwrite",
+            "--pre_trained",
+            "Model/Ckpt/FinalCoarseNet.ckpt",
+            cwd=tmp_path,
+        )
+    )
     assert "is of the run that --overwrite replaces" in line and tree(tmp_path) == before
 
 
@@ -90,8 +105,20 @@ def test_a_broken_validation_picture_is_named_before_anything_is_touched(again, 
 
 def test_an_overwrite_that_dies_in_its_first_steps_leaves_the_old_run_where_it_was_moved_to(again, nyu, forked, fine):
     before = tree(again / "Model")
-    line = one_line(forked("train.py", "--data_url", nyu, *fine, "--overwrite", "--batch_size", 2,
-                           "--learning_rate_fine", 1e30, cwd=again))
+    line = one_line(
+        forked(
+            "train.py",
+            "--data_url",
+            nyu,
+            *fine,
+            "--overwrite",
+            "--batch_size",
+            2,
+            "--learning_rate_fine",
+            1e30,
+            cwd=again,
+        )
+    )
     assert "step 2: the loss is nan" in line
     (moved,) = (again / "Model").glob("replaced-*-1")
     assert tree(moved) == before
@@ -167,16 +194,7 @@ def test_two_trainings_do_not_share_a_folder(again, nyu, forked, fine):
     process.send_signal(signal.SIGKILL)  # the lock goes with the process
     process.wait()
     result = forked(
-        "train.py",
-        "--data_url",
-        nyu,
-        *fine,
-        "--train_url",
-        "two",
-        "--resume",
-        "--epochs_fine",
-        1,
-        cwd=again,
+        "train.py", "--data_url", nyu, *fine, "--train_url", "two", "--resume", "--epochs_fine", 1, cwd=again
     )
     assert result.returncode == 0, result.stderr
 

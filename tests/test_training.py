@@ -80,7 +80,8 @@ def test_one_step_is_adam_s(batch):
     net, coarse = FineNet(), ms.Tensor(np.ones_like(batch[1]))
     before = net.conv3.weight.asnumpy().copy()
     gradient = ms.value_and_grad(_FineLoss(net), None, net.trainable_params())(
-        ms.Tensor(unit_range(batch[0])), coarse, ms.Tensor(batch[1]))[1][2].asnumpy()
+        ms.Tensor(unit_range(batch[0])), coarse, ms.Tensor(batch[1])
+    )[1][2].asnumpy()
     Trainer(net, "composite", 1e-3, inputs=lambda rgb: (rgb, coarse)).run_step(*batch)
     weight = torch.nn.Parameter(torch.from_numpy(before))
     weight.grad = torch.from_numpy(gradient)
@@ -122,8 +123,21 @@ def test_gradients_do_not_vary_from_run_to_run(batch):
 @pytest.mark.parametrize("net", ["default", "paper"])
 def test_o1_trains_both_coarse_nets_and_leaves_no_code_behind(nyu, run, tmp_path, net):
     (tmp_path / "tmp").mkdir()
-    result = run("train.py", "--data_url", nyu, "--amp_level", "O1", "--coarse_net", net, "--batch_size", 1,
-                 "--max_steps", 1, cwd=tmp_path, TMPDIR=str(tmp_path / "tmp"))
+    result = run(
+        "train.py",
+        "--data_url",
+        nyu,
+        "--amp_level",
+        "O1",
+        "--coarse_net",
+        net,
+        "--batch_size",
+        1,
+        "--max_steps",
+        1,
+        cwd=tmp_path,
+        TMPDIR=str(tmp_path / "tmp"),
+    )
     assert result.returncode == 0 and "NameError" not in result.stderr, result.stdout + result.stderr
     assert f"FineNet is trained on {'Paper' * (net == 'paper')}CoarseNet of" in result.stdout
     assert {path.name for path in tmp_path.iterdir()} == {"Model", "tmp"} and not list((tmp_path / "tmp").iterdir())
@@ -131,8 +145,15 @@ def test_o1_trains_both_coarse_nets_and_leaves_no_code_behind(nyu, run, tmp_path
 
 def test_an_overflow_is_no_step_of_the_schedule(batch):
     ms.set_seed(0)
-    trainer = Trainer(FineNet(), "composite", 1e-3, amp_level="O2", recipe=Recipe("cosine"), last_step=9,
-                      inputs=lambda rgb: (rgb, ms.Tensor(np.ones_like(batch[1]))))
+    trainer = Trainer(
+        FineNet(),
+        "composite",
+        1e-3,
+        amp_level="O2",
+        recipe=Recipe("cosine"),
+        last_step=9,
+        inputs=lambda rgb: (rgb, ms.Tensor(np.ones_like(batch[1]))),
+    )
     updates = [trainer.launch(*batch)().updates]
     scale = float(trainer.scaler.scale_value.asnumpy())
     trainer.scaler.scale_value.set_data(ms.Tensor(2.0**60, ms.float32))

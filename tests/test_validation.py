@@ -40,7 +40,7 @@ def scenes(nyu, tmp_path_factory):
     for first in range(0, 8, 2):
         scene = folder / "Train" / next(names)
         scene.mkdir(parents=True)
-        for pair in pairs[first:first + 2]:
+        for pair in pairs[first : first + 2]:
             shutil.copy(pair.rgb, scene)
             shutil.copy(pair.depth, scene)
     return folder
@@ -57,8 +57,11 @@ def trained(scenes, forked, tmp_path_factory):
 
 
 def test_whole_scenes_are_held_out_by_the_seed(caplog):
-    names = [f"{scene}_out/{number}" for scene in ("den_0001a", "den_0001b", *(f"hall_{n:04d}" for n in range(9)))
-             for number in range(3)]
+    names = [
+        f"{scene}_out/{number}"
+        for scene in ("den_0001a", "den_0001b", *(f"hall_{n:04d}" for n in range(9)))
+        for number in range(3)
+    ]
     chosen = set()
     for seed in range(20):
         for share, count in ((0.001, 1), (0.3, 3), (0.99, 9)):
@@ -79,10 +82,12 @@ def test_what_is_held_out_is_scored_and_not_trained_on(scenes, trained, forked, 
     weights = checkpoint.load(trained / "Model/Ckpt/FinalCoarseNet.ckpt").arrays
     loaded = [plain.load_train_pair(pairs[index]) for index in held]
     rgb = torch.from_numpy(np.stack([rgb for rgb, _ in loaded]).transpose(0, 3, 1, 2).astype(np.float32) / 255)
-    log_depth = torch.nn.functional.conv2d(rgb, *map(torch.from_numpy, (weights["conv.weight"], weights["conv.bias"])),
-                                           stride=4)
-    expected = np.mean([abs_rel(np.exp(one[0].numpy()), depth_m)
-                        for one, (_, depth_m) in zip(log_depth, loaded, strict=True)])
+    log_depth = torch.nn.functional.conv2d(
+        rgb, *map(torch.from_numpy, (weights["conv.weight"], weights["conv.bias"])), stride=4
+    )
+    expected = np.mean(
+        [abs_rel(np.exp(one[0].numpy()), depth_m) for one, (_, depth_m) in zip(log_depth, loaded, strict=True)]
+    )
     scores = logged(trained / "Model/Log/coarse.csv")
     assert len(scores) == 2 and scores[-1] == pytest.approx(expected, abs=1e-5)
     assert checkpoint.load(trained / "Model/Ckpt/BestCoarseNet.ckpt").info["abs_rel"] == pytest.approx(min(scores))
@@ -115,8 +120,18 @@ def test_a_packed_set_holds_the_same_scenes_out_and_a_resume_is_exact(scenes, tr
     for more in (["--augmentation", "paper"], ["--loss", "scale_invariant"]):  # other ways into the set
         scores = []
         for data in (scenes, "set"):
-            result = forked(*command, *more, "--data_url", data, "--epochs_coarse", 1, "--overwrite", "--tensorboard",
-                            "--val_panels", cwd=tmp_path)
+            result = forked(
+                *command,
+                *more,
+                "--data_url",
+                data,
+                "--epochs_coarse",
+                1,
+                "--overwrite",
+                "--tensorboard",
+                "--val_panels",
+                cwd=tmp_path,
+            )
             assert result.returncode == 0 and "warning" not in result.stdout, result.stdout + result.stderr
             scores.append(logged(tmp_path / "Model/Log/coarse.csv"))
             assert (tmp_path / "Model/Log/coarse_panels.png").stat().st_size > 10_000
@@ -138,7 +153,8 @@ def test_a_broken_picture_among_those_held_out_is_named_at_the_start(scenes, for
     for scene in ("den_0001a_out", "den_0001b_out", "den_0002_out"):
         shutil.rmtree(folder / "Train" / scene)
     assert "--val_scenes: 1 scene of training pairs: expected two or more" in one_line(
-        forked(*command, "--train_url", "new", cwd=tmp_path))
+        forked(*command, "--train_url", "new", cwd=tmp_path)
+    )
 
 
 @pytest.mark.long
@@ -147,8 +163,21 @@ def test_two_workers_score_the_scenes_that_are_held_out(nyu, fine_stage, tmp_pat
     replaced = leave_run(tmp_path / "Model", ("fine",), "_rank0")
     alone = leave_run(tmp_path / "Model", ("coarse", "fine"))
     before = contents(tmp_path / "Model")
-    process = start([nyu, write(tmp_path / "table.json", table(2)), *fine_stage, "--batch_size", 1, "--max_steps", 2,
-                     "--val_scenes", 0.5, "--overwrite"], tmp_path)
+    process = start(
+        [
+            nyu,
+            write(tmp_path / "table.json", table(2)),
+            *fine_stage,
+            "--batch_size",
+            1,
+            "--max_steps",
+            2,
+            "--val_scenes",
+            0.5,
+            "--overwrite",
+        ],
+        tmp_path,
+    )
     output, errors = process.communicate(timeout=600)
     assert process.returncode == 0 and "1 of 2 scenes, 4 of 8 pairs" in output, output + errors
     (moved,) = (tmp_path / "Model").glob("replaced-*")
@@ -160,16 +189,29 @@ def test_two_workers_score_the_scenes_that_are_held_out(nyu, fine_stage, tmp_pat
     predict = Nets(fine_stage[-1], tmp_path / "Model/Ckpt/FinalFineNet_rank0.ckpt")
     loaded = [plain.load_train_pair(pairs[index]) for index in held]
     rgb = np.stack([rgb for rgb, _ in loaded]).transpose(0, 3, 1, 2).astype(np.float32) / 255
-    expected = np.mean([abs_rel(np.exp(one[0]), depth_m)
-                        for one, (_, depth_m) in zip(predict(rgb)["FineNet"], loaded, strict=True)])
+    expected = np.mean(
+        [abs_rel(np.exp(one[0]), depth_m) for one, (_, depth_m) in zip(predict(rgb)["FineNet"], loaded, strict=True)]
+    )
     assert logged(tmp_path / "Model/Log/fine_rank0.csv") == [pytest.approx(expected, abs=1e-5)]
 
 
 @pytest.mark.long
 def test_who_chooses_on_the_test_part_is_told(nyu, forked, tmp_path):
     leave_coarse_net(tmp_path / "Model" / "Ckpt" / "FinalCoarseNet.ckpt")
-    result = forked("train_tiny", "--data_url", nyu, "--val_data", nyu, "--stage", "fine", "--epochs_fine", 0,
-                    "--batch_size", 2, cwd=tmp_path)
+    result = forked(
+        "train_tiny",
+        "--data_url",
+        nyu,
+        "--val_data",
+        nyu,
+        "--stage",
+        "fine",
+        "--epochs_fine",
+        0,
+        "--batch_size",
+        2,
+        cwd=tmp_path,
+    )
     assert result.returncode == 0, result.stderr
     assert f"Best*Net.ckpt will be those that predict the Test part of {nyu} best" in result.stdout
     assert "--val_scenes 0.1" in result.stdout
@@ -177,11 +219,25 @@ def test_who_chooses_on_the_test_part_is_told(nyu, forked, tmp_path):
 
 @pytest.mark.long
 def test_tensorboard_shows_the_rate_of_each_step_that_is_logged(nyu, forked, tmp_path):
-    result = forked("train_tiny", "--data_url", nyu, *TINY, "--max_steps", 31, "--lr_schedule", "cosine",
-                    "--warmup_steps", 15, "--tensorboard", cwd=tmp_path)
+    result = forked(
+        "train_tiny",
+        "--data_url",
+        nyu,
+        *TINY,
+        "--max_steps",
+        31,
+        "--lr_schedule",
+        "cosine",
+        "--warmup_steps",
+        15,
+        "--tensorboard",
+        cwd=tmp_path,
+    )
     assert result.returncode == 0, result.stderr
     events = EventAccumulator(str(tmp_path / "Model/Log/tensorboard/coarse"))
     events.Reload()
     rates = {event.step: event.value for event in events.Scalars("coarse/learning_rate")}
-    assert rates == {step: pytest.approx(5e-4 * min(step / 15, 1) * (1 + np.cos(np.pi * (step - 1) / 31)), rel=1e-5)
-                     for step in (1, 10, 20, 30)}
+    assert rates == {
+        step: pytest.approx(5e-4 * min(step / 15, 1) * (1 + np.cos(np.pi * (step - 1) / 31)), rel=1e-5)
+        for step in (1, 10, 20, 30)
+    }

@@ -20,8 +20,8 @@ ONE = 1 << 16
 def clip(path, times, codec="libx264", options=None, tick=Fraction(1, 1000), size=(48, 64), rate=25):
     """A video whose frames have these times, in ticks; each is red below and blue on its right."""
     rgb = np.zeros((*size, 3), np.uint8)
-    rgb[size[0] // 2:, :, 0] = 255
-    rgb[:, size[1] // 2:, 2] = 255
+    rgb[size[0] // 2 :, :, 0] = 255
+    rgb[:, size[1] // 2 :, 2] = 255
     with av.open(str(path), "w", options=options or {}) as container:
         stream = container.add_stream(codec, rate, width=size[1], height=size[0], pix_fmt="yuv420p", time_base=tick)
         for time in times:
@@ -47,20 +47,23 @@ def with_matrix(path, *matrix):
     """The MP4 with another matrix in its track header (ISO 14496-12, 8.3.2)."""
     content = bytearray(path.read_bytes())
     at = content.index(b"tkhd") + 44
-    content[at:at + 20] = struct.pack(">5i", *matrix[:2], 0, *matrix[2:])
+    content[at : at + 20] = struct.pack(">5i", *matrix[:2], 0, *matrix[2:])
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize(("matrix", "shown"), [
-    ((0, ONE, -ONE, 0), lambda depth: np.rot90(depth, -1)),  # clockwise
-    ((-ONE, 0, 0, -ONE), lambda depth: np.rot90(depth, 2)),
-    ((0, -ONE, ONE, 0), lambda depth: np.rot90(depth, 1)),
-    ((-ONE, 0, 0, ONE), np.fliplr),
-    ((ONE, 0, 0, -ONE), np.flipud),
-    ((0, ONE, ONE, 0), np.transpose),
-    ((46341, 46341, -46341, 46341), lambda depth: depth),  # by 45 degrees
-    ((0, 0, 0, 0), lambda depth: depth),
-])
+@pytest.mark.parametrize(
+    ("matrix", "shown"),
+    [
+        ((0, ONE, -ONE, 0), lambda depth: np.rot90(depth, -1)),  # clockwise
+        ((-ONE, 0, 0, -ONE), lambda depth: np.rot90(depth, 2)),
+        ((0, -ONE, ONE, 0), lambda depth: np.rot90(depth, 1)),
+        ((-ONE, 0, 0, ONE), np.fliplr),
+        ((ONE, 0, 0, -ONE), np.flipud),
+        ((0, ONE, ONE, 0), np.transpose),
+        ((46341, 46341, -46341, 46341), lambda depth: depth),  # by 45 degrees
+        ((0, 0, 0, 0), lambda depth: depth),
+    ],
+)
 def test_frames_are_turned_as_the_file_says(tmp_path, matrix, shown):
     plain, turned = (clip(tmp_path / f"{name}.mp4", range(0, 80, 40)) for name in ("plain", "turned"))
     with_matrix(turned, *matrix)
@@ -82,12 +85,15 @@ def test_a_telephone_s_video_is_predicted_upright(forked, red_onnx, tmp_path):
         assert frame.height == 64 and frame.rotation == 0
 
 
-@pytest.mark.parametrize(("name", "times", "codec", "options"), [
-    ("recorded.webm", [33 * number + number % 3 for number in range(31)], "libvpx", {"live": "1"}),
-    ("phone.mp4", [0, 40, 500, 540, 2000, 2033, 9000], "libx264", None),
-    ("screen.mkv", [7, 40, 51, 9000], "libvpx-vp9", None),
-    ("late.mp4", [70_000, 70_040, 70_080], "libx264", None),
-])
+@pytest.mark.parametrize(
+    ("name", "times", "codec", "options"),
+    [
+        ("recorded.webm", [33 * number + number % 3 for number in range(31)], "libvpx", {"live": "1"}),
+        ("phone.mp4", [0, 40, 500, 540, 2000, 2033, 9000], "libx264", None),
+        ("screen.mkv", [7, 40, 51, 9000], "libvpx-vp9", None),
+        ("late.mp4", [70_000, 70_040, 70_080], "libx264", None),
+    ],
+)
 def test_frames_keep_their_times(forked, red_onnx, tmp_path, name, times, codec, options):
     clip(tmp_path / name, times, codec, options)
     result = predicted(forked, red_onnx, tmp_path, name, "--save", "color")
@@ -151,12 +157,15 @@ def patched(path, name, at, form, *values):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize(("form", "at", "values"), [
-    ("<II", 24, (1, 1_000_000)),  # scale, rate: a million frames a second
-    ("<II", 24, (1_000_000, 1)),  # a frame that lasts eleven days
-    ("<II", 24, (0, 0)),
-    ("<I", 36, (0xFFFF_FFFF,)),  # as many frames
-])
+@pytest.mark.parametrize(
+    ("form", "at", "values"),
+    [
+        ("<II", 24, (1, 1_000_000)),  # scale, rate: a million frames a second
+        ("<II", 24, (1_000_000, 1)),  # a frame that lasts eleven days
+        ("<II", 24, (0, 0)),
+        ("<I", 36, (0xFFFF_FFFF,)),  # as many frames
+    ],
+)
 def test_rates_and_counts_that_cannot_be_are_not_believed(forked, red_onnx, tmp_path, form, at, values):
     patched(avi(tmp_path / "a.avi", 6), b"strh", at, form, *values)
     result = predicted(forked, red_onnx, tmp_path, "a.avi", "--save", "color")
@@ -172,13 +181,13 @@ def test_a_video_that_was_trimmed_is_whole(forked, red_onnx, tmp_path):
     path = clip(tmp_path / "trimmed.mp4", range(0, 2000, 40), options={"movflags": "faststart"})
     content = bytearray(path.read_bytes())
     at = content.index(b"elst") + 12
-    content[at:at + 4] = struct.pack(">i", struct.unpack(">i", content[at:at + 4])[0] // 4)
+    content[at : at + 4] = struct.pack(">i", struct.unpack(">i", content[at : at + 4])[0] // 4)
     path.write_bytes(content)
     result = predicted(forked, red_onnx, tmp_path, path)
     assert result.returncode == 0, result.stdout + result.stderr
     shown = len(seen(tmp_path / "predictions" / "trimmed_depth.mp4"))
     assert shown == len(seen(path)) == video.Video(path).count < 20
-    path.write_bytes(content[:content.index(b"mdat") + 900])
+    path.write_bytes(content[: content.index(b"mdat") + 900])
     assert "trimmed.mp4: cut off" in predicted(forked, red_onnx, tmp_path, path, "--overwrite").stdout
 
 
@@ -200,7 +209,7 @@ def test_pixels_that_are_no_squares_are_made_so(tmp_path):
         stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
         container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8))))
         container.mux(stream.encode(None))
-    (rgb, _), = video.Video(path).frames()
+    ((rgb, _),) = video.Video(path).frames()
     assert rgb.shape == (48, 85, 3)
 
 
@@ -232,21 +241,29 @@ def nobody_came(listening):
 def test_addresses_are_no_files(forked, red_onnx, listener, tmp_path):
     address = f"127.0.0.1:{listener.getsockname()[1]}"
     clip(tmp_path / "a.mp4", [0, 40])
-    for name in (f"http://{address}/a.mp4", f"tcp://{address}/a.mp4", "concat:a.mp4|a.mp4", "file:a.mp4",
-                 "subfile:a.mp4"):
+    for name in (
+        f"http://{address}/a.mp4",
+        f"tcp://{address}/a.mp4",
+        "concat:a.mp4|a.mp4",
+        "file:a.mp4",
+        "subfile:a.mp4",
+    ):
         line = one_line(predicted(forked, red_onnx, tmp_path, name))
         assert f"{name}: no picture or video" in line
     nobody_came(listener)
 
 
-@pytest.mark.parametrize("playlist", [
-    "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nhttp://{address}/a.mp4\n#EXT-X-ENDLIST\n",
-    "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nsecret.mp4\n#EXT-X-ENDLIST\n",
-    "ffconcat version 1.0\nfile secret.mp4\n",
-    '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><Period><AdaptationSet><Representation>'
-    "<BaseURL>http://{address}/</BaseURL></Representation></AdaptationSet></Period></MPD>",
-    "v=0\r\nc=IN IP4 127.0.0.1\r\nm=video 9 RTP/AVP 96\r\n",
-])
+@pytest.mark.parametrize(
+    "playlist",
+    [
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nhttp://{address}/a.mp4\n#EXT-X-ENDLIST\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nsecret.mp4\n#EXT-X-ENDLIST\n",
+        "ffconcat version 1.0\nfile secret.mp4\n",
+        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><Period><AdaptationSet><Representation>'
+        "<BaseURL>http://{address}/</BaseURL></Representation></AdaptationSet></Period></MPD>",
+        "v=0\r\nc=IN IP4 127.0.0.1\r\nm=video 9 RTP/AVP 96\r\n",
+    ],
+)
 def test_a_playlist_that_is_called_a_video_opens_nothing(forked, red_onnx, listener, tmp_path, playlist):
     clip(tmp_path / "secret.mp4", [0, 40])
     (tmp_path / "a.mp4").write_text(playlist.format(address=f"127.0.0.1:{listener.getsockname()[1]}"))

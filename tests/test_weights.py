@@ -30,7 +30,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content[:len(content) // 2] if self.path.startswith("/cut/") else content)
+        self.wfile.write(content[: len(content) // 2] if self.path.startswith("/cut/") else content)
 
     def log_message(self, *_):
         pass
@@ -87,15 +87,23 @@ def test_files_from_elsewhere_are_taken_by_their_checksum(published, monkeypatch
         assert (tmp_path / "Model" / "Ckpt" / target).read_bytes() == FILES[f"/r/{name}"]
 
 
-@pytest.mark.parametrize(("where", "expected"), [
-    ("{server}/r", "what came has another SHA-256 than published"),
-    ("{server}/absent", "404 Client Error"),
-    ("{server}/cut", "IncompleteRead"),
-    ("http://127.0.0.1:9", "port=9"),
-])
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("{server}/r", "what came has another SHA-256 than published"),
+        ("{server}/absent", "404 Client Error"),
+        ("{server}/cut", "IncompleteRead"),
+        ("http://127.0.0.1:9", "port=9"),
+    ],
+)
 def test_what_goes_wrong_is_one_line(server, run, tmp_path, where, expected):
-    result = run("tools/get_weights.py", "--base_url", where.format(server=server.url), cwd=tmp_path,
-                 XDG_CACHE_HOME=str(tmp_path / "cache"))
+    result = run(
+        "tools/get_weights.py",
+        "--base_url",
+        where.format(server=server.url),
+        cwd=tmp_path,
+        XDG_CACHE_HOME=str(tmp_path / "cache"),
+    )
     line = one_line(result)
     assert expected in line and "depthnet_coarsenet_ascend" in line and "--from" in line
     assert not (tmp_path / "Model").exists()
@@ -105,7 +113,8 @@ def test_what_goes_wrong_is_one_line(server, run, tmp_path, where, expected):
 def test_a_file_that_was_not_published_is_refused(run, tmp_path):
     (tmp_path / "x.ckpt").write_text("x")
     assert "x.ckpt: not one of the published files" in one_line(
-        run("tools/get_weights.py", "--from", "x.ckpt", cwd=tmp_path))
+        run("tools/get_weights.py", "--from", "x.ckpt", cwd=tmp_path)
+    )
     assert "absent: no such file" in one_line(run("tools/get_weights.py", "--from", "absent", cwd=tmp_path))
 
 
@@ -123,8 +132,21 @@ def write_published(path, net, dtype):
     return arrays
 
 
-LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "deconv6", "conv7", "deconv8", "conv9", "conv10", "conv11",
-          "conv12", "fc13")
+LAYERS = (
+    "conv1",
+    "conv2",
+    "conv3",
+    "conv4",
+    "conv5",
+    "deconv6",
+    "conv7",
+    "deconv8",
+    "conv9",
+    "conv10",
+    "conv11",
+    "conv12",
+    "fc13",
+)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -133,8 +155,10 @@ def test_a_checkpoint_in_the_published_form_loads(tmp_path, dtype):
     fine = write_published(tmp_path / "fine.ckpt", FineNet(), dtype)
     assert list(coarse) == [f"{layer}.{part}" for layer in LAYERS for part in ("weight", "bias")]
     assert list(fine) == ["conv1.weight", "conv2.weight", "conv3.weight"]
-    for net, arrays in ((checkpoint.load_coarse(tmp_path / "coarse.ckpt"), coarse),
-                        (checkpoint.load_fine(tmp_path / "fine.ckpt"), fine)):
+    for net, arrays in (
+        (checkpoint.load_coarse(tmp_path / "coarse.ckpt"), coarse),
+        (checkpoint.load_fine(tmp_path / "fine.ckpt"), fine),
+    ):
         for parameter in net.get_parameters():
             assert parameter.dtype == ms.float32
             np.testing.assert_array_equal(parameter.asnumpy(), arrays[parameter.name].astype(np.float32))

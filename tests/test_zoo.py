@@ -140,9 +140,16 @@ def test_a_driver_that_fails_is_one_line_and_a_dry_run_asks_none(monkeypatch):
     assert device.select("Ascend", 0).target == "Ascend" and chosen == [("Ascend", 0)]
 
 
-@pytest.mark.parametrize(("target", "level", "asked"), [
-    ("Ascend", "auto", "O2"), ("Ascend", "O0", "O0"), ("Ascend", None, None), ("CPU", "O1", "O1"),
-    ("CPU", "auto", None)])
+@pytest.mark.parametrize(
+    ("target", "level", "asked"),
+    [
+        ("Ascend", "auto", "O2"),
+        ("Ascend", "O0", "O0"),
+        ("Ascend", None, None),
+        ("CPU", "O1", "O1"),
+        ("CPU", "auto", None),
+    ],
+)
 def test_the_jit_level_is_the_device_s_unless_told(monkeypatch, target, level, asked):
     settings = {}
     monkeypatch.setattr(device.ms.device_context.ascend, "is_available", lambda: True)

@@ -60,9 +60,15 @@ class Host:
         """Run a command, append its output to the report, and return it. Raises CheckFailed for another exit code or a
         timeout."""
         self.say("$ " + " ".join(map(str, command)))
-        with subprocess.Popen(list(map(str, command)), cwd=self.folder, stdout=subprocess.PIPE, text=True,
-                              stderr=subprocess.STDOUT, env={**os.environ, **variables},
-                              start_new_session=True) as process:
+        with subprocess.Popen(
+            list(map(str, command)),
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            text=True,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **variables},
+            start_new_session=True,
+        ) as process:
             try:
                 output, _ = process.communicate(timeout=self.limit)
             except BaseException as error:  # Ctrl-C, too
@@ -114,14 +120,36 @@ def check_environment(host: Host) -> str:
             packages[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             packages[package] = "absent"
-    variables = {name: value for name, value in sorted(os.environ.items()) if name.startswith(
-        ("ASCEND", "MS_", "HCCL", "RANK", "DEVICE", "GLOG", "LD_LIBRARY", "PYTHONPATH", "OMP_", "TE_", "EMULATED"))}
-    davinci = {path: "readable and writable" if os.access(path, os.R_OK | os.W_OK) else "NOT readable and writable"
-               for pattern in ("davinci*", "devmm_svm", "hisi_hdc") for path in sorted(glob.glob(f"/dev/{pattern}"))}
-    host.say(json.dumps({"machine": platform.platform(), "python": sys.version, "packages": packages,
-                         "cores": len(os.sched_getaffinity(0)), "devices": davinci, "variables": variables}, indent=1))
-    for pattern in ("/usr/local/Ascend/driver/version.info", "/usr/local/Ascend/*/latest/*/version.info",
-                    f"{os.environ.get('ASCEND_HOME_PATH', '/nowhere')}/*/version.info"):
+    variables = {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(
+            ("ASCEND", "MS_", "HCCL", "RANK", "DEVICE", "GLOG", "LD_LIBRARY", "PYTHONPATH", "OMP_", "TE_", "EMULATED")
+        )
+    }
+    davinci = {
+        path: "readable and writable" if os.access(path, os.R_OK | os.W_OK) else "NOT readable and writable"
+        for pattern in ("davinci*", "devmm_svm", "hisi_hdc")
+        for path in sorted(glob.glob(f"/dev/{pattern}"))
+    }
+    host.say(
+        json.dumps(
+            {
+                "machine": platform.platform(),
+                "python": sys.version,
+                "packages": packages,
+                "cores": len(os.sched_getaffinity(0)),
+                "devices": davinci,
+                "variables": variables,
+            },
+            indent=1,
+        )
+    )
+    for pattern in (
+        "/usr/local/Ascend/driver/version.info",
+        "/usr/local/Ascend/*/latest/*/version.info",
+        f"{os.environ.get('ASCEND_HOME_PATH', '/nowhere')}/*/version.info",
+    ):
         for path in sorted(glob.glob(pattern)):
             host.say(f"{path}:\n{Path(path).read_text(errors='replace')}")
     if shutil.which("npu-smi"):
@@ -132,8 +160,9 @@ def check_environment(host: Host) -> str:
 def check_layers(host: Host, level: str) -> str:
     """Compare each distinct layer of the nets and its gradients with the CPU in fp32."""
     expected, computed = host.compute("layers", "CPU", "O0"), host.compute("layers", host.target, level)
-    errors = {name: float(np.abs(computed[name] - array).max() / np.abs(array).max())
-              for name, array in expected.items()}
+    errors = {
+        name: float(np.abs(computed[name] - array).max() / np.abs(array).max()) for name, array in expected.items()
+    }
     for name, error in errors.items():
         host.say(f"{error:9.1e}  {name}")
     worst = max(errors, key=lambda name: np.nan_to_num(errors[name], nan=np.inf))
@@ -161,13 +190,38 @@ def _within(host: Host, error: float, level: str, remark: str) -> str:
 def check_signal(host: Host) -> str:
     """Send SIGTERM to a training. It must save, exit with 143, and be resumable."""
     data = host.folder / "NYU"
-    host.run(sys.executable, ROOT / "tools" / "make_sample_nyu.py", data, "--scenes", 1, "--pairs_per_scene", 4,
-             "--test_pairs", 1)
-    command = [sys.executable, str(ROOT / "train.py"), "--data_url", str(data), "--batch_size", "1",
-               "--stage", "coarse", "--device_target", host.target, "--device_id", str(host.device_id)]
+    host.run(
+        sys.executable,
+        ROOT / "tools" / "make_sample_nyu.py",
+        data,
+        "--scenes",
+        1,
+        "--pairs_per_scene",
+        4,
+        "--test_pairs",
+        1,
+    )
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        "--data_url",
+        str(data),
+        "--batch_size",
+        "1",
+        "--stage",
+        "coarse",
+        "--device_target",
+        host.target,
+        "--device_id",
+        str(host.device_id),
+    ]
     log = host.folder / "train.log"
-    with open(log, "w") as file, subprocess.Popen([*command, "--epochs_coarse", "1000"], cwd=host.folder, stdout=file,
-                                                  stderr=subprocess.STDOUT) as process:
+    with (
+        open(log, "w") as file,
+        subprocess.Popen(
+            [*command, "--epochs_coarse", "1000"], cwd=host.folder, stdout=file, stderr=subprocess.STDOUT
+        ) as process,
+    ):
         begun = time.monotonic()
         while "step: 1 " not in log.read_text() and process.poll() is None and time.monotonic() < begun + host.limit:
             time.sleep(0.2)
@@ -191,13 +245,28 @@ def check_ranks(host: Host) -> str:
     """Train on two devices. Their weights must agree, and an overflow on one must skip the update on both."""
     if host.devices < 2:
         raise NotRun(f"{host.devices} devices, two are needed")
-    host.run("msrun", "--worker_num=2", "--local_worker_num=2", "--join=True", "--log_dir=msrun", "--master_port=18471",
-             NETS, "ranks", host.target, host.device_id, "O2", host.folder,
-             PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    host.run(
+        "msrun",
+        "--worker_num=2",
+        "--local_worker_num=2",
+        "--join=True",
+        "--log_dir=msrun",
+        "--master_port=18471",
+        NETS,
+        "ranks",
+        host.target,
+        host.device_id,
+        "O2",
+        host.folder,
+        PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    )
     first, second = (dict(np.load(host.folder / f"rank{rank}.npz")) for rank in (0, 1))
     host.say(f"applied: {first['applied']} and {second['applied']}")
-    if not host.emulated and (first["digest"] != second["digest"] or list(first["applied"]) != [1, 1, 0, 1, 1]
-                              or list(second["applied"]) != [1, 1, 0, 1, 1]):
+    if not host.emulated and (
+        first["digest"] != second["digest"]
+        or list(first["applied"]) != [1, 1, 0, 1, 1]
+        or list(second["applied"]) != [1, 1, 0, 1, 1]
+    ):
         raise CheckFailed("the weights differ, or the overflow was not seen by both")
     return "the same weights; the overflow on one was skipped by both"
 
@@ -207,8 +276,16 @@ def check_export(host: Host) -> str:
     weights = ROOT / "weights" / "FineNet.ckpt"
     if not weights.exists():
         raise NotRun(f"no {weights}")
-    output = host.run(sys.executable, ROOT / "export.py", "--coarse_or_fine", "fine", "--ckpt_file", weights,
-                      "--output_dir", host.folder)
+    output = host.run(
+        sys.executable,
+        ROOT / "export.py",
+        "--coarse_or_fine",
+        "fine",
+        "--ckpt_file",
+        weights,
+        "--output_dir",
+        host.folder,
+    )
     return output.strip().splitlines()[-1].split(", ")[-1]
 
 
@@ -222,11 +299,17 @@ def checks(host: Host) -> list[tuple[str, Callable[[], str]]]:
     listed: list[tuple[str, Callable[[], str]]] = [("environment", lambda: check_environment(host))]
     for level in TOLERANCES:
         listed += [(f"layers, {level}", lambda level=level: check_layers(host, level))]  # type: ignore[misc]
-        listed += [(f"five steps of the {net} net, {level}",
-                    lambda net=net, level=level: check_steps(host, net, level))  # type: ignore[misc]
-                   for net in ("coarse", "paper", "fine")]
-    return [*listed, ("SIGTERM", lambda: check_signal(host)), ("two devices", lambda: check_ranks(host)),
-            ("MindIR", lambda: check_export(host)), ("C++ program on 310", lambda: check_310(host))]
+        listed += [
+            (f"five steps of the {net} net, {level}", lambda net=net, level=level: check_steps(host, net, level))  # type: ignore[misc]
+            for net in ("coarse", "paper", "fine")
+        ]
+    return [
+        *listed,
+        ("SIGTERM", lambda: check_signal(host)),
+        ("two devices", lambda: check_ranks(host)),
+        ("MindIR", lambda: check_export(host)),
+        ("C++ program on 310", lambda: check_310(host)),
+    ]
 
 
 def run_check(host: Host, name: str, check: Callable[[], str]) -> Check:
@@ -265,8 +348,9 @@ def main() -> int:
             rows.append(run_check(host, name, check))
             logging.info("%-12s %s: %s", rows[-1].state, name, rows[-1].remark)
         host.say("\n" + "\n".join(f"{row.state:12} {row.name}: {row.remark}" for row in rows))
-    logging.info("all that was printed is in %s: it names this machine's folders; read it before you send it",
-                 options.output)
+    logging.info(
+        "all that was printed is in %s: it names this machine's folders; read it before you send it", options.output
+    )
     return 1 if any(row.state == WRONG for row in rows) else 0
 
 

@@ -24,8 +24,7 @@ from src.data.listing import Pair
 # isort: split
 import cv2  # after src, which drops the variables that OpenCV reads at its import
 
-LOADERS = {"Train": (listing.train_files, image.load_train_depth),
-           "Test": (listing.test_files, image.load_test_depth)}
+LOADERS = {"Train": (listing.train_files, image.load_train_depth), "Test": (listing.test_files, image.load_test_depth)}
 HISTOGRAM_EDGES_M = np.linspace(0, 10, 51)
 PRINTED_PROBLEMS = 20
 # Two files hold the same picture if their thumbnails differ by at most SAME_LEVELS of 255 levels in the mean. JPEG
@@ -65,7 +64,8 @@ class Split:
     def summary(self) -> dict[str, Any]:
         """Return the statistics as values for JSON."""
         return {
-            "pairs": len(self.pairs), "good_pairs": len(self.good),
+            "pairs": len(self.pairs),
+            "good_pairs": len(self.good),
             "scenes": len({pair.name.split("/")[0] for pair in self.pairs}) if self.name == "Train" else None,
             "sizes": {f"{height}x{width}": count for (height, width), count in self.sizes.most_common()},
             "depth_bits": 8 if self.name == "Train" else 16,
@@ -92,7 +92,9 @@ def inspect(pair: Pair, load_depth: Callable[[Path], Floats]) -> dict[str, Any]:
     if load_depth is image.load_test_depth and not np.any(np.rint(measured_m * 1000) % 257):
         return {"problem": ("unit", f"{pair.depth}: every pixel is a multiple of 257: 8-bit depth spread over 16?")}
     return {
-        "size": rgb.shape[:2], "low_m": float(measured_m.min()), "high_m": float(measured_m.max()),
+        "size": rgb.shape[:2],
+        "low_m": float(measured_m.min()),
+        "high_m": float(measured_m.max()),
         "unmeasured": 1 - measured_m.size / depth_m.size,
         "histogram": np.histogram(measured_m[::16], HISTOGRAM_EDGES_M)[0],
         "thumbnail": cv2.resize(rgb, THUMBNAIL_SIZE, interpolation=cv2.INTER_AREA),
@@ -117,8 +119,9 @@ def check_split(folder: StrPath, name: str, workers: int) -> Split:
         split.problems.append((kind, str(error)))
         return split
     split.problems += [("not readable", text) for text in files.found.unread]
-    split.problems += [("left out", f"{path}: left out, {why}") for why, paths in files.found.left_out.items()
-                       for path in paths]
+    split.problems += [
+        ("left out", f"{path}: left out, {why}") for why, paths in files.found.left_out.items() for path in paths
+    ]
     split.problems += [("missing partner", text) for text in listing.missing_partners(files.rgb, files.depth)]
     split.pairs = listing.matched(files.rgb, files.depth)
     if not split.pairs:
@@ -137,8 +140,9 @@ def check(folder: StrPath, workers: int) -> dict[str, Split]:
     data_loader.keep_freed_memory()
     splits = {name: check_split(folder, name, workers) for name in LOADERS}
     train, test = splits["Train"], splits["Test"]
-    test.problems += [("duplicate", f"{of_test.rgb} is the picture {of_train.rgb}")
-                      for of_test, of_train in _in_both(test, train)]
+    test.problems += [
+        ("duplicate", f"{of_test.rgb} is the picture {of_train.rgb}") for of_test, of_train in _in_both(test, train)
+    ]
     return splits
 
 
@@ -156,8 +160,10 @@ def _in_both(test: Split, train: Split) -> Iterator[tuple[Pair, Pair]]:
 
 def report(splits: Mapping[str, Split]) -> dict[str, Any]:
     """Return the splits with their problems as values for JSON."""
-    return {name: {**split.summary(), "problems": [{"kind": kind, "what": text} for kind, text in split.problems]}
-            for name, split in splits.items()}
+    return {
+        name: {**split.summary(), "problems": [{"kind": kind, "what": text} for kind, text in split.problems]}
+        for name, split in splits.items()
+    }
 
 
 def table(splits: Mapping[str, Split]) -> str:
@@ -171,12 +177,16 @@ def table(splits: Mapping[str, Split]) -> str:
         return [label, *(show(columns[name]) for name in splits)]
 
     rows = [
-        row("pairs", lambda s: s["pairs"]), row("scenes", lambda s: s["scenes"] or ""),
-        row("size", lambda s: ", ".join(s["sizes"])), row("depth bits", lambda s: s["depth_bits"]),
+        row("pairs", lambda s: s["pairs"]),
+        row("scenes", lambda s: s["scenes"] or ""),
+        row("size", lambda s: ", ".join(s["sizes"])),
+        row("depth bits", lambda s: s["depth_bits"]),
         row("depth, m", lambda s: "{:.2f} to {:.2f}".format(*s["depth_m"]) if s["depth_m"] else ""),
         row("unmeasured", lambda s: f"{s['unmeasured_share']:.2%}" if s["depth_m"] else ""),
-        *([f"! {kind}", *(kinds[name][kind] or "" for name in splits)]
-          for kind in sorted(set().union(*kinds.values()))),
+        *(
+            [f"! {kind}", *(kinds[name][kind] or "" for name in splits)]
+            for kind in sorted(set().union(*kinds.values()))
+        ),
     ]
     return tabulate(rows, ["", *splits], disable_numparse=True)
 

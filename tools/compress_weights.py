@@ -46,8 +46,12 @@ def layer_outputs(net: PaperCoarseNet, folder: StrPath) -> tuple[Floats, Floats]
     from src.data_loader import TrainingData
 
     source = open_training(folder)
-    data = TrainingData(source, Schedule(len(source.names), min(16, len(source.names)), seed=0), cli.default_workers(),
-                        augmentation="paper")
+    data = TrainingData(
+        source,
+        Schedule(len(source.names), min(16, len(source.names)), seed=0),
+        cli.default_workers(),
+        augmentation="paper",
+    )
     steps = EPOCHS * min(data.schedule.steps_per_epoch, -(-MOST_PAIRS // data.schedule.batch_size))
     fc6, fc7 = [], []
     with cli.progress(steps, "computing outputs", "step") as bar:
@@ -101,8 +105,11 @@ def main() -> int:
         ranks = options.rank_fc6, options.rank_fc7
         for layer, rank, of_layer in zip(("fc6", "fc7"), ranks, outputs, strict=True):
             left, right, bias = factors(arrays.pop(f"{layer}.weight"), arrays[f"{layer}.bias"], of_layer, rank)
-            arrays |= {f"{layer}.weight{checkpoint.LEFT}": left, f"{layer}.weight{checkpoint.RIGHT}": right,
-                       f"{layer}.bias": bias}
+            arrays |= {
+                f"{layer}.weight{checkpoint.LEFT}": left,
+                f"{layer}.weight{checkpoint.RIGHT}": right,
+                f"{layer}.bias": bias,
+            }
     checkpoint.save(options.output, {name: array.astype(np.float16) for name, array in arrays.items()}, info)
     logging.info("%s: %.1f MB", options.output, options.output.stat().st_size / 1e6)
     return 0

@@ -19,10 +19,14 @@ from src.base.files import replacing, writable_folder
 # mindspore-ai/hub, mshub_res/assets/mindspore/1.10.
 BASE_URL = "https://download.mindspore.cn/models/r1.10"
 PUBLISHED = {
-    "FinalCoarseNet.ckpt": ("depthnet_coarsenet_ascend_v1100_nyu_official_cv.ckpt",
-                            "6ea1a2c51f512e07f5bda19343b66713956d27a83ac8b60ebbb8ddd876a7dcfd"),
-    "FinalFineNet.ckpt": ("depthnet_finenet_ascend_v1100_nyu_official_cv.ckpt",
-                          "d3a680e4f1abf104195534720f2fcc7b547421853abf9fc0c55f7443f6797d1f"),
+    "FinalCoarseNet.ckpt": (
+        "depthnet_coarsenet_ascend_v1100_nyu_official_cv.ckpt",
+        "6ea1a2c51f512e07f5bda19343b66713956d27a83ac8b60ebbb8ddd876a7dcfd",
+    ),
+    "FinalFineNet.ckpt": (
+        "depthnet_finenet_ascend_v1100_nyu_official_cv.ckpt",
+        "d3a680e4f1abf104195534720f2fcc7b547421853abf9fc0c55f7443f6797d1f",
+    ),
 }
 
 
@@ -57,8 +61,11 @@ def fetch(name: str, expected: str, options: argparse.Namespace) -> Path:
     try:
         return Path(pooch.retrieve(url, f"sha256:{expected}", name, pooch.os_cache("depthnet"), downloader=downloader))
     except (requests.RequestException, OSError, ValueError) as error:  # ValueError: another checksum
-        reason = "what came has another SHA-256 than published" if isinstance(error, ValueError) and \
-            not isinstance(error, requests.RequestException) else str(error).split("(Caused by")[0]
+        reason = (
+            "what came has another SHA-256 than published"
+            if isinstance(error, ValueError) and not isinstance(error, requests.RequestException)
+            else str(error).split("(Caused by")[0]
+        )
         raise UserError(f"{url}: {reason}; fetch it in another way and name it with --from") from error
 
 
@@ -69,8 +76,10 @@ def main() -> int:
     known = {expected for _, expected in PUBLISHED.values()}
     for digest, path in given.items():
         if digest not in known:
-            raise UserError(f"{path}: not one of the published files: its SHA-256 is {digest}, expected "
-                            + " or ".join(sorted(known)))
+            raise UserError(
+                f"{path}: not one of the published files: its SHA-256 is {digest}, expected "
+                + " or ".join(sorted(known))
+            )
     todo = {}
     for target, (name, expected) in PUBLISHED.items():
         path = folder / target

@@ -51,8 +51,9 @@ def jobs(folder: Path, scenes: int, pairs_per_scene: int, test_pairs: int) -> li
         scene_folder.mkdir(parents=True)
         paths += [(scene_folder / f"{n}.jpg", scene_folder / f"{n}.png") for n in range(1, pairs_per_scene + 1)]
     (folder / "Test").mkdir()
-    paths += [(folder / "Test" / f"{n:05d}_colors.png", folder / "Test" / f"{n:05d}_depth.png")
-              for n in range(test_pairs)]
+    paths += [
+        (folder / "Test" / f"{n:05d}_colors.png", folder / "Test" / f"{n:05d}_depth.png") for n in range(test_pairs)
+    ]
     return [(number, *pair) for number, pair in enumerate(paths)]
 
 

@@ -27,8 +27,9 @@ def main() -> int:
         logging.info("%s: %d pairs, every file matches its checksum", options.data, len(pairs.names))
         return 0
     manifest = packed.pack(options.data, options.out, options.workers)
-    logging.info("%d pairs in %s: train.py --data_url takes it in place of the NYU folder", manifest["pairs"],
-                 options.out)
+    logging.info(
+        "%d pairs in %s: train.py --data_url takes it in place of the NYU folder", manifest["pairs"], options.out
+    )
     return 0
 
 

@@ -42,8 +42,10 @@ from src.data import image
 from src.data.listing import DataError
 from tools import check_nyu
 
-HU_LAYOUT = ("expected data/nyu2_train/<scene>_out/<n>.jpg + .png and data/nyu2_test/<id>_colors.png + <id>_depth.png, "
-             "directly or in nyu_data/")
+HU_LAYOUT = (
+    "expected data/nyu2_train/<scene>_out/<n>.jpg + .png and data/nyu2_test/<id>_colors.png + <id>_depth.png, "
+    "directly or in nyu_data/"
+)
 _HU_FILE = re.compile(r"(?:^|/)(nyu2_train/[^/]+/\d+\.(?:jpe?g|png)|nyu2_test/[^/]+_(?:colors|depth)\.png)$")
 _HU_LIST = re.compile(r"(?:^|/)nyu2_(?:train|test)\.csv$")
 _TARGET = {"nyu2_train": "Train", "nyu2_test": "Test"}
@@ -107,8 +109,7 @@ def hu_items(path: StrPath, link: bool) -> list[Item]:
     if not files:
         raise DataError(f"{path}: no NYU files in it; {HU_LAYOUT}")
     files = _listed(path, files, lists)
-    return [Item(_hu_target(name), 0 if link else size, not link, make)
-            for name, (size, make) in sorted(files.items())]
+    return [Item(_hu_target(name), 0 if link else size, not link, make) for name, (size, make) in sorted(files.items())]
 
 
 def _hu_target(name: str) -> PurePosixPath:
@@ -129,8 +130,12 @@ def _listed(path: StrPath, files: Mapping[str, Any], lists: Mapping[str, str]) -
     names = []
     for list_name, text in lists.items():
         try:
-            listed = [match[1] for row in csv.reader(io.StringIO(text.replace("\\", "/"))) for cell in row
-                      if (match := _HU_FILE.search(cell.strip()))]
+            listed = [
+                match[1]
+                for row in csv.reader(io.StringIO(text.replace("\\", "/")))
+                for cell in row
+                if (match := _HU_FILE.search(cell.strip()))
+            ]
         except csv.Error as error:
             raise DataError(f"{path}: {list_name}: {error}") from error
         if not listed:
@@ -140,14 +145,19 @@ def _listed(path: StrPath, files: Mapping[str, Any], lists: Mapping[str, str]) -
     names += [name for name in files if name.split("/")[0] not in with_list]
     missing = [name for name in names if name not in files]
     if missing:
-        raise DataError(f"{path}: {missing[0]} is in the CSV list but not there"
-                        + (f" (and {len(missing) - 1} more)" if missing[1:] else ""))
+        raise DataError(
+            f"{path}: {missing[0]} is in the CSV list but not there"
+            + (f" (and {len(missing) - 1} more)" if missing[1:] else "")
+        )
     return {name: files[name] for name in names}
 
 
 def _folder_files(root: Path, link: bool) -> tuple[dict[str, Any], dict[str, str]]:
-    bases = [base for base in (root, root / "data", root / "nyu_data", root / "nyu_data" / "data")
-             if (base / "nyu2_train").is_dir() or (base / "nyu2_test").is_dir()]
+    bases = [
+        base
+        for base in (root, root / "data", root / "nyu_data", root / "nyu_data" / "data")
+        if (base / "nyu2_train").is_dir() or (base / "nyu2_test").is_dir()
+    ]
     if not bases:
         return {}, {}
     files = {}
@@ -247,8 +257,11 @@ def _zip_files(path: StrPath) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _extractor(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Save:
     def extract(target: Path) -> None:
-        with _naming(archive.filename, f"{member.filename}: "), archive.open(member) as read, \
-                replacing(target, "wb", durable=False) as write:
+        with (
+            _naming(archive.filename, f"{member.filename}: "),
+            archive.open(member) as read,
+            replacing(target, "wb", durable=False) as write,
+        ):
             shutil.copyfileobj(read, write, 1 << 20)
 
     return extract
@@ -289,15 +302,25 @@ def labeled_items(mat_path: StrPath, splits_path: StrPath) -> Iterator[list[Item
             raise DataError(f"{mat_path}: no {', '.join(missing)} in it; expected nyu_depth_v2_labeled.mat")
         images, depths, scenes = file["images"], file["depths"], np.ravel(file["scenes"])
         if images.shape[1:] != (3, 640, 480) or depths.shape != (len(images), 640, 480) or len(scenes) != len(images):
-            raise DataError(f"{mat_path}: images {images.shape}, depths {depths.shape} and {len(scenes)} scenes; "
-                            "expected (N, 3, 640, 480), (N, 640, 480) and N, as HDF5 sees MATLAB's arrays")
+            raise DataError(
+                f"{mat_path}: images {images.shape}, depths {depths.shape} and {len(scenes)} scenes; "
+                "expected (N, 3, 640, 480), (N, 640, 480) and N, as HDF5 sees MATLAB's arrays"
+            )
         if (images.dtype, depths.dtype.kind, scenes.dtype.kind) != (np.uint8, "f", "O"):
-            raise DataError(f"{mat_path}: images of {images.dtype}, depths of {depths.dtype}, scenes of {scenes.dtype};"
-                            " expected uint8, floats and references to texts")
+            raise DataError(
+                f"{mat_path}: images of {images.dtype}, depths of {depths.dtype}, scenes of {scenes.dtype};"
+                " expected uint8, floats and references to texts"
+            )
         is_test = _is_test(splits_path, len(images))
-        yield [item for index in sorted(is_test)
-               for item in (_test_items(images, depths, index) if is_test[index] else
-                            _train_items(images, depths, index, _matlab_text(file[scenes[index]])))]
+        yield [
+            item
+            for index in sorted(is_test)
+            for item in (
+                _test_items(images, depths, index)
+                if is_test[index]
+                else _train_items(images, depths, index, _matlab_text(file[scenes[index]]))
+            )
+        ]
 
 
 def _is_test(path: StrPath, images: Any) -> dict[int, bool]:
@@ -327,17 +350,34 @@ def _train_items(images: Any, depths: Any, index: int, scene: str) -> list[Item]
         raise DataError(f"image {index + 1}: {scene!r} is no scene name")
     folder = PurePosixPath("Train", f"{scene}_out")
 
-    return [Item(folder / f"{index + 1}.jpg", LABELED_TRAIN_BYTES, False,
-                 lambda path: _save_jpeg(path, _rgb(images, index))),
-            Item(folder / f"{index + 1}.png", LABELED_TRAIN_BYTES, False,
-                 lambda path: _save_png(path, image.encode_train_depth(depths[index].T)))]
+    return [
+        Item(
+            folder / f"{index + 1}.jpg", LABELED_TRAIN_BYTES, False, lambda path: _save_jpeg(path, _rgb(images, index))
+        ),
+        Item(
+            folder / f"{index + 1}.png",
+            LABELED_TRAIN_BYTES,
+            False,
+            lambda path: _save_png(path, image.encode_train_depth(depths[index].T)),
+        ),
+    ]
 
 
 def _test_items(images: Any, depths: Any, index: int) -> list[Item]:
-    return [Item(PurePosixPath("Test", f"{index:05d}_colors.png"), LABELED_TEST_BYTES, False,
-                 lambda path: _save_png(path, _rgb(images, index))),
-            Item(PurePosixPath("Test", f"{index:05d}_depth.png"), LABELED_TEST_BYTES, False,
-                 lambda path: _save_png(path, image.encode_test_depth(depths[index].T)))]
+    return [
+        Item(
+            PurePosixPath("Test", f"{index:05d}_colors.png"),
+            LABELED_TEST_BYTES,
+            False,
+            lambda path: _save_png(path, _rgb(images, index)),
+        ),
+        Item(
+            PurePosixPath("Test", f"{index:05d}_depth.png"),
+            LABELED_TEST_BYTES,
+            False,
+            lambda path: _save_png(path, image.encode_test_depth(depths[index].T)),
+        ),
+    ]
 
 
 def _save_jpeg(path: Path, rgb: Pixels) -> None:
@@ -379,6 +419,7 @@ def fastdepth_items(path: Path) -> Iterator[list[Item]]:
 
 def _tar_files(path: Path, stack: contextlib.ExitStack) -> dict[str, Read]:
     """Return functions that read the .h5 files of an archive, by name. Raises DataError."""
+
     def read(member: tarfile.TarInfo) -> bytes:
         with _naming(path, f"{member.name}: "):
             content = archive.extractfile(member)
@@ -413,28 +454,51 @@ def _check_end(path: Path, archive: tarfile.TarFile) -> None:
 
 def _hdf5_items(name: str, match: re.Match[str], read: Read) -> list[Item]:
     """Return the two Items of a file of FastDepth's set, which holds uint8 RGB (3, H, W) and depth (H, W) in metres."""
+
     def arrays() -> tuple[Pixels, Array]:
         with _opened_hdf5(name, "not a whole HDF5 file", io.BytesIO(read())) as file, _naming(name):
-            if _lacking(file, "rgb", "depth") or file["rgb"].shape != (3, *file["depth"].shape) \
-                    or file["rgb"].dtype != np.uint8 or file["depth"].dtype.kind != "f":
+            if (
+                _lacking(file, "rgb", "depth")
+                or file["rgb"].shape != (3, *file["depth"].shape)
+                or file["rgb"].dtype != np.uint8
+                or file["depth"].dtype.kind != "f"
+            ):
                 raise DataError(f"{name}: expected rgb (3, H, W) uint8 and depth (H, W) metres")
             return np.ascontiguousarray(file["rgb"][()].transpose(1, 2, 0)), file["depth"][()]
 
     folder, number = match[1], match[2]
     if folder == "val/official":
-        return [Item(PurePosixPath("Test", f"{number}_colors.png"), LABELED_TEST_BYTES, False,
-                     lambda path: _save_png(path, arrays()[0])),
-                Item(PurePosixPath("Test", f"{number}_depth.png"), LABELED_TEST_BYTES, False,
-                     lambda path: _save_png(path, image.encode_test_depth(arrays()[1])))]
+        return [
+            Item(
+                PurePosixPath("Test", f"{number}_colors.png"),
+                LABELED_TEST_BYTES,
+                False,
+                lambda path: _save_png(path, arrays()[0]),
+            ),
+            Item(
+                PurePosixPath("Test", f"{number}_depth.png"),
+                LABELED_TEST_BYTES,
+                False,
+                lambda path: _save_png(path, image.encode_test_depth(arrays()[1])),
+            ),
+        ]
     train = PurePosixPath("Train", f"{folder.removeprefix('train/')}_out")
-    return [Item(train / f"{int(number)}.jpg", LABELED_TRAIN_BYTES, False, lambda path: _save_jpeg(path, arrays()[0])),
-            Item(train / f"{int(number)}.png", LABELED_TRAIN_BYTES, False,
-                 lambda path: _save_png(path, image.encode_train_depth(arrays()[1])))]
+    return [
+        Item(train / f"{int(number)}.jpg", LABELED_TRAIN_BYTES, False, lambda path: _save_jpeg(path, arrays()[0])),
+        Item(
+            train / f"{int(number)}.png",
+            LABELED_TRAIN_BYTES,
+            False,
+            lambda path: _save_png(path, image.encode_train_depth(arrays()[1])),
+        ),
+    ]
 
 
 _BTS_FILE = re.compile(r"(rgb|sync_depth)_(\d+)\.(jpg|png)", re.IGNORECASE)
-BTS_LAYOUT = ("expected sync/<scene>/rgb_<n>.jpg + sync_depth_<n>.png, and official_splits/test/<scene>/ with the same "
-              "names, or the sync folder itself")
+BTS_LAYOUT = (
+    "expected sync/<scene>/rgb_<n>.jpg + sync_depth_<n>.png, and official_splits/test/<scene>/ with the same "
+    "names, or the sync folder itself"
+)
 
 
 def bts_items(root: Path) -> list[Item]:
@@ -463,8 +527,12 @@ def _bts_item(split: str, source: Path, is_rgb: bool, number: str) -> Item:
     else:
         target = PurePosixPath("Test", f"{scene}_{number}_{'colors' if is_rgb else 'depth'}.png")
     if split == "Train" and not is_rgb:
-        return Item(target, LABELED_TRAIN_BYTES, False,
-                    lambda path: _save_png(path, image.encode_train_depth(image.load_test_depth(source))))
+        return Item(
+            target,
+            LABELED_TRAIN_BYTES,
+            False,
+            lambda path: _save_png(path, image.encode_train_depth(image.load_test_depth(source))),
+        )
     if split == "Test" and is_rgb:
         return Item(target, LABELED_TEST_BYTES, False, lambda path: _save_png(path, image.load_rgb(source)))
     if is_rgb and source.suffix.lower() != ".jpg":
@@ -481,8 +549,12 @@ def make(items: Sequence[Item], out: Path) -> None:
     if len(wanted) < len(items):
         twice = collections.Counter(str(item.target) for item in items).most_common(1)[0][0]
         raise DataError(f"{twice}: two files of the set would become it: expected one of them")
-    present = [path for split in ("Train", "Test") if (out / split).is_dir()
-               for path in _searched(out / split, folders.BELOW, ("",))]
+    present = [
+        path
+        for split in ("Train", "Test")
+        if (out / split).is_dir()
+        for path in _searched(out / split, folders.BELOW, ("",))
+    ]
     for folder in {(out / target).parent for target in wanted}:
         remove_partial(folder)
     foreign = [str(path) for path in present if path.relative_to(out).as_posix() not in wanted]
@@ -514,8 +586,10 @@ def main() -> int:
     parser.add_argument("--output_dir", type=Path, help="write check.json and check.png there")
     options = parser.parse_args()
     if bool(options.labeled) != bool(options.splits) or (options.link and not options.hu):
-        parser.error("expected --hu PATH [--link], --labeled nyu_depth_v2_labeled.mat --splits splits.mat, "
-                     "--fastdepth PATH or --bts FOLDER")
+        parser.error(
+            "expected --hu PATH [--link], --labeled nyu_depth_v2_labeled.mat --splits splits.mat, "
+            "--fastdepth PATH or --bts FOLDER"
+        )
     if options.hu:
         make(hu_items(options.hu, options.link), options.out)
     elif options.bts:

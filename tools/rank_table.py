@@ -135,8 +135,10 @@ def master_port(asked: str | None, servers: int, index: int) -> int:
         try:
             probe.bind(("", int(asked)))
         except OSError as error:
-            raise UserError(f"port {asked} cannot be had ({error.strerror}; after a run it stays taken for a minute): "
-                            "set MASTER_PORT, the same on all servers") from error
+            raise UserError(
+                f"port {asked} cannot be had ({error.strerror}; after a run it stays taken for a minute): "
+                "set MASTER_PORT, the same on all servers"
+            ) from error
         return int(probe.getsockname()[1])
 
 
@@ -151,8 +153,10 @@ def main() -> int:
     devices = servers[index].devices
     master = "127.0.0.1" if len(servers) == 1 else servers[0].server_id
     port = master_port(os.environ.get("MASTER_PORT"), len(servers), index)
-    sys.stdout.write(f"{sum(len(server.devices) for server in servers)} {len(devices)} {index} {master} {port} "
-                     f"{devices[0][0]} {','.join(str(device_id) for _, device_id in devices)}\n")
+    sys.stdout.write(
+        f"{sum(len(server.devices) for server in servers)} {len(devices)} {index} {master} {port} "
+        f"{devices[0][0]} {','.join(str(device_id) for _, device_id in devices)}\n"
+    )
     return 0
 
 

@@ -282,8 +282,10 @@ def _placed(boxes: Sequence[Box], wall: str, start: Any, size: Array) -> list[Bo
 
 def footprint(boxes: Sequence[Box]) -> Footprint:
     """Return the lower and upper (x, z) of boxes."""
-    return (np.min([solid.low[[0, 2]] for solid in boxes], axis=0),
-            np.max([solid.high[[0, 2]] for solid in boxes], axis=0))
+    return (
+        np.min([solid.low[[0, 2]] for solid in boxes], axis=0),
+        np.max([solid.high[[0, 2]] for solid in boxes], axis=0),
+    )
 
 
 def furnish(rng: np.random.Generator, size: Array, origin: Array, doorways: Sequence[Footprint]) -> list[list[Box]]:

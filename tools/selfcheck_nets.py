@@ -28,16 +28,24 @@ NETS: dict[str, Any] = {"coarse": CoarseNet, "paper": PaperCoarseNet, "fine": Fi
 LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "conv 7x7 of 3": (lambda: nn.Conv2d(3, 64, 7, has_bias=True), (2, 3, 228, 304)),
     "conv 5x5 of 64, padded by hand": (
-        lambda: nn.Conv2d(64, 128, 5, pad_mode="pad", padding=(1, 1, 2, 2), has_bias=True), (2, 64, 114, 152)),
+        lambda: nn.Conv2d(64, 128, 5, pad_mode="pad", padding=(1, 1, 2, 2), has_bias=True),
+        (2, 64, 114, 152),
+    ),
     "conv 3x3 of 512": (lambda: nn.Conv2d(512, 512, 3, has_bias=True), (2, 512, 14, 19)),
     "conv 3x3 of 192, padded above": (
-        lambda: nn.Conv2d(192, 64, 3, pad_mode="pad", padding=(1, 0, 0, 0), has_bias=True), (2, 192, 56, 76)),
+        lambda: nn.Conv2d(192, 64, 3, pad_mode="pad", padding=(1, 0, 0, 0), has_bias=True),
+        (2, 192, 56, 76),
+    ),
     "conv 3x3 to 1": (lambda: nn.Conv2d(16, 1, 3, has_bias=True), (2, 16, 55, 74)),
     "conv 11x11, stride 4": (
-        lambda: nn.Conv2d(3, 96, 11, 4, pad_mode="pad", padding=0, has_bias=True), (2, 3, 228, 304)),
+        lambda: nn.Conv2d(3, 96, 11, 4, pad_mode="pad", padding=0, has_bias=True),
+        (2, 3, 228, 304),
+    ),
     "conv 9x9, stride 2, no bias": (lambda: nn.Conv2d(3, 63, 9, 2, pad_mode="valid"), (2, 3, 228, 304)),
     "transposed conv 2x2": (
-        lambda: nn.Conv2dTranspose(512, 256, 2, 2, pad_mode="valid", has_bias=True), (2, 512, 14, 19)),
+        lambda: nn.Conv2dTranspose(512, 256, 2, 2, pad_mode="valid", has_bias=True),
+        (2, 512, 14, 19),
+    ),
     "dense 4070": (lambda: nn.Dense(4070, 4070), (2, 4070)),
     "max pool": (lambda: nn.MaxPool2d(2, 2), (2, 64, 228, 304)),
 }

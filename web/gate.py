@@ -21,9 +21,11 @@ MAX_UPLOAD = 200_000_000  # bytes of one request
 MAX_EVENT = 64_000  # bytes of the description of an event
 MAX_STORED = 4_000_000_000  # bytes of all files that visitors have uploaded or can download
 
-_READ = re.compile(r"/(config/?|theme\.css|favicon\.ico|manifest\.json|robots\.txt|(assets|static|svelte)/.+"
-                   r"|gradio_api/(app_id|info|startup-events|theme\.css|upload_progress|queue/data|heartbeat/[\w-]+"
-                   r"|file=/.+))?")
+_READ = re.compile(
+    r"/(config/?|theme\.css|favicon\.ico|manifest\.json|robots\.txt|(assets|static|svelte)/.+"
+    r"|gradio_api/(app_id|info|startup-events|theme\.css|upload_progress|queue/data|heartbeat/[\w-]+"
+    r"|file=/.+))?"
+)
 _UPLOAD = "/gradio_api/upload"
 _EVENT = re.compile(r"/gradio_api/(queue/join|run/predict|cancel)/?")
 _SESSION = re.compile(r"[\w-]{1,64}", re.ASCII)

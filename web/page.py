@@ -104,15 +104,17 @@ class Page:
         queue: largest number of waiting visitors. Further visitors are asked to try again later.
     """
 
-    def __init__(self, predictor: DepthPredictor, about: str, pairs: Sequence[Pair], folder: Path,
-                 queue: int = 16) -> None:
+    def __init__(
+        self, predictor: DepthPredictor, about: str, pairs: Sequence[Pair], folder: Path, queue: int = 16
+    ) -> None:
         self.predictor, self.about, self.folder, self.queue = predictor, about, folder, queue
         self.examples = [pair.rgb for pair in pairs]
         self.truths = {_digest(pair.rgb): pair.depth for pair in pairs}
         self.visits = Visits(folder)
 
-    def predict(self, path: str | None, before: Prediction | None, degrees: float,
-                request: gr.Request | None = None) -> Prediction | None:
+    def predict(
+        self, path: str | None, before: Prediction | None, degrees: float, request: gr.Request | None = None
+    ) -> Prediction | None:
         """Predict the depth of a picture.
 
         Args:
@@ -135,10 +137,17 @@ class Page:
             depth_m = blended(size, maps) * lens
             seconds = time.perf_counter() - begun
             truth = self.truths.get(_digest(path))
-            return Prediction(name, rgb, depth_m, blended(size, maps, "CoarseNet") * lens,
-                         image.resize_depth(image.load_test_depth(truth), size) if truth else None,
-                         writer.camera(*size), float(lens), seconds,
-                         Path(tempfile.mkdtemp(dir=self.visits.of(request).folder)))
+            return Prediction(
+                name,
+                rgb,
+                depth_m,
+                blended(size, maps, "CoarseNet") * lens,
+                image.resize_depth(image.load_test_depth(truth), size) if truth else None,
+                writer.camera(*size),
+                float(lens),
+                seconds,
+                Path(tempfile.mkdtemp(dir=self.visits.of(request).folder)),
+            )
 
     def _writer(self, degrees: float) -> depth_files.Writer:
         """Return a Writer as predict.py makes it: a given field of view takes precedence over EXIF."""
@@ -152,8 +161,10 @@ class Page:
         if not prediction:
             return None, None, None, self.about
         end = max_depth or prediction.colour_end
-        pictures = [(visual.colour(prediction.coarse_m, end, colormap), "CoarseNet"),
-                    (visual.colour(prediction.depth_m, end, colormap), "FineNet")]
+        pictures = [
+            (visual.colour(prediction.coarse_m, end, colormap), "CoarseNet"),
+            (visual.colour(prediction.depth_m, end, colormap), "FineNet"),
+        ]
         height, width = prediction.depth_m.shape
         facts = f"**{prediction.seconds:.2f} s** for {width} x {height} pixels. {self.about}"
         if prediction.lens != 1:
@@ -162,9 +173,13 @@ class Page:
             truth_m, measured = prediction.truth_m, prediction.truth_m > 0
             error = np.where(measured, np.abs(prediction.depth_m - truth_m) / np.where(measured, truth_m, 1), 0)
             mean = error[measured].mean() if measured.any() else np.nan
-            pictures += [(visual.colour(truth_m, end, colormap), "true depth (black: not measured)"),
-                         (visual.colour(error + 1e-6 * measured, 0.5, "magma"),
-                          f"relative error, from 0 to 50 % and more (mean {mean:.0%})")]
+            pictures += [
+                (visual.colour(truth_m, end, colormap), "true depth (black: not measured)"),
+                (
+                    visual.colour(error + 1e-6 * measured, 0.5, "magma"),
+                    f"relative error, from 0 to 50 % and more (mean {mean:.0%})",
+                ),
+            ]
         return (pointer_value(prediction, end, colormap), (prediction.rgb, pictures[1][0]), pictures, facts)
 
     def save(self, prediction: Prediction | None, colormap: str, max_depth: float) -> tuple[str | None, ...]:
@@ -191,8 +206,14 @@ class Page:
             return str(path)
         return None
 
-    def video(self, path: str | None, colormap: str, max_depth: float, request: gr.Request,
-              progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008
+    def video(
+        self,
+        path: str | None,
+        colormap: str,
+        max_depth: float,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> str:
         """Predict a video. Returns the file of a video with the picture beside its depth, which browsers can play."""
         if not path:
             raise gr.Error("choose a video first", print_exception=False)
@@ -220,14 +241,29 @@ class Page:
         logging.getLogger("httpx").setLevel(logging.WARNING)  # hide Gradio's requests to itself
         _check_address(host, port)
         blocks = self._blocks()
-        gate = Middleware(Gate, cache=Path(get_upload_folder()), folder=self.folder, events=set(blocks.fns),
-                          keep_s=CACHE_S)
+        gate = Middleware(
+            Gate, cache=Path(get_upload_folder()), folder=self.folder, events=set(blocks.fns), keep_s=CACHE_S
+        )
         fonts = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
         blocks.launch(
-            server_name=f"[{host}]" if ":" in host else host, server_port=port, share=False, prevent_thread_lock=True,
-            quiet=True, show_error=False, max_file_size=MAX_UPLOAD, state_session_capacity=VISITORS,
-            app_kwargs={"middleware": [gate]}, allowed_paths=[], ssr_mode=False, mcp_server=False, pwa=False,
-            run_history=False, footer_links=[], css=CSS, theme=gr.themes.Default(font=fonts[0], font_mono=fonts[1]))
+            server_name=f"[{host}]" if ":" in host else host,
+            server_port=port,
+            share=False,
+            prevent_thread_lock=True,
+            quiet=True,
+            show_error=False,
+            max_file_size=MAX_UPLOAD,
+            state_session_capacity=VISITORS,
+            app_kwargs={"middleware": [gate]},
+            allowed_paths=[],
+            ssr_mode=False,
+            mcp_server=False,
+            pwa=False,
+            run_history=False,
+            footer_links=[],
+            css=CSS,
+            theme=gr.themes.Default(font=fonts[0], font_mono=fonts[1]),
+        )
         return blocks
 
     def _blocks(self) -> gr.Blocks:
@@ -237,10 +273,17 @@ class Page:
             gr.Markdown(TITLE)
             with gr.Accordion("Options", open=False), gr.Row():
                 colormap = gr.Dropdown(COLORMAPS, value=COLORMAPS[0], label="colours", min_width=140)
-                max_depth = gr.Slider(0, 20, 0, step=0.5, label="metres at the end of the colours (0: automatic)",
-                                      min_width=260)
-                degrees = gr.Slider(0, 150, 0, step=1, min_width=260,
-                                    label="degrees that the picture is wide (0: by EXIF, or NYU's Kinect)")
+                max_depth = gr.Slider(
+                    0, 20, 0, step=0.5, label="metres at the end of the colours (0: automatic)", min_width=260
+                )
+                degrees = gr.Slider(
+                    0,
+                    150,
+                    0,
+                    step=1,
+                    min_width=260,
+                    label="degrees that the picture is wide (0: by EXIF, or NYU's Kinect)",
+                )
             with gr.Tab("Picture"):
                 self._picture_tab(colormap, max_depth, degrees)
             with gr.Tab("Video"):
@@ -253,29 +296,55 @@ class Page:
         tab = gr.State("Depth")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                picture = Picture(label="drop, paste or photograph a picture", elem_id="picture",
-                                  sources=["upload", "clipboard", "webcam"])
+                picture = Picture(
+                    label="drop, paste or photograph a picture",
+                    elem_id="picture",
+                    sources=["upload", "clipboard", "webcam"],
+                )
                 facts = gr.Markdown(self.about, elem_id="facts")
                 sent = [picture.input]
                 if self.examples:
-                    examples = gr.Examples([str(path) for path in self.examples], picture, examples_per_page=12,
-                                           label="examples, with their true depth")
+                    examples = gr.Examples(
+                        [str(path) for path in self.examples],
+                        picture,
+                        examples_per_page=12,
+                        label="examples, with their true depth",
+                    )
                     sent.append(examples.load_input_event.success)
             with gr.Column(scale=3, min_width=300), gr.Tabs() as tabs:
                 with gr.Tab("Depth"):
-                    pointer = gr.HTML(None, html_template=_POINTER, elem_id="pointer", apply_default_css=False,
-                                      js_on_load=Path(__file__).with_suffix(".js").read_text(encoding="utf-8"))
+                    pointer = gr.HTML(
+                        None,
+                        html_template=_POINTER,
+                        elem_id="pointer",
+                        apply_default_css=False,
+                        js_on_load=Path(__file__).with_suffix(".js").read_text(encoding="utf-8"),
+                    )
                 with gr.Tab("Compare"):
                     compare = gr.ImageSlider(show_label=False, elem_id="compare", format="jpeg", buttons=["fullscreen"])
                 with gr.Tab(MESH_TAB):
-                    mesh = gr.Model3D(label="drag to turn it", elem_id="mesh", height=480,
-                                      camera_position=(90, 80, None), clear_color=(0.94, 0.94, 0.94, 1))
+                    mesh = gr.Model3D(
+                        label="drag to turn it",
+                        elem_id="mesh",
+                        height=480,
+                        camera_position=(90, 80, None),
+                        clear_color=(0.94, 0.94, 0.94, 1),
+                    )
                 with gr.Tab("Nets"):
-                    nets = gr.Gallery(columns=2, show_label=False, elem_id="nets", format="png", object_fit="contain",
-                                      height=590, preview=False)
+                    nets = gr.Gallery(
+                        columns=2,
+                        show_label=False,
+                        elem_id="nets",
+                        format="png",
+                        object_fit="contain",
+                        height=590,
+                        preview=False,
+                    )
                 with gr.Tab("Files"):
-                    files = [gr.DownloadButton(label, interactive=False, elem_id=f"file-{kind}", size="md")
-                             for kind, label in FORMS.items()]
+                    files = [
+                        gr.DownloadButton(label, interactive=False, elem_id=f"file-{kind}", size="md")
+                        for kind, label in FORMS.items()
+                    ]
         colours, seen = [prediction, colormap, max_depth], [pointer, compare, nets, facts]
 
         def save(*chosen: Any) -> list[gr.DownloadButton]:
@@ -288,25 +357,39 @@ class Page:
         tabs.select(turn, prediction, [tab, mesh], show_progress="hidden")
         changes = [colormap.input, max_depth.input]
         for event in (*sent, degrees.input):
-            predicted = event(self.predict, [picture, prediction, degrees], prediction, concurrency_id="nets",
-                              concurrency_limit=1, show_progress_on=[pointer], trigger_mode="always_last")
+            predicted = event(
+                self.predict,
+                [picture, prediction, degrees],
+                prediction,
+                concurrency_id="nets",
+                concurrency_limit=1,
+                show_progress_on=[pointer],
+                trigger_mode="always_last",
+            )
             # After an error, show nothing rather than the previous picture's depth.
             forgotten = predicted.failure(lambda: None, None, prediction, queue=False)
             changes += [predicted.success, forgotten.then]
         for event in changes:
-            seeing = event(self.show, colours, seen, show_progress="hidden", trigger_mode="always_last",
-                           concurrency_id="show", concurrency_limit=1)  # keeps the order of requests
+            seeing = event(
+                self.show,
+                colours,
+                seen,
+                show_progress="hidden",
+                trigger_mode="always_last",
+                concurrency_id="show",
+                concurrency_limit=1,
+            )  # keeps the order of requests
             turning = seeing.then(self.mesh, [prediction, tab], mesh, show_progress="hidden")
             turning.then(save, colours, files, show_progress="hidden")
 
     def _video_tab(self, colormap: gr.Dropdown, max_depth: gr.Slider) -> None:
         with gr.Row():
-            video = Clip(label=f"a video of at most {LONGEST_VIDEO_S} s", elem_id="video",
-                         sources=["upload", "webcam"])
+            video = Clip(label=f"a video of at most {LONGEST_VIDEO_S} s", elem_id="video", sources=["upload", "webcam"])
             result = gr.Video(label="picture beside depth", elem_id="video-depth", interactive=False)
         with gr.Row():
             gr.Button("Predict", variant="primary", elem_id="predict-video").click(
-                self.video, [video, colormap, max_depth], result, concurrency_id="nets", concurrency_limit=1)
+                self.video, [video, colormap, max_depth], result, concurrency_id="nets", concurrency_limit=1
+            )
             gr.Button("Stop", variant="stop", elem_id="stop-video").click(self.visits.stop, queue=False)
 
 
@@ -331,19 +414,23 @@ def _checked_clip(job: Job, name: str) -> "Video":
         raise UserError(f"{name}: no video; expected one of {' '.join(VIDEOS)}")
     clip = Video(job.source, LARGEST_FRAME)
     if clip.seconds > LONGEST_VIDEO_S or clip.count > MOST_FRAMES:
-        raise UserError(f"{name}: {clip.seconds:.0f} s long; expected at most {LONGEST_VIDEO_S} s, and {MOST_FRAMES} "
-                        f"frames; it has {clip.count}")
+        raise UserError(
+            f"{name}: {clip.seconds:.0f} s long; expected at most {LONGEST_VIDEO_S} s, and {MOST_FRAMES} "
+            f"frames; it has {clip.count}"
+        )
     return clip
 
 
 def _check_address(host: str, port: int) -> None:
     """Raise UserError unless the page can be served at this address."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM,
-                                                                flags=socket.AI_PASSIVE)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
     except (OSError, UnicodeError) as error:
-        raise UserError(f"--host {host}: {getattr(error, 'strerror', None) or error}: expected an address of this "
-                        "machine") from error
+        raise UserError(
+            f"--host {host}: {getattr(error, 'strerror', None) or error}: expected an address of this machine"
+        ) from error
     with socket.socket(family, kind, protocol) as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -376,14 +463,21 @@ def pointer_value(prediction: Prediction, max_depth: float, colormap: str) -> st
         return base64.b64encode(np.rint(units).clip(0, 65535).astype("<u2").tobytes()).decode()
 
     across, down = size[1] / width, size[0] / height
-    return json.dumps({
-        "width": size[1], "height": size[0], "unit": unit_m,
-        "max_depth": max_depth, "colours": visual.colour_table(colormap).ravel().tolist(),
-        "depth": packed(prediction.depth_m),
-        "truth": None if prediction.truth_m is None else packed(prediction.truth_m),
-        "fx": prediction.camera.fx * across, "cx": (prediction.camera.cx + 0.5) * across - 0.5,
-        "fy": prediction.camera.fy * down, "cy": (prediction.camera.cy + 0.5) * down - 0.5,
-    })
+    return json.dumps(
+        {
+            "width": size[1],
+            "height": size[0],
+            "unit": unit_m,
+            "max_depth": max_depth,
+            "colours": visual.colour_table(colormap).ravel().tolist(),
+            "depth": packed(prediction.depth_m),
+            "truth": None if prediction.truth_m is None else packed(prediction.truth_m),
+            "fx": prediction.camera.fx * across,
+            "cx": (prediction.camera.cx + 0.5) * across - 0.5,
+            "fy": prediction.camera.fy * down,
+            "cy": (prediction.camera.cy + 0.5) * down - 0.5,
+        }
+    )
 
 
 def _reduced(rgb: Pixels) -> Pixels:

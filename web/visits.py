@@ -73,7 +73,7 @@ class Visits:
             visit.last = time.monotonic()
             self._visits[session] = visit
             inactive = [key for key, other in self._visits.items() if visit.last - other.last > CACHE_S]
-            for key in [*inactive, *list(self._visits)[len(inactive):-VISITORS]]:
+            for key in [*inactive, *list(self._visits)[len(inactive) : -VISITORS]]:
                 self._remove(key)
             return visit
 

@@ -33,18 +33,18 @@ class Error : public std::runtime_error {
 };
 
 // The .bin files of `folder`, sorted by name. Throws Error when there is no such folder or none in it.
-std::vector<fs::path> ListInputs(const fs::path &folder);
+std::vector<fs::path> ListInputs(const fs::path& folder);
 
 // Exactly `count` float32 values. Throws Error when the file cannot be read or has any other number of bytes.
-std::vector<float> ReadFloats(const fs::path &path, size_t count);
+std::vector<float> ReadFloats(const fs::path& path, size_t count);
 
 // Writes through a temporary name, so that a file is complete or absent. Throws Error.
-void WriteFile(const fs::path &path, const void *data, size_t bytes);
+void WriteFile(const fs::path& path, const void* data, size_t bytes);
 
 // Creates `folder` and proves that it can be written to. Throws Error.
-void MakeWritable(const fs::path &folder);
+void MakeWritable(const fs::path& folder);
 
-bool AllFinite(const std::vector<float> &values);
+bool AllFinite(const std::vector<float>& values);
 
 struct Timing {
   size_t count = 0;  // of the images that are in the statistics
@@ -59,7 +59,7 @@ struct Timing {
 Timing Summarize(std::vector<double> milliseconds);
 
 // The text of test_perform_static.txt.
-std::string Report(const Timing &timing);
+std::string Report(const Timing& timing);
 
 // A queue of at most `capacity` items between two threads.
 template <typename T>

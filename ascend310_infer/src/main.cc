@@ -30,7 +30,8 @@
 #include "include/cxx_api/types.h"
 #endif
 
-constexpr char kUsage[] = R"(usage: depthnet_infer --coarse_mindir FILE --fine_mindir FILE --dataset_path FOLDER [options]
+constexpr char kUsage[] =
+    R"(usage: depthnet_infer --coarse_mindir FILE --fine_mindir FILE --dataset_path FOLDER [options]
 
 Predicts log depth with CoarseNet and FineNet on Ascend 310 or CPU.
 
@@ -73,7 +74,7 @@ struct Port {
   std::vector<int64_t> shape;
 };
 
-size_t Count(const std::vector<int64_t> &shape) {
+size_t Count(const std::vector<int64_t>& shape) {
   size_t count = 1;
   for (const auto size : shape) {
     count *= static_cast<size_t>(size);
@@ -81,7 +82,7 @@ size_t Count(const std::vector<int64_t> &shape) {
   return count;
 }
 
-std::string Text(const std::vector<int64_t> &shape) {
+std::string Text(const std::vector<int64_t>& shape) {
   std::string text;
   for (const auto size : shape) {
     text += (text.empty() ? "" : "x") + std::to_string(size);
@@ -89,13 +90,13 @@ std::string Text(const std::vector<int64_t> &shape) {
   return text;
 }
 
-void Check(const mindspore::Status &status, const std::string &what) {
+void Check(const mindspore::Status& status, const std::string& what) {
   if (!status.IsOk()) {
     throw Error(what + ": MindSpore Lite says: " + status.ToString());
   }
 }
 
-std::shared_ptr<mindspore::Context> MakeContext(const Options &options) {
+std::shared_ptr<mindspore::Context> MakeContext(const Options& options) {
   auto context = std::make_shared<mindspore::Context>();
   const bool fp16 = options.precision == "fp16";
   if (options.device_type == "Ascend") {
@@ -115,7 +116,7 @@ std::shared_ptr<mindspore::Context> MakeContext(const Options &options) {
 // One loaded model whose inputs and output are known to be the expected ones.
 class Network {
  public:
-  Network(const fs::path &path, std::vector<Port> inputs, const Options &options)
+  Network(const fs::path& path, std::vector<Port> inputs, const Options& options)
       : path_(path), ports_(std::move(inputs)) {
     std::error_code error;
     if (!fs::is_regular_file(path, error)) {
@@ -128,10 +129,10 @@ class Network {
   }
 
   // Values in the order of the ports -> the output's values.
-  std::vector<float> Run(const std::vector<const std::vector<float> *> &values) {
+  std::vector<float> Run(const std::vector<const std::vector<float>*>& values) {
     for (size_t i = 0; i < ports_.size(); ++i) {
-      auto &tensor = inputs_[order_[i]];
-      auto *data = static_cast<float *>(tensor.MutableData());
+      auto& tensor = inputs_[order_[i]];
+      auto* data = static_cast<float*>(tensor.MutableData());
       if (data == nullptr || tensor.DataSize() != values[i]->size() * sizeof(float)) {
         throw Error(path_.string() + ": input " + ports_[i].name + " has no room for its values");
       }
@@ -144,18 +145,19 @@ class Network {
     if (data == nullptr) {
       throw Error(path_.string() + ": the output has no data");
     }
-    const auto *first = static_cast<const float *>(data.get());
+    const auto* first = static_cast<const float*>(data.get());
     return std::vector<float>(first, first + Count(kDepthShape));
   }
 
  private:
   // MindIR names an input <graph>:<argument>; Lite may keep either.
-  static bool IsNamed(const std::string &full, const std::string &name) {
-    return full == name || (full.size() > name.size() && full.compare(full.size() - name.size(), name.size(), name) == 0 &&
-                            full[full.size() - name.size() - 1] == ':');
+  static bool IsNamed(const std::string& full, const std::string& name) {
+    return full == name ||
+           (full.size() > name.size() && full.compare(full.size() - name.size(), name.size(), name) == 0 &&
+            full[full.size() - name.size() - 1] == ':');
   }
 
-  [[noreturn]] void Refuse(const std::string &found, const std::string &expected) const {
+  [[noreturn]] void Refuse(const std::string& found, const std::string& expected) const {
     throw Error(path_.string() + ": " + found + ", expected " + expected + ": is it another net's MindIR?");
   }
 
@@ -163,9 +165,9 @@ class Network {
     if (inputs_.size() != ports_.size()) {
       Refuse(std::to_string(inputs_.size()) + " inputs", std::to_string(ports_.size()));
     }
-    for (const auto &port : ports_) {
+    for (const auto& port : ports_) {
       const auto found = std::find_if(inputs_.begin(), inputs_.end(),
-                                      [&port](const auto &tensor) { return IsNamed(tensor.Name(), port.name); });
+                                      [&port](const auto& tensor) { return IsNamed(tensor.Name(), port.name); });
       if (found == inputs_.end()) {
         Refuse("no input named " + port.name + " (the first is " + inputs_[0].Name() + ")", port.name);
       }
@@ -174,14 +176,15 @@ class Network {
     }
   }
 
-  void CheckOutputs(const std::vector<mindspore::MSTensor> &outputs) const {
+  void CheckOutputs(const std::vector<mindspore::MSTensor>& outputs) const {
     if (outputs.size() != 1) {
       Refuse(std::to_string(outputs.size()) + " outputs", "1");
     }
     CheckTensor(outputs[0], "output", kDepthShape);
   }
 
-  void CheckTensor(const mindspore::MSTensor &tensor, const std::string &what, const std::vector<int64_t> &shape) const {
+  void CheckTensor(const mindspore::MSTensor& tensor, const std::string& what,
+                   const std::vector<int64_t>& shape) const {
     if (tensor.DataType() != mindspore::DataType::kNumberTypeFloat32) {
       Refuse(what + " is of type " + std::to_string(static_cast<int>(tensor.DataType())), "float32");
     }
@@ -208,12 +211,12 @@ struct Prediction {
   std::vector<float> log_depth;
 };
 
-void ReadAll(const std::vector<fs::path> &files, depthnet::BoundedQueue<Image> *images) {
-  for (const auto &file : files) {
+void ReadAll(const std::vector<fs::path>& files, depthnet::BoundedQueue<Image>* images) {
+  for (const auto& file : files) {
     Image image{file, {}, {}};
     try {
       image.rgb = depthnet::ReadFloats(file, Count(kRgbShape));
-    } catch (const std::exception &error) {
+    } catch (const std::exception& error) {
       image.problem = error.what();
     }
     if (!images->Push(std::move(image))) {
@@ -223,18 +226,18 @@ void ReadAll(const std::vector<fs::path> &files, depthnet::BoundedQueue<Image> *
   images->Close();
 }
 
-void WriteAll(depthnet::BoundedQueue<Prediction> *predictions, std::vector<std::string> *problems) {
+void WriteAll(depthnet::BoundedQueue<Prediction>* predictions, std::vector<std::string>* problems) {
   while (auto prediction = predictions->Pop()) {
     try {
       depthnet::WriteFile(prediction->path, prediction->log_depth.data(), prediction->log_depth.size() * sizeof(float));
-    } catch (const std::exception &error) {
+    } catch (const std::exception& error) {
       problems->push_back(error.what());
     }
   }
 }
 
 // Both nets on one image. Throws Error when the result is not finite.
-std::vector<float> Infer(Network *coarse, Network *fine, const Image &image) {
+std::vector<float> Infer(Network* coarse, Network* fine, const Image& image) {
   const auto coarse_log_depth = coarse->Run({&image.rgb});
   auto log_depth = fine->Run({&image.rgb, &coarse_log_depth});
   if (!depthnet::AllFinite(log_depth)) {
@@ -250,7 +253,7 @@ struct Outcome {
 };
 
 // Runs over all files while the next one is read and the last one is written.
-Outcome RunAll(const std::vector<fs::path> &files, const fs::path &result_path, Network *coarse, Network *fine) {
+Outcome RunAll(const std::vector<fs::path>& files, const fs::path& result_path, Network* coarse, Network* fine) {
   depthnet::BoundedQueue<Image> images(kQueueCapacity);
   depthnet::BoundedQueue<Prediction> predictions(kQueueCapacity);
   Outcome outcome;
@@ -268,7 +271,7 @@ Outcome RunAll(const std::vector<fs::path> &files, const fs::path &result_path, 
       const std::chrono::duration<double, std::milli> elapsed = std::chrono::steady_clock::now() - begin;
       outcome.milliseconds.push_back(elapsed.count());
       predictions.Push({result_path / (image->path.stem().string() + "_0.bin"), std::move(log_depth)});
-    } catch (const std::exception &error) {
+    } catch (const std::exception& error) {
       outcome.problems.push_back(error.what());
     }
   }
@@ -280,12 +283,12 @@ Outcome RunAll(const std::vector<fs::path> &files, const fs::path &result_path, 
   return outcome;
 }
 
-int Number(const std::string &name, const std::string &text) {
+int Number(const std::string& name, const std::string& text) {
   size_t used = 0;
   int value = -1;
   try {
     value = std::stoi(text, &used);
-  } catch (const std::exception &) {
+  } catch (const std::exception&) {
   }
   if (text.empty() || used != text.size() || value < 0) {
     throw Error("--" + name + " " + text + ": expected a whole number");
@@ -294,21 +297,21 @@ int Number(const std::string &name, const std::string &text) {
 }
 
 // The options of a command line; empty when it asks for help. Throws Error.
-std::optional<Options> Parse(int argc, char **argv) {
+std::optional<Options> Parse(int argc, char** argv) {
   Options options;
-  const std::vector<std::pair<const char *, std::function<void(const std::string &)>>> setters = {
-    {"coarse_mindir", [&](const std::string &text) { options.coarse_mindir = text; }},
-    {"fine_mindir", [&](const std::string &text) { options.fine_mindir = text; }},
-    {"dataset_path", [&](const std::string &text) { options.dataset_path = text; }},
-    {"result_path", [&](const std::string &text) { options.result_path = text; }},
-    {"time_path", [&](const std::string &text) { options.time_path = text; }},
-    {"device_type", [&](const std::string &text) { options.device_type = text; }},
-    {"device_id", [&](const std::string &text) { options.device_id = Number("device_id", text); }},
-    {"precision", [&](const std::string &text) { options.precision = text; }},
-    {"threads", [&](const std::string &text) { options.threads = Number("threads", text); }},
+  const std::vector<std::pair<const char*, std::function<void(const std::string&)>>> setters = {
+      {"coarse_mindir", [&](const std::string& text) { options.coarse_mindir = text; }},
+      {"fine_mindir", [&](const std::string& text) { options.fine_mindir = text; }},
+      {"dataset_path", [&](const std::string& text) { options.dataset_path = text; }},
+      {"result_path", [&](const std::string& text) { options.result_path = text; }},
+      {"time_path", [&](const std::string& text) { options.time_path = text; }},
+      {"device_type", [&](const std::string& text) { options.device_type = text; }},
+      {"device_id", [&](const std::string& text) { options.device_id = Number("device_id", text); }},
+      {"precision", [&](const std::string& text) { options.precision = text; }},
+      {"threads", [&](const std::string& text) { options.threads = Number("threads", text); }},
   };
   std::vector<option> known;
-  for (const auto &setter : setters) {
+  for (const auto& setter : setters) {
     known.push_back({setter.first, required_argument, nullptr, 0});
   }
   known.push_back({"help", no_argument, nullptr, 0});
@@ -317,8 +320,8 @@ std::optional<Options> Parse(int argc, char **argv) {
   int index = 0;
   for (int found = 0; (found = getopt_long(argc, argv, ":", known.data(), &index)) != -1;) {
     if (found != 0) {
-      throw Error(std::string(argv[optind - 1]) +
-                  (found == ':' ? ": expected a value after it" : ": unknown option") + "; --help lists all");
+      throw Error(std::string(argv[optind - 1]) + (found == ':' ? ": expected a value after it" : ": unknown option") +
+                  "; --help lists all");
     }
     if (static_cast<size_t>(index) == setters.size()) {
       return std::nullopt;
@@ -331,7 +334,7 @@ std::optional<Options> Parse(int argc, char **argv) {
   return options;
 }
 
-void CheckOptions(const Options &options) {
+void CheckOptions(const Options& options) {
   if (options.coarse_mindir.empty() || options.fine_mindir.empty() || options.dataset_path.empty()) {
     throw Error("--coarse_mindir, --fine_mindir and --dataset_path are required; --help lists all");
   }
@@ -346,7 +349,7 @@ void CheckOptions(const Options &options) {
   }
 }
 
-int Run(const Options &options) {
+int Run(const Options& options) {
   CheckOptions(options);
   const auto files = depthnet::ListInputs(options.dataset_path);
   depthnet::MakeWritable(options.result_path);
@@ -355,7 +358,7 @@ int Run(const Options &options) {
   Network fine(options.fine_mindir, {{"rgb", kRgbShape}, {"coarse_log_depth", kDepthShape}}, options);
 
   const auto outcome = RunAll(files, options.result_path, &coarse, &fine);
-  for (const auto &problem : outcome.problems) {
+  for (const auto& problem : outcome.problems) {
     std::cerr << "error: " << problem << std::endl;
   }
   const auto report = depthnet::Report(depthnet::Summarize(outcome.milliseconds));
@@ -368,7 +371,7 @@ int Run(const Options &options) {
 
 }  // namespace
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   try {
     const auto options = Parse(argc, argv);
     if (!options) {
@@ -376,7 +379,7 @@ int main(int argc, char **argv) {
       return 0;
     }
     return Run(*options);
-  } catch (const std::exception &error) {
+  } catch (const std::exception& error) {
     std::cerr << "error: " << error.what() << std::endl;
     return kUserMistake;
   }

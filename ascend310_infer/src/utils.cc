@@ -14,14 +14,14 @@
 
 namespace depthnet {
 
-std::vector<fs::path> ListInputs(const fs::path &folder) {
+std::vector<fs::path> ListInputs(const fs::path& folder) {
   std::error_code error;
   fs::directory_iterator entries(folder, error);
   if (error) {
     throw Error(folder.string() + ": " + error.message() + "; expected the folder of preprocessed .bin files");
   }
   std::vector<fs::path> files;
-  for (const auto &entry : entries) {
+  for (const auto& entry : entries) {
     const auto name = entry.path().filename().string();
     if (name[0] != '.' && entry.path().extension() == ".bin" && fs::is_regular_file(entry.path(), error)) {
       files.push_back(entry.path());
@@ -34,7 +34,7 @@ std::vector<fs::path> ListInputs(const fs::path &folder) {
   return files;
 }
 
-std::vector<float> ReadFloats(const fs::path &path, size_t count) {
+std::vector<float> ReadFloats(const fs::path& path, size_t count) {
   std::error_code error;
   const auto bytes = fs::file_size(path, error);
   if (error) {
@@ -46,18 +46,18 @@ std::vector<float> ReadFloats(const fs::path &path, size_t count) {
   }
   std::vector<float> values(count);
   std::ifstream file(path, std::ios::binary);
-  if (!file.read(reinterpret_cast<char *>(values.data()), static_cast<std::streamsize>(expected))) {
+  if (!file.read(reinterpret_cast<char*>(values.data()), static_cast<std::streamsize>(expected))) {
     throw Error(path.string() + ": cannot be read");
   }
   return values;
 }
 
-void WriteFile(const fs::path &path, const void *data, size_t bytes) {
+void WriteFile(const fs::path& path, const void* data, size_t bytes) {
   fs::path partial = path;
   partial += ".partial";
   {
     std::ofstream file(partial, std::ios::binary | std::ios::trunc);
-    file.write(static_cast<const char *>(data), static_cast<std::streamsize>(bytes));
+    file.write(static_cast<const char*>(data), static_cast<std::streamsize>(bytes));
     file.close();
     if (!file) {
       std::error_code ignored;
@@ -72,7 +72,7 @@ void WriteFile(const fs::path &path, const void *data, size_t bytes) {
   }
 }
 
-void MakeWritable(const fs::path &folder) {
+void MakeWritable(const fs::path& folder) {
   std::error_code error;
   fs::create_directories(folder, error);
   if (error) {
@@ -87,7 +87,7 @@ void MakeWritable(const fs::path &folder) {
   fs::remove(probe, error);
 }
 
-bool AllFinite(const std::vector<float> &values) {
+bool AllFinite(const std::vector<float>& values) {
   return std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); });
 }
 
@@ -110,7 +110,7 @@ Timing Summarize(std::vector<double> milliseconds) {
   return timing;
 }
 
-std::string Report(const Timing &timing) {
+std::string Report(const Timing& timing) {
   std::ostringstream text;
   text << "NN inference cost average time: " << timing.mean_ms << " ms of infer_count " << timing.count << "\n"
        << "median: " << timing.median_ms << " ms, 95th percentile: " << timing.p95_ms

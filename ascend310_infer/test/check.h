@@ -11,23 +11,23 @@
 
 namespace check {
 
-inline std::vector<std::pair<std::string, void (*)()>> &Tests() {
+inline std::vector<std::pair<std::string, void (*)()>>& Tests() {
   static std::vector<std::pair<std::string, void (*)()>> tests;
   return tests;
 }
 
 struct Registered {
-  Registered(const char *name, void (*test)()) { Tests().emplace_back(name, test); }
+  Registered(const char* name, void (*test)()) { Tests().emplace_back(name, test); }
 };
 
-[[noreturn]] inline void Fail(const char *file, int line, const std::string &what) {
+[[noreturn]] inline void Fail(const char* file, int line, const std::string& what) {
   throw std::runtime_error(std::string(file) + ":" + std::to_string(line) + ": " + what);
 }
 
 }  // namespace check
 
-#define TEST(name)                                             \
-  static void name();                                          \
+#define TEST(name)                                                \
+  static void name();                                             \
   static const check::Registered registered_##name(#name, &name); \
   static void name()
 
@@ -37,11 +37,11 @@ struct Registered {
 
 int main() {
   int failed = 0;
-  for (const auto &[name, test] : check::Tests()) {
+  for (const auto& [name, test] : check::Tests()) {
     try {
       test();
       std::cout << "passed " << name << "\n";
-    } catch (const std::exception &error) {
+    } catch (const std::exception& error) {
       std::cout << "FAILED " << name << ": " << error.what() << "\n";
       ++failed;
     }

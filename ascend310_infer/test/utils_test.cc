@@ -24,13 +24,13 @@ class Folder {
     fs::create_directories(path_);
   }
   ~Folder() { fs::remove_all(path_); }
-  Folder(const Folder &) = delete;
-  Folder &operator=(const Folder &) = delete;
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
 
-  fs::path operator/(const char *name) const { return path_ / name; }
+  fs::path operator/(const char* name) const { return path_ / name; }
   operator fs::path() const { return path_; }  // NOLINT(google-explicit-constructor)
 
-  void Put(const std::string &name, size_t bytes) const {
+  void Put(const std::string& name, size_t bytes) const {
     std::ofstream(path_ / name, std::ios::binary) << std::string(bytes, 'x');
   }
 
@@ -40,10 +40,10 @@ class Folder {
 
 bool Near(double found, double expected) { return std::abs(found - expected) < 1e-9 * std::abs(expected); }
 
-std::string WhatOf(const std::function<void()> &call) {
+std::string WhatOf(const std::function<void()>& call) {
   try {
     call();
-  } catch (const Error &error) {
+  } catch (const Error& error) {
     return error.what();
   }
   return "";
@@ -51,7 +51,7 @@ std::string WhatOf(const std::function<void()> &call) {
 
 TEST(InputsAreTheBinFilesInOrder) {
   const Folder folder;
-  for (const auto *name : {"00010.bin", "00002.bin", "a b.bin", "notes.txt"}) {
+  for (const auto* name : {"00010.bin", "00002.bin", "a b.bin", "notes.txt"}) {
     folder.Put(name, 4);
   }
   fs::create_directory(folder / "folder.bin");
@@ -76,7 +76,7 @@ TEST(ExactlyTheRightNumberOfBytesIsRead) {
   for (const size_t bytes : {0U, 1U, 11U, 13U, 24U}) {
     folder.Put("other.bin", bytes);
     CHECK(WhatOf([&] { ReadFloats(folder / "other.bin", 3); }).find(std::to_string(bytes) + " bytes, expected 12") !=
-        std::string::npos);
+          std::string::npos);
   }
   CHECK(WhatOf([&] { ReadFloats(folder / "absent.bin", 3); }).find("absent.bin") != std::string::npos);
 }
@@ -93,8 +93,7 @@ TEST(AFolderThatCannotBeMadeIsNamed) {
   const Folder folder;
   folder.Put("file", 1);
   CHECK(WhatOf([&] { MakeWritable(folder / "file" / "below"); }).find("below: cannot be made") != std::string::npos);
-  CHECK(WhatOf([&] { WriteFile(folder / "absent" / "x.bin", "", 0); }).find("cannot be written") !=
-        std::string::npos);
+  CHECK(WhatOf([&] { WriteFile(folder / "absent" / "x.bin", "", 0); }).find("cannot be written") != std::string::npos);
   MakeWritable(folder / "a" / "b");
   CHECK(fs::is_empty(folder / "a" / "b"));
 }
@@ -126,8 +125,8 @@ TEST(SummarizeOneRunIsAllThereIs) {
 
 TEST(ReportHasTheLineThatScriptsLookFor) {
   CHECK_EQ(Report(Summarize({9, 4, 4})),
-            "NN inference cost average time: 4 ms of infer_count 2\n"
-            "median: 4 ms, 95th percentile: 4 ms, images/s: 250\n");
+           "NN inference cost average time: 4 ms of infer_count 2\n"
+           "median: 4 ms, 95th percentile: 4 ms, images/s: 250\n");
 }
 
 TEST(BoundedQueueHandsEverythingOnInOrderAndNeverHoldsMoreThanItsCapacity) {

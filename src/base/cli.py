@@ -100,8 +100,9 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None, need
     # What is not given stays None: a default that has no effect is no mistake.
     names = [action.dest for action in parser._actions if action.default != argparse.SUPPRESS]
     given = vars(parser.parse_args(arguments, argparse.Namespace(**dict.fromkeys(names))))
-    options = argparse.Namespace(**{name: parser.get_default(name) if value is None else value
-                                    for name, value in given.items()})
+    options = argparse.Namespace(
+        **{name: parser.get_default(name) if value is None else value for name, value in given.items()}
+    )
     for name, (what, acts) in needs.items():
         if given[name] is not None and not acts(options):
             raise UserError(f"--{name} has no effect here: it needs {what}")
@@ -113,8 +114,10 @@ def _runs_mindspore(options: argparse.Namespace) -> bool:
 
 
 # Of `add_nets`, for `parse`.
-NETS_NEED: Needs = dict.fromkeys(("coarse_ckpt_model", "fine_ckpt_model", "device_target", "device_id"),
-                                 ("checkpoints, not --coarse_onnx", _runs_mindspore))
+NETS_NEED: Needs = dict.fromkeys(
+    ("coarse_ckpt_model", "fine_ckpt_model", "device_target", "device_id"),
+    ("checkpoints, not --coarse_onnx", _runs_mindspore),
+)
 
 
 def add_nets(parser: argparse.ArgumentParser) -> None:
@@ -124,8 +127,11 @@ def add_nets(parser: argparse.ArgumentParser) -> None:
     add("--fine_ckpt_model", type=Path, help="default: Model/Ckpt/FinalFineNet.ckpt, or else weights/ of this repo")
     add("--coarse_onnx", type=Path, help="with --fine_onnx: ONNX files written by export.py, run without MindSpore")
     add("--fine_onnx", type=Path)
-    add("--flip_average", action="store_true",
-        help="average log depth with that of the mirror image: slightly more accurate, half as fast")
+    add(
+        "--flip_average",
+        action="store_true",
+        help="average log depth with that of the mirror image: slightly more accurate, half as fast",
+    )
     add("--batch_size", type=positive_int, default=8)
     add("--device_target", choices=("auto", "Ascend", "GPU", "CPU"), default="auto")
     add("--device_id", type=non_negative_int, default=0)
@@ -147,8 +153,9 @@ def default_or_shipped_checkpoints() -> list[Path]:
     defaults = [default_checkpoint(net) for net in SHIPPED]
     if any(path.exists() for path in defaults) or not all(path.exists() for path in SHIPPED.values()):
         return defaults
-    logging.info("no %s: taking the weights of this repo, %s (NYU Depth V2, indoors)", defaults[0],
-                 SHIPPED["CoarseNet"].parent)
+    logging.info(
+        "no %s: taking the weights of this repo, %s (NYU Depth V2, indoors)", defaults[0], SHIPPED["CoarseNet"].parent
+    )
     return list(SHIPPED.values())
 
 

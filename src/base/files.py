@@ -29,6 +29,7 @@ _exiting = threading.Lock()
 
 def printable(name: object) -> str:
     """Return a file name as printable text: bytes that are not UTF-8 and control characters become \\xNN."""
+
     def escaped(letter: str) -> str:
         if letter.isprintable():
             return letter

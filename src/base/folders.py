@@ -18,7 +18,8 @@ from src.base.files import StrPath
 LITTER = re.compile(
     r"\..*|__MACOSX|Icon\r|(eh)?Thumbs\.db|desktop\.ini|\$RECYCLE\.BIN|System Volume Information|lost\+found"
     r"|@eaDir|@tmp|@__thumb|[#@]recycle|[#@](Recently-)?Snapshot|.*@Syno(EAStream|Resource)",
-    re.IGNORECASE | re.DOTALL)
+    re.IGNORECASE | re.DOTALL,
+)
 BELOW = ("**",)  # the pattern for all files below a folder
 
 OTHER_ENDING = "another ending than is taken"

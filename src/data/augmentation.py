@@ -32,8 +32,9 @@ def augment(rgb: Pixels, depth_m: Floats, rng: np.random.Generator, rgb_out: Pix
     flip = rng.random() < 0.5
     brightness, sharpness = rng.uniform(*BRIGHTNESS), rng.uniform(*SHARPNESS)
     mean = cv2.blur(rgb, (3, 3), borderType=cv2.BORDER_REPLICATE)
-    rgb = cv2.addWeighted(rgb, brightness * (sharpness + (1 - sharpness) * 4 / 13),
-                          mean, brightness * (1 - sharpness) * 9 / 13, 0)
+    rgb = cv2.addWeighted(
+        rgb, brightness * (sharpness + (1 - sharpness) * 4 / 13), mean, brightness * (1 - sharpness) * 9 / 13, 0
+    )
     if flip:
         rgb, depth_m = cv2.flip(rgb, 1), depth_m[:, ::-1]
     cv2.split(rgb, list(rgb_out))
@@ -68,8 +69,13 @@ def augment_as_paper(rgb: Pixels, pixels: Pixels, rng: np.random.Generator, rgb_
         cells = np.array(size[::-1])
         matrix = turn @ np.diag(seen / cells)
         origin = centre - 0.5 - matrix @ (cells - 1) / 2
-        return cv2.warpAffine(array, np.column_stack([matrix, origin]), size[::-1],
-                              flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=border)
+        return cv2.warpAffine(
+            array,
+            np.column_stack([matrix, origin]),
+            size[::-1],
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=border,
+        )
 
     rgb = cut(rgb, image.RGB_SIZE, cv2.BORDER_REFLECT_101)
     cv2.split(cv2.multiply(rgb, (*colour, 0)), list(rgb_out))

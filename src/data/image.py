@@ -38,12 +38,22 @@ FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 # File name endings of JPEG; browsers on Windows save .jfif.
 JPEG_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif")
 # Photo formats that are not supported, and the first bytes of their files.
-_UNREAD = (("AVIF", rb"....ftyp(avi[fs]|mif1.{0,20}avif)"), ("HEIC", rb"....ftyp(hei[cmsx]|hev[cmx]|mif1|msf1)"),
-           ("JPEG XL", rb"\xff\n|\0\0\0\x0cJXL "), ("JPEG 2000", rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"))
+_UNREAD = (
+    ("AVIF", rb"....ftyp(avi[fs]|mif1.{0,20}avif)"),
+    ("HEIC", rb"....ftyp(hei[cmsx]|hev[cmx]|mif1|msf1)"),
+    ("JPEG XL", rb"\xff\n|\0\0\0\x0cJXL "),
+    ("JPEG 2000", rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"),
+)
 # EXIF orientation -> the transpose that turns the picture upright.
-_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-          8: Image.Transpose.ROTATE_90}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # Accepted range of 35 mm equivalent focal lengths in mm, from fisheyes to superzooms.
 FOCAL_35MM = (5, 3000)
 
@@ -114,20 +124,33 @@ def _read(path: StrPath) -> tuple[bytes, Image.Image]:
     pixels, size = image.width * image.height, f"{image.height}x{image.width}"
     if pixels > MAX_PIXELS:
         if not isinstance(image, JpegImageFile) or "progressive" in image.info:
-            raise ImageError(f"{path}: {size} is more than {MAX_PIXELS:,} pixels: refused (a JPEG that is not "
-                             f"progressive may have {MAX_JPEG_PIXELS:,})")
+            raise ImageError(
+                f"{path}: {size} is more than {MAX_PIXELS:,} pixels: refused (a JPEG that is not "
+                f"progressive may have {MAX_JPEG_PIXELS:,})"
+            )
         if pixels > MAX_JPEG_PIXELS:
             raise ImageError(f"{path}: {size} is more than {MAX_JPEG_PIXELS:,} pixels: refused")
         image.draft(None, (image.width // 2, image.height // 2))
-        logger.info("%s: %s is more than %s pixels: read at half its size, %dx%d", path, size, f"{MAX_PIXELS:,}",
-                    image.height, image.width)
+        logger.info(
+            "%s: %s is more than %s pixels: read at half its size, %dx%d",
+            path,
+            size,
+            f"{MAX_PIXELS:,}",
+            image.height,
+            image.width,
+        )
     return content, image
 
 
 def _is_plain_jpeg(content: bytes, image: Image.Image) -> bool:
     """Return whether OpenCV decodes a JPEG to the same pixels as Pillow: complete, full size, RGB or grey, no EXIF."""
-    return (isinstance(image, JpegImageFile) and not image.decoderconfig and image.mode in ("RGB", "L")
-            and "exif" not in image.info and content.endswith(b"\xff\xd9"))
+    return (
+        isinstance(image, JpegImageFile)
+        and not image.decoderconfig
+        and image.mode in ("RGB", "L")
+        and "exif" not in image.info
+        and content.endswith(b"\xff\xd9")
+    )
 
 
 def load_rgb(path: StrPath) -> Pixels:
@@ -259,8 +282,7 @@ def crop(array: Array) -> Array:
     height, width = array.shape[:2]
     scale = height / FULL_SIZE[0]
     if height * FULL_SIZE[1] != width * FULL_SIZE[0] or scale < 0.5:
-        raise SizeError(f"size {height}x{width} (height x width), expected 480x640 or the same ratio "
-                        "from 240x320 up")
+        raise SizeError(f"size {height}x{width} (height x width), expected 480x640 or the same ratio from 240x320 up")
     top, bottom = (round(row * scale) for row in CROP_ROWS)
     left, right = (round(column * scale) for column in CROP_COLUMNS)
     return array[top:bottom, left:right]
@@ -327,8 +349,10 @@ def network_depth(depth_m: Array) -> Floats:
 def check_pair(rgb: Pixels, depth_m: Array, rgb_path: StrPath, depth_path: StrPath) -> None:
     """Raise SizeError naming the files unless RGB and depth have the same size and `crop` accepts it."""
     if rgb.shape[:2] != depth_m.shape[:2]:
-        raise SizeError(f"{rgb_path} is {rgb.shape[0]}x{rgb.shape[1]} but {depth_path} is "
-                        f"{depth_m.shape[0]}x{depth_m.shape[1]} (height x width)")
+        raise SizeError(
+            f"{rgb_path} is {rgb.shape[0]}x{rgb.shape[1]} but {depth_path} is "
+            f"{depth_m.shape[0]}x{depth_m.shape[1]} (height x width)"
+        )
     try:
         crop(rgb)
     except SizeError as error:

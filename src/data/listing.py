@@ -54,17 +54,23 @@ def _split_folder(folder: StrPath, split: str) -> Path:
 
 def missing_partners(rgb_by_name: Mapping[str, Path], depth_by_name: Mapping[str, Path]) -> list[str]:
     """Return a message for each file whose partner is missing."""
+
     def missing(name: str) -> str:
-        return f"{rgb_by_name[name]} has no depth map" if name in rgb_by_name \
+        return (
+            f"{rgb_by_name[name]} has no depth map"
+            if name in rgb_by_name
             else f"{depth_by_name[name]} has no RGB image"
+        )
 
     return [missing(name) for name in sorted(set(rgb_by_name) ^ set(depth_by_name), key=_natural_key)]
 
 
 def matched(rgb_by_name: Mapping[str, Path], depth_by_name: Mapping[str, Path]) -> list[Pair]:
     """Return a Pair for each name that has both files, in natural order."""
-    return [Pair(name, rgb_by_name[name], depth_by_name[name])
-            for name in sorted(set(rgb_by_name) & set(depth_by_name), key=_natural_key)]
+    return [
+        Pair(name, rgb_by_name[name], depth_by_name[name])
+        for name in sorted(set(rgb_by_name) & set(depth_by_name), key=_natural_key)
+    ]
 
 
 class Files(NamedTuple):
@@ -93,7 +99,7 @@ def test_files(folder: StrPath) -> Files:
     found = folders.search(_split_folder(folder, "Test"), ("*",), ("_colors.png", "_depth.png"))
 
     def name_of(path: Path) -> str:
-        return path.name[:path.name.rindex("_")]
+        return path.name[: path.name.rindex("_")]
 
     return Files(_by_name(found, ("_colors.png",), name_of), _by_name(found, ("_depth.png",), name_of), found)
 

@@ -31,15 +31,21 @@ PAIRS_A_SHARD = 4096  # about 1 GB
 # Properties that a packed sample depends on. Raise the version when src/data/image.py changes its results.
 GEOMETRY: dict[str, Any] = {
     "version": 3,
-    "full_size": list(image.FULL_SIZE), "crop_rows": list(image.CROP_ROWS), "crop_columns": list(image.CROP_COLUMNS),
+    "full_size": list(image.FULL_SIZE),
+    "crop_rows": list(image.CROP_ROWS),
+    "crop_columns": list(image.CROP_COLUMNS),
     "interpolation": "bilinear over measured pixels, half-pixel centres",
     "depth_scale": float(image.TRAIN_DEPTH_SCALE),
-    "rgb": ["uint8", *image.HALF_SIZE, 3], "depth_m": ["float32", *image.DEPTH_SIZE],
+    "rgb": ["uint8", *image.HALF_SIZE, 3],
+    "depth_m": ["float32", *image.DEPTH_SIZE],
     "pixels": ["uint8", *image.HALF_SIZE],
 }
 _COLUMNS = ("rgb", "depth_m", "pixels")
-_SCHEMA = {"index": {"type": "int32"}, **{name: {"type": "bytes"} for name in _COLUMNS},
-           **{f"{name}_crc": {"type": "int64"} for name in _COLUMNS}}
+_SCHEMA = {
+    "index": {"type": "int32"},
+    **{name: {"type": "bytes"} for name in _COLUMNS},
+    **{f"{name}_crc": {"type": "int64"} for name in _COLUMNS},
+}
 
 # A page holds the rows of one write: 12 rows of 316 KB.
 _PAGE_BYTES, _ROWS_A_WRITE = 4 << 20, 12
@@ -75,8 +81,14 @@ def pack(folder: StrPath, out: StrPath, workers: int) -> dict[str, Any]:
             for file in (path, _index_file(path)):
                 file.chmod(out.stat().st_mode & 0o666)  # MindRecord allows only their owner to read them
             shards.append({"pairs": len(indices), "files": [_fingerprint(path), _fingerprint(_index_file(path))]})
-    manifest = {"source": str(folder), "data": source.data_digest(), "geometry": GEOMETRY, "pairs": len(source.names),
-                "shards": shards, "names": source.names}
+    manifest = {
+        "source": str(folder),
+        "data": source.data_digest(),
+        "geometry": GEOMETRY,
+        "pairs": len(source.names),
+        "shards": shards,
+        "names": source.names,
+    }
     write_text(out / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     return manifest
 
@@ -93,10 +105,11 @@ def _write_shard(path: Path, source: PlainPairs, indices: range, pool: ThreadPoo
     writer.add_schema(_SCHEMA, "NYU Depth V2 training pairs")
     for start in range(indices.start, indices.stop, _ROWS_A_WRITE):
         part = range(start, min(start + _ROWS_A_WRITE, indices.stop))
-        pairs = source.pairs[part.start:part.stop]
+        pairs = source.pairs[part.start : part.stop]
         try:
-            writer.write_raw_data([_row(index, sample)
-                                   for index, sample in zip(part, pool.map(_sample, pairs), strict=True)])
+            writer.write_raw_data(
+                [_row(index, sample) for index, sample in zip(part, pool.map(_sample, pairs), strict=True)]
+            )
         except RuntimeError as error:
             raise DataError(f"{path}: cannot be written: {_reason(error)}") from error
         bar.update(len(part))
@@ -162,15 +175,18 @@ class PackedPairs:
             self.names, geometry, self._data = list(manifest["names"]), dict(manifest["geometry"]), manifest.get("data")
             self._files: list[dict[str, Any]] = [
                 {"name": str(file["name"]), "bytes": int(file["bytes"]), "sha256": str(file["sha256"])}
-                for shard in manifest["shards"] for file in shard["files"]]
+                for shard in manifest["shards"]
+                for file in shard["files"]
+            ]
             if not all(isinstance(name, str) for name in self.names):
                 raise TypeError("a name is not a text")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"{self.folder / MANIFEST}: not a manifest of a packed training set") from error
         if geometry != GEOMETRY:
             different = [key for key in GEOMETRY if geometry.get(key) != GEOMETRY[key]]
-            raise DataError(f"{self.folder}: packed with another geometry ({', '.join(different)}): pack it again "
-                            "with this version")
+            raise DataError(
+                f"{self.folder}: packed with another geometry ({', '.join(different)}): pack it again with this version"
+            )
         self._row_numbers: Sequence[int] = range(len(self.names))
         self._checked: dict[str, set[int]] = {name: set() for name in _COLUMNS}
         for file in self._files:
@@ -201,36 +217,42 @@ class PackedPairs:
         """Return the name of sample `index` for messages."""
         return f"{self.folder}: {self.names[index]}"
 
-    def read(self, schedule: Schedule, first_step: int, last_step: int, workers: int,
-             whole: bool) -> Iterator[tuple[int, Indices, Load]]:
+    def read(
+        self, schedule: Schedule, first_step: int, last_step: int, workers: int, whole: bool
+    ) -> Iterator[tuple[int, Indices, Load]]:
         """Yield (epoch, sample indices, function that returns a sample as PlainPairs.load) for each step."""
         step, depth = first_step, "pixels" if whole else "depth_m"
         rows, columns = (slice(None), slice(None)) if whole else (image.HALF_ROWS, image.HALF_COLUMNS)
         while step < last_step:
             epoch, position = divmod(step, schedule.steps_per_epoch)
             steps = min(last_step - step, schedule.steps_per_epoch - position)
-            indices = schedule.shard(epoch)[position * schedule.batch_size:(position + steps) * schedule.batch_size]
+            indices = schedule.shard(epoch)[position * schedule.batch_size : (position + steps) * schedule.batch_size]
             for batch, *arrays in self._rows(indices, schedule.batch_size, workers, ["rgb", depth]):
                 rgb, depths = (_shaped(name, array) for name, array in zip(("rgb", depth), arrays, strict=True))
                 samples = dict(zip(batch.tolist(), zip(rgb[:, rows, columns], depths, strict=True), strict=True))
                 yield epoch, batch, samples.__getitem__
             step += steps
 
-    def depth_maps(self, indices: Sequence[int], workers: int,
-                   skip_bad: bool) -> Iterator[Floats]:  # unused: pack() refuses bad files
+    def depth_maps(
+        self, indices: Sequence[int], workers: int, skip_bad: bool
+    ) -> Iterator[Floats]:  # unused: pack() refuses bad files
         """Yield the depth (55, 74) in metres of these samples."""
         for _, depth_m in self._rows(indices, 64, workers, ["depth_m"]):
             yield from _shaped("depth_m", depth_m)
 
-    def samples(self, indices: Sequence[int], workers: int,
-                skip_bad: bool) -> Iterator[tuple[int, Pixels, Floats]]:
+    def samples(self, indices: Sequence[int], workers: int, skip_bad: bool) -> Iterator[tuple[int, Pixels, Floats]]:
         """Yield (index, RGB, depth in metres) of these samples, in the shapes of PlainPairs.load."""
         for batch, rgb, depth_m in self._rows(indices, 64, workers, ["rgb", "depth_m"]):
-            yield from zip(batch.tolist(), _shaped("rgb", rgb)[:, image.HALF_ROWS, image.HALF_COLUMNS],
-                           _shaped("depth_m", depth_m), strict=True)
+            yield from zip(
+                batch.tolist(),
+                _shaped("rgb", rgb)[:, image.HALF_ROWS, image.HALF_COLUMNS],
+                _shaped("depth_m", depth_m),
+                strict=True,
+            )
 
-    def _rows(self, indices: Sequence[int] | Indices, batch_size: int, workers: int,
-              columns: Sequence[str]) -> Iterator[Any]:
+    def _rows(
+        self, indices: Sequence[int] | Indices, batch_size: int, workers: int, columns: Sequence[str]
+    ) -> Iterator[Any]:
         """Yield (indices, *columns) of batches, in the order of `indices`."""
         import mindspore.dataset as ds
 
@@ -238,22 +260,29 @@ class PackedPairs:
         ds.config.set_prefetch_size(_PREFETCHED_BATCHES)
         shards = [str(self.folder / file["name"]) for file in self._files if file["name"].endswith(".mindrecord")]
         try:
-            rows = ds.MindDataset(shards, ["index", *(f"{name}_crc" for name in columns), *columns],
-                                  min(workers, ds.config.get_num_parallel_workers()),
-                                  sampler=ds.SubsetSampler(row_numbers)).batch(batch_size)
-            for start, (stored, *arrays) in zip(range(0, len(indices), batch_size), rows.create_tuple_iterator(
-                    num_epochs=1, output_numpy=True), strict=True):
-                batch = indices[start:start + batch_size]
-                if list(stored.ravel()) != row_numbers[start:start + batch_size]:
+            rows = ds.MindDataset(
+                shards,
+                ["index", *(f"{name}_crc" for name in columns), *columns],
+                min(workers, ds.config.get_num_parallel_workers()),
+                sampler=ds.SubsetSampler(row_numbers),
+            ).batch(batch_size)
+            for start, (stored, *arrays) in zip(
+                range(0, len(indices), batch_size),
+                rows.create_tuple_iterator(num_epochs=1, output_numpy=True),
+                strict=True,
+            ):
+                batch = indices[start : start + batch_size]
+                if list(stored.ravel()) != row_numbers[start : start + batch_size]:
                     raise DataError(f"{self.folder}: other rows than asked for: pack it again")
-                for name, sums, rows_of in zip(columns, arrays, arrays[len(columns):], strict=False):
+                for name, sums, rows_of in zip(columns, arrays, arrays[len(columns) :], strict=False):
                     self._check_rows(name, batch, sums.ravel(), rows_of)
-                yield np.asarray(batch), *arrays[len(columns):]
+                yield np.asarray(batch), *arrays[len(columns) :]
         except RuntimeError as error:
             raise DataError(f"{self.folder}: cannot be read: {_reason(error)}") from error
 
-    def _check_rows(self, name: str, indices: Sequence[int] | Indices, sums: npt.NDArray[np.int64],
-                    rows: Pixels) -> None:
+    def _check_rows(
+        self, name: str, indices: Sequence[int] | Indices, sums: npt.NDArray[np.int64], rows: Pixels
+    ) -> None:
         """Compare rows that are read for the first time with their checksums. Raises DataError naming a sample that
         differs."""
         checked = self._checked[name]

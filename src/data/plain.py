@@ -67,6 +67,7 @@ class PlainPairs:
 
     def data_digest(self) -> str:
         """Return a hexadecimal digest of the sizes and modification times of all files."""
+
         def facts(path: Path) -> str:
             status = os.stat(path)
             return f"{status.st_size} {status.st_mtime_ns}"
@@ -97,8 +98,9 @@ class PlainPairs:
                 self._kept_bytes += kept.nbytes
         return (image.half_pixels if whole else image.network_pixels)(rgb), kept
 
-    def read(self, schedule: Schedule, first_step: int, last_step: int, workers: int,
-             whole: bool) -> Iterator[tuple[int, Indices, Load]]:
+    def read(
+        self, schedule: Schedule, first_step: int, last_step: int, workers: int, whole: bool
+    ) -> Iterator[tuple[int, Indices, Load]]:
         """Yield (epoch, sample indices, function that loads a sample by index) for steps first_step..last_step - 1."""
         for step in range(first_step, last_step):
             yield *schedule.batch(step), functools.partial(self.load, whole=whole)
@@ -106,6 +108,7 @@ class PlainPairs:
     def depth_maps(self, indices: Iterable[int], workers: int, skip_bad: bool) -> Iterator[Floats]:
         """Yield the depth (55, 74) in metres of these samples. Raises image.ImageError for an unreadable file; if
         `skip_bad`, yields an unmeasured map instead."""
+
         def depth_map(index: int) -> Floats:
             try:
                 return train_target(image.load_train_depth_pixels(self.pairs[index].depth))
@@ -117,10 +120,10 @@ class PlainPairs:
         with decoding_pool(workers) as pool:
             yield from pool.map(depth_map, indices)
 
-    def samples(self, indices: Iterable[int], workers: int,
-                skip_bad: bool) -> Iterator[tuple[int, Pixels, Floats]]:
+    def samples(self, indices: Iterable[int], workers: int, skip_bad: bool) -> Iterator[tuple[int, Pixels, Floats]]:
         """Yield (index, RGB, depth in metres) of these samples, in the shapes of `load`. Raises image.ImageError for an
         unreadable file; if `skip_bad`, leaves it out."""
+
         def sample(index: int) -> tuple[int, Pixels, Floats] | None:
             try:
                 return index, *self.load(index)
@@ -144,11 +147,11 @@ class Source(Protocol):
     def part(self, indices: Sequence[int]) -> "Source": ...
     def file(self, index: int) -> object: ...
     def data_digest(self) -> str: ...
-    def read(self, schedule: Schedule, first_step: int, last_step: int, workers: int,
-             whole: bool) -> Iterator[tuple[int, Indices, Load]]: ...
+    def read(
+        self, schedule: Schedule, first_step: int, last_step: int, workers: int, whole: bool
+    ) -> Iterator[tuple[int, Indices, Load]]: ...
     def depth_maps(self, indices: Sequence[int], workers: int, skip_bad: bool) -> Iterator[Floats]: ...
-    def samples(self, indices: Sequence[int], workers: int,
-                skip_bad: bool) -> Iterator[tuple[int, Pixels, Floats]]: ...
+    def samples(self, indices: Sequence[int], workers: int, skip_bad: bool) -> Iterator[tuple[int, Pixels, Floats]]: ...
 
 
 def decode_train_pair(pair: Pair) -> tuple[Pixels, Pixels]:

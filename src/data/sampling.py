@@ -52,12 +52,12 @@ class Schedule:
     def shard(self, epoch: int) -> Indices:
         """Return this rank's sample indices in epoch `epoch` (from 0), in order."""
         used = self.steps_per_epoch * self.batch_size * self.ranks
-        return _permutation(self.seed, epoch, self.samples)[:used][self.rank::self.ranks]
+        return _permutation(self.seed, epoch, self.samples)[:used][self.rank :: self.ranks]
 
     def batch(self, step: int) -> tuple[int, Indices]:
         """Return (epoch, this rank's sample indices) of step `step`, counted from 0 over all epochs."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        return epoch, self.shard(epoch)[position * self.batch_size:(position + 1) * self.batch_size]
+        return epoch, self.shard(epoch)[position * self.batch_size : (position + 1) * self.batch_size]
 
 
 def counter_rng(seed: int, epoch: int, sample: int | None = None) -> np.random.Generator:

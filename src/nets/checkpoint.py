@@ -30,14 +30,41 @@ LEFT, RIGHT = ".left", ".right"  # endings of the names of a weight's two factor
 # CoarseNet's checkpoint the digest of the uncompressed CoarseNet.
 COARSE_SHA256, WHOLE_SHA256 = "coarse_sha256", "whole_sha256"
 
-_DTYPES = {name: np.dtype(name.lower()) for name in (
-    "Float16", "Float32", "Float64", "Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64")}
+_DTYPES = {
+    name: np.dtype(name.lower())
+    for name in (
+        "Float16",
+        "Float32",
+        "Float64",
+        "Bool",
+        "Int8",
+        "Int16",
+        "Int32",
+        "Int64",
+        "UInt8",
+        "UInt16",
+        "UInt32",
+        "UInt64",
+    )
+}
 _TYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 # Entries of optimizers, which are not parameters of the net.
 _OPTIMIZER_PREFIXES = ("ema.", "moment1.", "moment2.", "moments.", "accum.")
-_OPTIMIZER_NAMES = ("global_step", "learning_rate", "beta1_power", "beta2_power", "momentum", "scale_value", "counter",
-                    "scale_sense", "current_iterator_step", "last_overflow_iterator_step", "epoch_num", "step_num")
+_OPTIMIZER_NAMES = (
+    "global_step",
+    "learning_rate",
+    "beta1_power",
+    "beta2_power",
+    "momentum",
+    "scale_value",
+    "counter",
+    "scale_sense",
+    "current_iterator_step",
+    "last_overflow_iterator_step",
+    "epoch_num",
+    "step_num",
+)
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +98,9 @@ def save(path: StrPath, parameters: Mapping[str, Any], info: Mapping[str, Any]) 
     Raises OSError if it cannot be written, for example on a full disk.
     """
     path = Path(path)
-    arrays = {name: np.asarray(value.asnumpy() if hasattr(value, "asnumpy") else value)
-              for name, value in parameters.items()}
+    arrays = {
+        name: np.asarray(value.asnumpy() if hasattr(value, "asnumpy") else value) for name, value in parameters.items()
+    }
     text = json.dumps({**info, "sha256": _hash(arrays, info)}, sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, "wb") as file:
@@ -110,8 +138,10 @@ def load(path: StrPath) -> Checkpoint:
     """Read and verify a checkpoint. Raises CheckpointError if it is missing or damaged."""
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint: train.py makes one, tools/get_weights.py fetches the "
-                              "published ones, weights/ holds those of this repo")
+        raise CheckpointError(
+            f"{path}: no such checkpoint: train.py makes one, tools/get_weights.py fetches the "
+            "published ones, weights/ holds those of this repo"
+        )
     try:
         arrays = _parse(path.read_bytes())
         text = arrays.pop(INFO_KEY, None)
@@ -173,19 +203,24 @@ def assign(net: nn.Cell, checkpoint: Checkpoint, names: Collection[str] | None =
     given = weights_only(checkpoint)
     differences = [f"missing {name}" for name in own if name not in given]
     differences += [f"unexpected {name}" for name in given if name not in own]
-    differences += [f"{name} is {tuple(given[name].shape)}, expected {tuple(own[name].shape)}"
-                    for name in own if name in given and given[name].shape != own[name].shape]
+    differences += [
+        f"{name} is {tuple(given[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in own
+        if name in given and given[name].shape != own[name].shape
+    ]
     if differences:
-        raise CheckpointError(f"{checkpoint.path}: not a checkpoint of {type(net).__name__}: "
-                              + ", ".join(differences))
+        raise CheckpointError(f"{checkpoint.path}: not a checkpoint of {type(net).__name__}: " + ", ".join(differences))
     for name, parameter in own.items():
         parameter.set_data(ms.Tensor(given[name], parameter.dtype))
 
 
 def weights_only(checkpoint: Checkpoint) -> dict[str, Array]:
     """Return a checkpoint's arrays without those of the optimizer."""
-    return {name: array for name, array in checkpoint.arrays.items()
-            if not name.startswith(_OPTIMIZER_PREFIXES) and name not in _OPTIMIZER_NAMES}
+    return {
+        name: array
+        for name, array in checkpoint.arrays.items()
+        if not name.startswith(_OPTIMIZER_PREFIXES) and name not in _OPTIMIZER_NAMES
+    }
 
 
 def load_coarse(path: StrPath) -> nn.Cell:
@@ -227,5 +262,8 @@ def warn_of_another_coarse(coarse: nn.Cell, fine: nn.Cell) -> None:
     whole = of_coarse.info.get(WHOLE_SHA256)
     if expected is None or (of_coarse.compressed and whole is None) or expected in (whole, digest(coarse)):
         return
-    logger.warning("%s was trained on another CoarseNet than %s: together they predict worse than with its own",
-                   of_fine.path, of_coarse.path)
+    logger.warning(
+        "%s was trained on another CoarseNet than %s: together they predict worse than with its own",
+        of_fine.path,
+        of_coarse.path,
+    )

@@ -39,8 +39,10 @@ class Device:
     @property
     def keeps_overflows(self) -> bool:
         """Whether an overflow stays in a register of the chip until it is asked for, whichever net caused it: 910A."""
-        return (self.target == "Ascend"
-                and ms._c_expression.MSContext.get_instance().get_ascend_soc_version() == "ascend910")
+        return (
+            self.target == "Ascend"
+            and ms._c_expression.MSContext.get_instance().get_ascend_soc_version() == "ascend910"
+        )
 
     def sum(self, values: Sequence[float] | Array) -> Floats:
         """Return the sum of float32 numbers over all ranks. Blocks until all ranks call it."""
@@ -66,9 +68,10 @@ class Device:
         """Return rank 0's array on every rank. Pieces of equal size need only one compiled graph."""
         first = _Collective(ops.Broadcast(0))
         size = min(len(values), _BROADCAST_VALUES)
-        pieces = [values[start:start + size] for start in range(0, len(values), size)]
-        return np.concatenate([first((ms.Tensor(np.resize(piece, size)),))[0].asnumpy()[:len(piece)]
-                               for piece in pieces])
+        pieces = [values[start : start + size] for start in range(0, len(values), size)]
+        return np.concatenate(
+            [first((ms.Tensor(np.resize(piece, size)),))[0].asnumpy()[: len(piece)] for piece in pieces]
+        )
 
     def broadcast_int(self, value: int) -> int:
         """Return rank 0's `value` on every rank."""
@@ -110,13 +113,14 @@ def choose(target: str, available: Callable[[str], bool], davinci: Sequence[str]
         if available("Ascend"):
             return "Ascend"
         if davinci:
-            raise DeviceError(f"{davinci[0]} is there, but {_cannot_use()}: source "
-                              "/usr/local/Ascend/ascend-toolkit/set_env.sh, or ask for --device_target CPU")
+            raise DeviceError(
+                f"{davinci[0]} is there, but {_cannot_use()}: source "
+                "/usr/local/Ascend/ascend-toolkit/set_env.sh, or ask for --device_target CPU"
+            )
         return "CPU"
     if not available(target):
         cannot = _cannot_use() if target == "Ascend" else f"MindSpore {ms.__version__} cannot use it"
-        raise DeviceError(f"--device_target {target}: {cannot}; "
-                          "expected CPU, or auto to take what there is")
+        raise DeviceError(f"--device_target {target}: {cannot}; expected CPU, or auto to take what there is")
     return target
 
 
@@ -161,8 +165,12 @@ def select(target: str = "auto", device_id: int = 0, jit_level: str | None = Non
     device = _join(chosen) if launched else Device(chosen)
     if not device.is_first:
         logging.getLogger().setLevel(logging.WARNING)
-    logger.info("device: %s%s%s", chosen, "" if chosen == "CPU" else f" {device_id}",
-                f", {device.ranks} ranks" if device.ranks > 1 else "")
+    logger.info(
+        "device: %s%s%s",
+        chosen,
+        "" if chosen == "CPU" else f" {device_id}",
+        f", {device.ranks} ranks" if device.ranks > 1 else "",
+    )
     return device
 
 
@@ -184,8 +192,9 @@ def check_device_id(device_id: int, count: int) -> None:
 def _join(target: str) -> Device:
     communication.init()  # HCCL on Ascend, MindSpore's own collectives on CPU
     device = Device(target, communication.get_rank(), communication.get_group_size())
-    ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True,
-                                 device_num=device.ranks)
+    ms.set_auto_parallel_context(
+        parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True, device_num=device.ranks
+    )
     device.sum([0])  # connect now: later a rank may be busy for longer than HCCL's timeout
     return device
 

@@ -94,8 +94,11 @@ def to_version_1(content: bytes) -> bytes:
     for primitive in model.primitives:
         primitive.prim_type = mind_ir_pb2.PrimitiveProto.PRIMITIVE
         names = _VERSION_1_ATTRIBUTES.get(primitive.op_type, ())
-        values = {tuple(_pop_inputs(node, len(names)))
-                  for node in model.graph.node if node.op_type == f"REF::{primitive.name}"}
+        values = {
+            tuple(_pop_inputs(node, len(names)))
+            for node in model.graph.node
+            if node.op_type == f"REF::{primitive.name}"
+        }
         if len(values) > 1:
             raise CheckFailed(f"MindIR version 1: {primitive.op_type} is used with different arguments")
         for name, output in zip(names, values.pop() if values else (), strict=True):
@@ -103,8 +106,9 @@ def to_version_1(content: bytes) -> bytes:
             attribute.CopyFrom(constants[output].attribute[0])
             attribute.name = name
             if name == "format":  # an enumeration in format 3, a string in format 1
-                attribute.CopyFrom(mind_ir_pb2.AttributeProto(name=name, s=b"NCHW",
-                                                              type=mind_ir_pb2.AttributeProto.STRING))
+                attribute.CopyFrom(
+                    mind_ir_pb2.AttributeProto(name=name, s=b"NCHW", type=mind_ir_pb2.AttributeProto.STRING)
+                )
     used = {name for node in model.graph.node for name in node.input} | {out.name for out in model.graph.output}
     for node in [node for node in constants.values() if node.output[0] not in used]:
         model.graph.node.remove(node)
@@ -114,8 +118,8 @@ def to_version_1(content: bytes) -> bytes:
 
 def _pop_inputs(node: Any, count: int) -> list[str]:
     """Remove the last `count` inputs of a node and return their names."""
-    names = list(node.input)[len(node.input) - count:]
-    del node.input[len(node.input) - count:]
+    names = list(node.input)[len(node.input) - count :]
+    del node.input[len(node.input) - count :]
     return names
 
 
@@ -157,8 +161,10 @@ def _difference(net: nn.Cell, batch_size: int, run: Callable[..., Array]) -> flo
             raise CheckFailed(f"the exported file gives {got.shape}, expected finite values {expected.shape}")
         largest = max(largest, float(np.abs(got - expected).max()))
     if largest > TOLERANCE:
-        raise CheckFailed(f"the exported file differs from the checkpoint's net by {largest:.2e}, "
-                          f"more than {TOLERANCE}: nothing is written")
+        raise CheckFailed(
+            f"the exported file differs from the checkpoint's net by {largest:.2e}, "
+            f"more than {TOLERANCE}: nothing is written"
+        )
     return largest
 
 
@@ -180,4 +186,7 @@ def _verify_onnx(net: nn.Cell, path: Path, batch_size: int) -> float:
 
 
 _VERIFIERS: dict[str, Callable[[nn.Cell, Path, int], float | None]] = {
-    "MINDIR": _verify_mindir, "ONNX": _verify_onnx, "AIR": lambda *_: None}
+    "MINDIR": _verify_mindir,
+    "ONNX": _verify_onnx,
+    "AIR": lambda *_: None,
+}

@@ -29,8 +29,9 @@ class Nets:
     Raises UserError if a file cannot be used.
     """
 
-    def __init__(self, coarse: Net | StrPath | None = None, fine: Net | StrPath | None = None,
-                 flip_average: bool = False) -> None:
+    def __init__(
+        self, coarse: Net | StrPath | None = None, fine: Net | StrPath | None = None, flip_average: bool = False
+    ) -> None:
         if coarse is None or fine is None:
             defaults = cli.default_or_shipped_checkpoints()
             coarse, fine = coarse or defaults[0], fine or defaults[1]
@@ -116,6 +117,8 @@ def _load_onnx(path: Path, kind: str) -> Net:
     names = [argument.name for argument in session.get_inputs()]
     expected = ["rgb"] if kind == "coarse" else ["rgb", "coarse_log_depth"]
     if names != expected:
-        raise UserError(f"{path}: takes {', '.join(names)}, but the {kind} net takes {', '.join(expected)}: "
-                        "expected what export.py writes")
+        raise UserError(
+            f"{path}: takes {', '.join(names)}, but the {kind} net takes {', '.join(expected)}: "
+            "expected what export.py writes"
+        )
     return lambda *arrays: session.run(None, dict(zip(names, arrays, strict=True)))[0]

@@ -96,16 +96,20 @@ class Writer:
                 write_ply(path, depth_m, rgb, self.camera(*depth_m.shape))
             elif kind == "png16":
                 if depth_m.max() > image.MOST_TEST_DEPTH_M:
-                    logger.warning("%s: what is deeper is written as %.3f m, the most that 16 bits of millimetres hold",
-                                   path, image.MOST_TEST_DEPTH_M)
+                    logger.warning(
+                        "%s: what is deeper is written as %.3f m, the most that 16 bits of millimetres hold",
+                        path,
+                        image.MOST_TEST_DEPTH_M,
+                    )
                 _write_png(path, image.encode_test_depth(depth_m))
             else:
                 _write_png(path, self.picture(kind, rgb, depth_m))
 
     def picture(self, kind: str, rgb: Pixels, depth_m: Floats) -> Pixels:
         """Return the coloured depth with its scale bar, and for "side" the picture on its left. uint8 RGB."""
-        coloured = visual.with_scale_bar(visual.colour(depth_m, self.max_depth, self.colormap), self.max_depth,
-                                         self.colormap)
+        coloured = visual.with_scale_bar(
+            visual.colour(depth_m, self.max_depth, self.colormap), self.max_depth, self.colormap
+        )
         return np.hstack([rgb, coloured]) if kind == "side" else coloured
 
 
@@ -115,11 +119,17 @@ def _write_png(path: Path, pixels: Array) -> None:
     content = cv2.imencode(".png", pixels)[1].tobytes()
     mark = struct.pack(">I", len(_MARK) - 4) + _MARK + struct.pack(">I", zlib.crc32(_MARK))
     with replacing(path, "wb") as file:
-        file.write(content[:_MARK_AT - 4] + mark + content[_MARK_AT - 4:])
+        file.write(content[: _MARK_AT - 4] + mark + content[_MARK_AT - 4 :])
 
 
-def predict_all(jobs: Sequence[Job], predictor: DepthPredictor, writer: Writer, size: int, bar: cli.Bar,
-                known: Mapping[Job, Maps] | None = None) -> int:
+def predict_all(
+    jobs: Sequence[Job],
+    predictor: DepthPredictor,
+    writer: Writer,
+    size: int,
+    bar: cli.Bar,
+    known: Mapping[Job, Maps] | None = None,
+) -> int:
     """Predict and save every Job. Logs failed Jobs and continues with the others.
 
     Args:

@@ -23,8 +23,14 @@ HEIF = (".heic", ".heif")  # not supported, but searched for, so that they are r
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 
 # File name endings of each kind of output; of a video some kinds are videos and the others a folder of frames.
-ENDINGS = {"color": "_depth.png", "png16": "_depth16.png", "npy": "_depth.npy", "exr": "_depth.exr", "ply": ".ply",
-           "side": "_side.png"}
+ENDINGS = {
+    "color": "_depth.png",
+    "png16": "_depth16.png",
+    "npy": "_depth.npy",
+    "exr": "_depth.exr",
+    "ply": ".ply",
+    "side": "_side.png",
+}
 VIDEO_ENDINGS = {"color": "_depth.mp4", "side": "_side.mp4"}
 FRAMES = "_frames"
 
@@ -75,8 +81,10 @@ def find_jobs(inputs: Iterable[StrPath], output_dir: Path) -> tuple[list[Job], l
         for why, paths in search.left_out.items():
             logger.warning("left out, %s: %s", why, folders.named(paths))
         if not search.files:
-            raise UserError(f"{text}: no picture or video; expected a file, a folder or a pattern of "
-                            f"{' '.join((*PICTURES, *VIDEOS))}")
+            raise UserError(
+                f"{text}: no picture or video; expected a file, a folder or a pattern of "
+                f"{' '.join((*PICTURES, *VIDEOS))}"
+            )
         sources += [(path, path.relative_to(root)) for path in search.files]
         unread += search.unread
     stems = collections.Counter(relative.with_suffix("") for _, relative in sources)
@@ -106,8 +114,10 @@ def check_outputs(jobs: Sequence[Job], kinds: Collection[str], overwrite: bool) 
     for job in jobs:
         for parent in job.target.parents:
             if parent in folders:
-                raise UserError(f"{job.source} and the frames of {folders[parent].source} would both go into {parent}: "
-                                "predict them apart")
+                raise UserError(
+                    f"{job.source} and the frames of {folders[parent].source} would both go into {parent}: "
+                    "predict them apart"
+                )
     for folder in folders:
         if folder.exists() and not (overwrite and folder.is_dir()):
             raise UserError(f"{folder} is there already: --overwrite replaces it, --output_dir names another folder")
@@ -141,10 +151,14 @@ def _expand(text: str, output_dir: Path) -> tuple[Path, folders.Found]:
 
 def _is_output(path: Path, stems: set[Path]) -> bool:
     """Return whether a file is an output of predict.py for another input: by its name, and a PNG also by its mark."""
-    is_named_so = any(path.name.endswith(ending) and path.with_name(path.name.removesuffix(ending)) in stems
-               for ending in (*ENDINGS.values(), *VIDEO_ENDINGS.values())) \
-        or (path.parent.name.endswith(FRAMES) and _FRAME.fullmatch(path.name) is not None
-            and path.parent.with_name(path.parent.name.removesuffix(FRAMES)) in stems)
+    is_named_so = any(
+        path.name.endswith(ending) and path.with_name(path.name.removesuffix(ending)) in stems
+        for ending in (*ENDINGS.values(), *VIDEO_ENDINGS.values())
+    ) or (
+        path.parent.name.endswith(FRAMES)
+        and _FRAME.fullmatch(path.name) is not None
+        and path.parent.with_name(path.parent.name.removesuffix(FRAMES)) in stems
+    )
     return is_named_so and (path.suffix != ".png" or _is_marked(path))
 
 
@@ -163,5 +177,6 @@ _FRAME = re.compile(r"\d{6,}(" + "|".join(map(re.escape, ENDINGS.values())) + ")
 
 
 def _is_nyu_depth(path: Path) -> bool:
-    return (path.name.endswith("_depth.png") and path.with_name(path.name.replace("_depth", "_colors")).is_file()) \
-        or (path.suffix == ".png" and path.parent.name.endswith("_out") and path.with_suffix(".jpg").is_file())
+    return (path.name.endswith("_depth.png") and path.with_name(path.name.replace("_depth", "_colors")).is_file()) or (
+        path.suffix == ".png" and path.parent.name.endswith("_out") and path.with_suffix(".jpg").is_file()
+    )

@@ -36,8 +36,12 @@ class Intrinsics:
         """Return the RGB camera of NYU Depth V2's Kinect (camera_params.m of its toolbox), defined for 480x640. For
         another size it is scaled to the largest centred 4:3 window, which is what the nets assume."""
         scale = min(height / 480, width / 640)
-        return cls(518.86 * scale, 519.47 * scale, (324.58 - 319.5) * scale + (width - 1) / 2,
-                   (252.74 - 239.5) * scale + (height - 1) / 2)  # MATLAB counts pixels from 1
+        return cls(
+            518.86 * scale,
+            519.47 * scale,
+            (324.58 - 319.5) * scale + (width - 1) / 2,
+            (252.74 - 239.5) * scale + (height - 1) / 2,
+        )  # MATLAB counts pixels from 1
 
 
 def points(depth_m: Floats, camera: Intrinsics) -> Floats:
@@ -65,10 +69,17 @@ def write_ply(path: StrPath, depth_m: Floats, rgb: Pixels, camera: Intrinsics) -
     measured = (depth_m > 0).ravel()
     vertices = np.empty(np.count_nonzero(measured), [("xyz", "<f4", 3), ("rgb", "u1", 3)])
     vertices["xyz"], vertices["rgb"] = points(depth_m, camera)[measured], rgb.reshape(-1, 3)[measured]
-    properties = [f"property float {name}" for name in "xyz"] \
-        + [f"property uchar {name}" for name in ("red", "green", "blue")]
-    header = ["ply", "format binary_little_endian 1.0", "comment metres; x right, y down, z forward",
-              f"element vertex {len(vertices)}", *properties, "end_header"]
+    properties = [f"property float {name}" for name in "xyz"] + [
+        f"property uchar {name}" for name in ("red", "green", "blue")
+    ]
+    header = [
+        "ply",
+        "format binary_little_endian 1.0",
+        "comment metres; x right, y down, z forward",
+        f"element vertex {len(vertices)}",
+        *properties,
+        "end_header",
+    ]
     with replacing(path, "wb") as file:
         file.write("\n".join(header).encode() + b"\n")
         file.write(vertices.tobytes())
@@ -83,8 +94,12 @@ def faces(depth_m: Floats) -> npt.NDArray[np.int64]:
     or an edge (LONGEST_STEP): int64 (N, 3), numbers of pixels counted row by row."""
     index = np.arange(depth_m.size).reshape(depth_m.shape)
     upper_left, upper_right, lower_left, lower_right = (index[:-1, :-1], index[:-1, 1:], index[1:, :-1], index[1:, 1:])
-    triangles = np.concatenate([np.stack(corners, axis=-1).reshape(-1, 3) for corners in (
-        (upper_left, lower_left, upper_right), (upper_right, lower_left, lower_right))])
+    triangles = np.concatenate(
+        [
+            np.stack(corners, axis=-1).reshape(-1, 3)
+            for corners in ((upper_left, lower_left, upper_right), (upper_right, lower_left, lower_right))
+        ]
+    )
     corners_m = depth_m.ravel()[triangles]
     nearest = corners_m.min(axis=1)
     return triangles[(nearest > 0) & (corners_m.max(axis=1) <= nearest * (1 + LONGEST_STEP))]
@@ -98,8 +113,9 @@ def write_glb(path: StrPath, depth_m: Floats, rgb: Pixels, camera: Intrinsics) -
     step = -(-max(depth_m.shape) // MESH_SIDE)
     cloud = points(depth_m, camera).reshape(*depth_m.shape, 3)[::step, ::step].reshape(-1, 3)
     cloud *= np.array((1, -1, -1), np.float32)
-    mesh = trimesh.Trimesh(cloud, faces(depth_m[::step, ::step]), vertex_colors=rgb[::step, ::step].reshape(-1, 3),
-                           process=False)
+    mesh = trimesh.Trimesh(
+        cloud, faces(depth_m[::step, ::step]), vertex_colors=rgb[::step, ::step].reshape(-1, 3), process=False
+    )
 
     def unlit(tree: dict[str, Any]) -> None:  # the photo already contains its lighting
         tree["extensionsUsed"] = ["KHR_materials_unlit"]

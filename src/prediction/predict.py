@@ -48,8 +48,13 @@ class DepthPredictor:
     Raises UserError if a file cannot be used.
     """
 
-    def __init__(self, coarse: Net | StrPath | None = None, fine: Net | StrPath | None = None, batch_size: int = 8,
-                 flip_average: bool = False) -> None:
+    def __init__(
+        self,
+        coarse: Net | StrPath | None = None,
+        fine: Net | StrPath | None = None,
+        batch_size: int = 8,
+        flip_average: bool = False,
+    ) -> None:
         self.nets, self.batch_size = Nets(coarse, fine, flip_average), batch_size
 
     def __call__(self, picture: Picture) -> Floats:
@@ -79,11 +84,14 @@ class DepthPredictor:
         Raises image.ImageError naming a picture that cannot be used, errors.NotFinite naming a picture whose
         prediction is NaN or infinite.
         """
-        names = names or [picture if isinstance(picture, str | os.PathLike) else f"picture {number}"
-                          for number, picture in enumerate(pictures)]
+        names = names or [
+            picture if isinstance(picture, str | os.PathLike) else f"picture {number}"
+            for number, picture in enumerate(pictures)
+        ]
         loaded = [pixels_of(picture, name) for picture, name in zip(pictures, names, strict=True)]
-        return [blended(picture.shape[:2], maps)
-                for picture, maps in zip(loaded, self.maps(loaded, names), strict=True)]
+        return [
+            blended(picture.shape[:2], maps) for picture, maps in zip(loaded, self.maps(loaded, names), strict=True)
+        ]
 
     def maps(self, pictures: Sequence[Pixels], names: Sequence[object]) -> list[Maps]:
         """Predict all windows of each picture, for `blended`.
@@ -97,13 +105,18 @@ class DepthPredictor:
         """
         for picture, name in zip(pictures, names, strict=True):
             check_ratio(picture.shape[0], picture.shape[1], name)
-        numbered = [(number, window) for number, picture in enumerate(pictures)
-                    for window in windows(picture.shape[0], picture.shape[1])]
+        numbered = [
+            (number, window)
+            for number, picture in enumerate(pictures)
+            for window in windows(picture.shape[0], picture.shape[1])
+        ]
         maps: list[Maps] = [[] for _ in pictures]
         for start in range(0, len(numbered), self.batch_size):
-            batch = numbered[start:start + self.batch_size]
-            log_depth = self.nets(np.stack([_view(pictures[number], window) for number, window in batch]),
-                                  [names[number] for number, _ in batch])
+            batch = numbered[start : start + self.batch_size]
+            log_depth = self.nets(
+                np.stack([_view(pictures[number], window) for number, window in batch]),
+                [names[number] for number, _ in batch],
+            )
             depth_m = {net: np.exp(values[:, 0]).clip(*metrics.DEPTH_RANGE_M) for net, values in log_depth.items()}
             for index, (number, window) in enumerate(batch):
                 maps[number].append((window, {net: values[index] for net, values in depth_m.items()}))
@@ -193,11 +206,16 @@ def blended(size: tuple[int, ...], maps: Maps, net: str = "FineNet") -> Floats:
     """
     total, weights = np.zeros(size, np.float32), np.zeros(size, np.float32)
     for (top, left, height, width), by_net in maps:
-        rows, columns = (_reach(start, length, pixels)
-                         for start, length, pixels in zip((top, left), (height, width), size, strict=True))
+        rows, columns = (
+            _reach(start, length, pixels)
+            for start, length, pixels in zip((top, left), (height, width), size, strict=True)
+        )
         down, across = np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop)
-        resized = (_interpolation(down, top, height, image.CROP_ROWS, 0) @ by_net[net]
-                   @ _interpolation(across, left, width, image.CROP_COLUMNS, 1).T)
+        resized = (
+            _interpolation(down, top, height, image.CROP_ROWS, 0)
+            @ by_net[net]
+            @ _interpolation(across, left, width, image.CROP_COLUMNS, 1).T
+        )
         if len(maps) == 1:
             return resized  # a single window covers the whole picture
         weight = np.outer(_inside(down, top, height), _inside(across, left, width)).astype(np.float32)
@@ -206,8 +224,9 @@ def blended(size: tuple[int, ...], maps: Maps, net: str = "FineNet") -> Floats:
     return total / weights
 
 
-def _interpolation(pixels: npt.NDArray[np.int64], start: float, length: float, seen: tuple[int, int],
-                   axis: int) -> Floats:
+def _interpolation(
+    pixels: npt.NDArray[np.int64], start: float, length: float, seen: tuple[int, int], axis: int
+) -> Floats:
     """Return bilinear weights (pixels, cells), with half-pixel centres, from a window's depth cells to picture pixels
     along one axis. Pixels beyond the outermost cells take the value of the nearest cell.
 

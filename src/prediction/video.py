@@ -39,8 +39,11 @@ MISSING_FRAMES = 0.02
 FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg"
 # The first encoder that PyAV has is used. PyAV's wheels have all; the package of a distribution may lack H.264.
 # "bf": 0 stores frames in display order, so that the duration of the last frame ends the video.
-ENCODERS = {"libx264": {"crf": "18", "preset": "fast", "bf": "0"}, "libopenh264": {"b": "8000000"},
-            "libvpx-vp9": {"crf": "24", "b": "0", "deadline": "realtime", "cpu-used": "6"}}
+ENCODERS = {
+    "libx264": {"crf": "18", "preset": "fast", "bf": "0"},
+    "libopenh264": {"b": "8000000"},
+    "libvpx-vp9": {"crf": "24", "b": "0", "deadline": "realtime", "cpu-used": "6"},
+}
 _BT709, _TV_RANGE = 1, 1  # FFmpeg's numbers
 
 logger = logging.getLogger(__name__)
@@ -72,8 +75,11 @@ class Video:
             self._check_size(stream.codec_context.height, stream.codec_context.width)
             self.tick: Fraction = stream.time_base
             self._time = "dts" if "avi" in container.format.name else "pts"  # AVI tells no other: FFmpeg invents them
-            packets = [packet.dts if packet.pts is None else packet.pts for packet in _packets(container, stream)
-                       if not packet.is_discard]  # by the edit list of a video that was trimmed
+            packets = [
+                packet.dts if packet.pts is None else packet.pts
+                for packet in _packets(container, stream)
+                if not packet.is_discard
+            ]  # by the edit list of a video that was trimmed
             self.count, self._times = len(packets), sorted(time for time in packets if time is not None)
             claimed_s = container.duration / av.time_base if container.duration else 0.0
             is_plausible = 0 < claimed_s <= LONGEST_VIDEO and stream.frames * SHORTEST <= claimed_s
@@ -98,8 +104,9 @@ class Video:
         except av.FFmpegError as error:
             raise VideoError(f"{self.path}: not a readable video: {error.strerror}") from error
         with container:
-            streams = [stream for stream in container.streams.video
-                       if not stream.disposition & Disposition.attached_pic]
+            streams = [
+                stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic
+            ]
             if not streams or streams[0].time_base is None:
                 raise VideoError(f"{self.path}: not a readable video: it has no frames")
             if streams[0].codec_context is None:
@@ -139,8 +146,9 @@ class Video:
         """Raise VideoError if the file has fewer frames than its header states. Call it after `frames`."""
         whole, missing = self.count + self.missing, self.missing + self.undecoded
         if missing > max(1, MISSING_FRAMES * whole):
-            raise VideoError(f"{self.path}: cut off: {whole - missing} of its {whole} frames could be read, and were "
-                             "predicted")
+            raise VideoError(
+                f"{self.path}: cut off: {whole - missing} of its {whole} frames could be read, and were predicted"
+            )
 
     def _check_size(self, height: int, width: int) -> None:
         if not 0 < height * width <= self.max_pixels:  # FFmpeg reports size 0 above its own max_pixels
@@ -174,7 +182,7 @@ def _turned(rgb: Pixels, matrix: npt.NDArray[np.int32]) -> Pixels:
         rgb, across, down = rgb.transpose(1, 0, 2), c, b
     else:
         return rgb
-    return np.ascontiguousarray(rgb[::-1 if down < 0 else 1, ::-1 if across < 0 else 1])
+    return np.ascontiguousarray(rgb[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
 
 
 class _Clock:
@@ -230,7 +238,8 @@ class Writer(contextlib.ExitStack):
         with self._naming():
             self.stream = self.stream or self._new_stream(*rgb.shape[:2])
             frame = av.VideoFrame.from_ndarray(rgb).reformat(
-                self.stream.width, self.stream.height, "yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+                self.stream.width, self.stream.height, "yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
+            )
             self.clock.at(at)
             frame.pts, frame.time_base = round(at / self.time_base), self.time_base
             self._mux(self.stream.encode(frame))
@@ -253,8 +262,15 @@ class Writer(contextlib.ExitStack):
         if "264" not in encoder:
             logger.info("%s: VP9, for PyAV has no encoder for H.264 here", self.path)
         # The rate is only a hint for the encoder, because every frame has a time.
-        stream = self.container.add_stream(encoder, 30, options=ENCODERS[encoder], width=width, height=height,
-                                           pix_fmt="yuv420p", time_base=self.time_base)
+        stream = self.container.add_stream(
+            encoder,
+            30,
+            options=ENCODERS[encoder],
+            width=width,
+            height=height,
+            pix_fmt="yuv420p",
+            time_base=self.time_base,
+        )
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = _TV_RANGE

@@ -45,8 +45,11 @@ class Baselines:
         ones = np.ones((len(rgb), 1, *image.DEPTH_SIZE), np.float32)
         if self.mean_map is None:
             return {CONSTANT: ones * self.constant}
-        return {CONSTANT: ones * self.constant, MEAN_MAP: ones * self.mean_map,
-                BEST_SCALE: ones * (self.mean_map + self.shift)}
+        return {
+            CONSTANT: ones * self.constant,
+            MEAN_MAP: ones * self.mean_map,
+            BEST_SCALE: ones * (self.mean_map + self.shift),
+        }
 
     def after(self, depth_m: Floats) -> dict[str, Floats]:
         """Return the baselines listed after the nets: target metres (N, 1, 55, 74) -> name to log depth, same shape."""

@@ -59,10 +59,16 @@ def compare(first: StrPath, second: StrPath) -> str:
         if np.array_equal(a, b, equal_nan=True):
             parts.append(f"{net}: the same")
             continue
-        rows = {f"{first} ": np.nanmean(a, 0), f"{second}": np.nanmean(b, 0), "difference": np.nanmean(b - a, 0),
-                **dict(zip(("95 % from", "to"), interval(b - a), strict=True))}
-        cells = [[label, *(format(value, ".4f" if number < 2 else "+.4f") for value in row)]
-                 for number, (label, row) in enumerate(rows.items())]
+        rows = {
+            f"{first} ": np.nanmean(a, 0),
+            f"{second}": np.nanmean(b, 0),
+            "difference": np.nanmean(b - a, 0),
+            **dict(zip(("95 % from", "to"), interval(b - a), strict=True)),
+        }
+        cells = [
+            [label, *(format(value, ".4f" if number < 2 else "+.4f") for value in row)]
+            for number, (label, row) in enumerate(rows.items())
+        ]
         parts.append("\n" + tabulate(cells, [net, *METRICS], disable_numparse=True, colalign=["left"] + ["right"] * 8))
     if not parts:
         raise UserError(f"{first} and {second} have no net in common")
@@ -82,6 +88,14 @@ def interval(differences: Doubles, share: float = 0.95) -> Doubles:
     from scipy.stats import bootstrap
 
     # In batches: all resamples of 654 pictures at once would take 400 MB.
-    result = bootstrap((differences,), np.nanmean, axis=0, n_resamples=RESAMPLES, batch=500, method="percentile",
-                       confidence_level=share, random_state=np.random.default_rng(0))
+    result = bootstrap(
+        (differences,),
+        np.nanmean,
+        axis=0,
+        n_resamples=RESAMPLES,
+        batch=500,
+        method="percentile",
+        confidence_level=share,
+        random_state=np.random.default_rng(0),
+    )
     return np.array([result.confidence_interval.low, result.confidence_interval.high])

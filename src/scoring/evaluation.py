@@ -95,8 +95,10 @@ class Details:
             target_m = np.where(measured, target_m.clip(*metrics.DEPTH_RANGE_M), 1)
             error = np.abs(prediction_m - target_m) / target_m * measured
             self.cells += error, measured
-            self.depths += [np.histogram(target_m[measured], DEPTH_EDGES_M, weights=weights)[0]
-                            for weights in (error[measured], None)]
+            self.depths += [
+                np.histogram(target_m[measured], DEPTH_EDGES_M, weights=weights)[0]
+                for weights in (error[measured], None)
+            ]
             bins: Any = 2 * [JOINT_EDGES_M]
             self.joint += np.histogram2d(target_m[measured], prediction_m[measured], bins)[0]
             self.medians_m.append((float(np.median(prediction_m[measured])), float(np.median(target_m[measured]))))
@@ -136,13 +138,21 @@ def targets(full_depth_m: Sequence[Floats], protocol: str, pairs: Sequence[Pair]
         return np.stack([image.network_depth(depth_m) for depth_m in full_depth_m])
     for depth_m, pair in zip(full_depth_m, pairs, strict=True):
         if depth_m.shape != image.FULL_SIZE:
-            raise UserError(f"{pair.depth}: {depth_m.shape[0]}x{depth_m.shape[1]}, "
-                            "but protocol eigen is defined on 480x640")
+            raise UserError(
+                f"{pair.depth}: {depth_m.shape[0]}x{depth_m.shape[1]}, but protocol eigen is defined on 480x640"
+            )
     return np.stack(full_depth_m)[:, None]
 
 
-def score(pairs: Sequence[Pair], predict: Predict, protocol: str, batch_size: int, workers: int,
-          details: dict[str, Details] | None = None, baselines: Baselines | None = None) -> dict[str, Scores]:
+def score(
+    pairs: Sequence[Pair],
+    predict: Predict,
+    protocol: str,
+    batch_size: int,
+    workers: int,
+    details: dict[str, Details] | None = None,
+    baselines: Baselines | None = None,
+) -> dict[str, Scores]:
     """Score the test pairs.
 
     Args:
@@ -199,9 +209,9 @@ def panel_rows(pairs: Sequence[Pair], scores: Scores, predict: Predict, each: in
         each: largest number of best, of median and of worst images.
     """
     abs_rel = np.array(scores.per_image["abs_rel"])
-    order = np.argsort(abs_rel)[:np.count_nonzero(~np.isnan(abs_rel))]  # drops images without a measured pixel
+    order = np.argsort(abs_rel)[: np.count_nonzero(~np.isnan(abs_rel))]  # drops images without a measured pixel
     middle = len(order) // 2 - each // 2
-    groups = {"best": order[:each], "median": order[middle:middle + each], "worst": order[-each:]}
+    groups = {"best": order[:each], "median": order[middle : middle + each], "worst": order[-each:]}
     rows, used = [], set()
     for label, indices in groups.items():
         for index in (int(i) for i in indices if i not in used):
@@ -224,8 +234,12 @@ def data_facts(pairs: Sequence[Pair]) -> dict[str, Any]:
     return {"pairs": len(pairs), "fingerprint": names_digest(facts)}
 
 
-def report(scores: Mapping[str, Scores], checkpoints: Mapping[str, str], versions: Mapping[str, str],
-           data: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def report(
+    scores: Mapping[str, Scores],
+    checkpoints: Mapping[str, str],
+    versions: Mapping[str, str],
+    data: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Return the content of metrics.json."""
     first = next(iter(scores.values()))
     return {
@@ -235,14 +249,25 @@ def report(scores: Mapping[str, Scores], checkpoints: Mapping[str, str], version
         "pixels": first.pixels,
         "checkpoints": checkpoints,
         "versions": versions,
-        "metrics": {net: {**of_net.means(), "scale_correlation": of_net.scale_correlation(),
-                          "rmse_mean_over_images": of_net.means()["rmse"],
-                          "rmse_pooled_over_pixels": of_net.pooled_rmse()} for net, of_net in scores.items()},
+        "metrics": {
+            net: {
+                **of_net.means(),
+                "scale_correlation": of_net.scale_correlation(),
+                "rmse_mean_over_images": of_net.means()["rmse"],
+                "rmse_pooled_over_pixels": of_net.pooled_rmse(),
+            }
+            for net, of_net in scores.items()
+        },
     }
 
 
-def write_report(folder: StrPath, scores: Mapping[str, Scores], checkpoints: Mapping[str, str],
-                 versions: Mapping[str, str], data: Mapping[str, Any] | None = None) -> None:
+def write_report(
+    folder: StrPath,
+    scores: Mapping[str, Scores],
+    checkpoints: Mapping[str, str],
+    versions: Mapping[str, str],
+    data: Mapping[str, Any] | None = None,
+) -> None:
     """Write metrics.json and per_image.csv into `folder`.
 
     Args:

@@ -21,7 +21,8 @@ PUBLISHED_PAIRS = 654  # show the published figures only for a set of this size
 PUBLISHED_NOTE = (
     "Not measured here. The first three rows: Eigen, Puhrsch and Fergus (NIPS 2014), table 1: NYU's 654 test images, "
     "trained on its full raw set, over the valid pixels of the full picture. The last: the model zoo's DepthNet on the "
-    "same 654 images with protocol depthnet. Compare only what was measured on the same images with the same protocol.")
+    "same 654 images with protocol depthnet. Compare only what was measured on the same images with the same protocol."
+)
 
 _PROTOCOLS = {
     "depthnet": "on the 55x74 grid, prediction and target clipped to [0.1, 10] m, all measured pixels",
@@ -35,8 +36,15 @@ img { width: 100%; display: block } figure { margin: 1.5em 0 } figcaption, .note
 """
 
 
-def write(path: StrPath, scores: Mapping[str, Scores], details: Mapping[str, Details], panels_png: bytes,
-          checkpoints: Mapping[str, str], versions: Mapping[str, str], data: Mapping[str, Any]) -> None:
+def write(
+    path: StrPath,
+    scores: Mapping[str, Scores],
+    details: Mapping[str, Details],
+    panels_png: bytes,
+    checkpoints: Mapping[str, str],
+    versions: Mapping[str, str],
+    data: Mapping[str, Any],
+) -> None:
     """Write the report.
 
     Args:
@@ -56,28 +64,40 @@ def write(path: StrPath, scores: Mapping[str, Scores], details: Mapping[str, Det
         "<h1>Depth evaluation</h1>",
         f"<p>{data['pairs']} pairs, fingerprint {data['fingerprint']}, {first.pixels:,} pixels; protocol "
         f"<b>{first.protocol}</b>: {html.escape(_PROTOCOLS[first.protocol])}. Means over the images.</p>",
-        _table({net: {**of_net.means(), evaluation.SCALE_COLUMN: of_net.scale_correlation()}
-                for net, of_net in scores.items()}),
+        _table(
+            {
+                net: {**of_net.means(), evaluation.SCALE_COLUMN: of_net.scale_correlation()}
+                for net, of_net in scores.items()
+            }
+        ),
         f"<p class=note>{_seen(scores)}{evaluation.SCALE_COLUMN}: Pearson's correlation of predicted and true median "
         "depth over the images.</p>",
-        "<p class=note>" + html.escape("; ".join(f"{name} {value}" for name, value in
-                                                 {**checkpoints, **versions}.items())) + "</p>",
+        "<p class=note>"
+        + html.escape("; ".join(f"{name} {value}" for name, value in {**checkpoints, **versions}.items()))
+        + "</p>",
         *(published if data["pairs"] == PUBLISHED_PAIRS else []),
         "<h2>Best, median and worst images</h2>",
         _figure(panels_png, "ordered by abs_rel of FineNet; the colours of the error end at 0.5"),
         "<h2>Where the error is</h2>",
-        _figure(visual.figure_png(visual.error_by_depth(nets)),
-                "relative error by true depth, and the share of cells at that depth"),
+        _figure(
+            visual.figure_png(visual.error_by_depth(nets)),
+            "relative error by true depth, and the share of cells at that depth",
+        ),
         _figure(visual.figure_png(visual.error_by_position(nets)), "relative error by position in the picture"),
         "<h2>Predicted over true depth</h2>",
         _figure(visual.figure_png(visual.predicted_over_true(nets)), "cells of the 55x74 grid of all images"),
         "<h2>Scale of each picture</h2>",
-        _figure(visual.figure_png(visual.medians(nets)),
-                "one point per image; on the grey line the scale is correct; a slope (least squares of the logarithms) "
-                "below 1 means that the predicted scale varies less than the true one"),
+        _figure(
+            visual.figure_png(visual.medians(nets)),
+            "one point per image; on the grey line the scale is correct; a slope (least squares of the logarithms) "
+            "below 1 means that the predicted scale varies less than the true one",
+        ),
     ]
-    write_text(path, "<!doctype html>\n<html lang=en><meta charset=utf-8><title>Depth evaluation</title>"
-                     f"<style>{_STYLE}</style>\n" + "\n".join(parts) + "\n</html>\n")
+    write_text(
+        path,
+        "<!doctype html>\n<html lang=en><meta charset=utf-8><title>Depth evaluation</title>"
+        f"<style>{_STYLE}</style>\n" + "\n".join(parts) + "\n</html>\n",
+    )
 
 
 def _seen(scores: Mapping[str, Scores]) -> str:
@@ -88,13 +108,18 @@ def _seen(scores: Mapping[str, Scores]) -> str:
 def _table(rows: Mapping[str, Mapping[str, float | None]]) -> str:
     columns = list(next(iter(rows.values())))
     head = "".join(f"<th>{name}</th>" for name in ("", *columns))
-    body = "".join(f"<tr><td>{html.escape(label)}</td>" + "".join(
-        f"<td>{'' if values[name] is None else format(values[name], '.3f')}</td>" for name in columns) + "</tr>"
-        for label, values in rows.items())
+    body = "".join(
+        f"<tr><td>{html.escape(label)}</td>"
+        + "".join(f"<td>{'' if values[name] is None else format(values[name], '.3f')}</td>" for name in columns)
+        + "</tr>"
+        for label, values in rows.items()
+    )
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def _figure(png: bytes, caption: str) -> str:
     picture = base64.b64encode(png).decode()
-    return (f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{picture}">'
-            f"<figcaption>{html.escape(caption)}</figcaption></figure>")
+    return (
+        f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{picture}">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+    )

@@ -131,8 +131,16 @@ def with_scale_bar(rgb: Pixels, max_depth: float, colormap: str) -> Pixels:
         if 0 <= tick_m <= max_depth:
             y = round(margin + (1 - tick_m / max_depth) * (len(rows) - 1))
             cv2.line(bar, (left, y), (right + round(4 * size), y), (0, 0, 0), max(1, round(size)))
-            cv2.putText(bar, f"{tick_m:g} m", (right + round(8 * size), y + round(5 * size)), cv2.FONT_HERSHEY_SIMPLEX,
-                        0.45 * size, (0, 0, 0), max(1, round(size)), cv2.LINE_AA)
+            cv2.putText(
+                bar,
+                f"{tick_m:g} m",
+                (right + round(8 * size), y + round(5 * size)),
+                cv2.FONT_HERSHEY_SIMPLEX,
+                0.45 * size,
+                (0, 0, 0),
+                max(1, round(size)),
+                cv2.LINE_AA,
+            )
     return np.hstack([rgb, bar])
 
 
@@ -171,8 +179,9 @@ def _validation_curve(axis: Axes, name: str, rows: Rows, mark: Mapping[str, floa
         axis.text(0.5, 0.5, "no --val_data", ha="center", transform=axis.transAxes, color="grey")
         return
     for metric in ("delta1", "abs_rel", "rmse_log"):
-        (line,) = axis.plot([int(row["step"]) for row in rows], [float(row[metric]) for row in rows], marker="o",
-                            label=metric)
+        (line,) = axis.plot(
+            [int(row["step"]) for row in rows], [float(row[metric]) for row in rows], marker="o", label=metric
+        )
         if mark:
             axis.axhline(mark[metric], color=line.get_color(), ls="--", lw=1)
     if mark:
@@ -232,8 +241,9 @@ def panels(rows: Sequence[PanelRow]) -> Figure:
     return figure
 
 
-def _panel_row(figure: Figure, axes: Any, title: str, rgb: Pixels, target_m: Floats,
-               predictions_m: Mapping[str, Floats]) -> None:
+def _panel_row(
+    figure: Figure, axes: Any, title: str, rgb: Pixels, target_m: Floats, predictions_m: Mapping[str, Floats]
+) -> None:
     measured_m = target_m[target_m > 0] if (target_m > 0).any() else next(iter(predictions_m.values()))
     low, high = measured_m.min(), measured_m.max()
     target_m = np.where(target_m > 0, target_m, np.nan)
@@ -282,7 +292,7 @@ def error_by_position(details: Mapping[str, Details]) -> Figure:
     for axis, (net, error) in zip(axes, maps.items(), strict=False):
         drawn = axis.imshow(error, vmin=0, vmax=high, cmap="magma")
         axis.set(title=net, xticks=[], yticks=[])
-    figure.colorbar(drawn, ax=axes[:len(maps)].tolist(), label="mean |p - t| / t", shrink=0.9)
+    figure.colorbar(drawn, ax=axes[: len(maps)].tolist(), label="mean |p - t| / t", shrink=0.9)
     return figure
 
 

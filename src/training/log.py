@@ -72,7 +72,7 @@ def read_rows(path: StrPath) -> list[dict[str, str]]:
         return []
     with open(path, encoding="utf-8", errors="replace", newline="") as file:
         content = file.read()
-    rows = list(csv.DictReader(content[:content.rfind("\n") + 1].splitlines()))
+    rows = list(csv.DictReader(content[: content.rfind("\n") + 1].splitlines()))
     if any(list(row) != list(CSV_COLUMNS) or not row["step"].isdecimal() for row in rows):
         raise TrainingError(f"{path}: not a training log of this program: move it away")
     return rows

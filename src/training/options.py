@@ -58,14 +58,22 @@ def _has_coarse(options: Options) -> bool:
 
 # What an option needs to have an effect, in words and as a function of the Options.
 NEEDS: dict[str, tuple[str, Callable[[Options], bool]]] = {
-    **dict.fromkeys(("epochs_coarse", "learning_rate_coarse", "coarse_net", "dense_lr_scale"),
-                    ("--stage all or coarse", _has_coarse)),
-    **dict.fromkeys(("epochs_fine", "learning_rate_fine", "fine_start"),
-                    ("--stage all or fine", lambda options: options.stage != "coarse")),
-    "dropout": ("--coarse_net paper and --stage all or coarse",
-                lambda options: options.coarse_net == "paper" and _has_coarse(options)),
-    "start": ("--coarse_net paper and --stage all or coarse, without --pre_trained",
-              lambda options: options.coarse_net == "paper" and _has_coarse(options) and not options.pre_trained),
+    **dict.fromkeys(
+        ("epochs_coarse", "learning_rate_coarse", "coarse_net", "dense_lr_scale"),
+        ("--stage all or coarse", _has_coarse),
+    ),
+    **dict.fromkeys(
+        ("epochs_fine", "learning_rate_fine", "fine_start"),
+        ("--stage all or fine", lambda options: options.stage != "coarse"),
+    ),
+    "dropout": (
+        "--coarse_net paper and --stage all or coarse",
+        lambda options: options.coarse_net == "paper" and _has_coarse(options),
+    ),
+    "start": (
+        "--coarse_net paper and --stage all or coarse, without --pre_trained",
+        lambda options: options.coarse_net == "paper" and _has_coarse(options) and not options.pre_trained,
+    ),
     "val_panels": ("--val_data or --val_scenes", lambda options: bool(options.val_data or options.val_scenes)),
     "allow_changed_data": ("--resume", lambda options: bool(options.resume)),
 }

@@ -87,8 +87,18 @@ class Adam(nn.Adam):
             rate = rates[place] if self.is_group_lr else rates
             if applied is not None:  # moment * 1 + 0 * (1 - 1), weight - 0 * moment
                 gradient, rate = ops.where(applied, gradient, 0.0), ops.where(applied, rate, 0.0)
-            self.opt(self.parameters[place], self.moment1[place], self.moment2[place], power1, power2, rate, beta1,
-                     beta2, self.eps, gradient)
+            self.opt(
+                self.parameters[place],
+                self.moment1[place],
+                self.moment2[place],
+                power1,
+                power2,
+                rate,
+                beta1,
+                beta2,
+                self.eps,
+                gradient,
+            )
         return True
 
 
@@ -99,8 +109,13 @@ def adam(net: nn.Cell, learning_rate: float, recipe: Recipe, last_step: int) -> 
     groups: dict[float, list[ms.Parameter]] = {scale: [] for scale in (1.0, recipe.dense_lr_scale)}
     for parameter in net.trainable_params():
         groups[recipe.lr_scale(parameter)].append(parameter)
-    return Adam([{"params": parameters, "lr": Rate(learning_rate * scale, recipe, last_step)}
-                 for scale, parameters in groups.items() if parameters])
+    return Adam(
+        [
+            {"params": parameters, "lr": Rate(learning_rate * scale, recipe, last_step)}
+            for scale, parameters in groups.items()
+            if parameters
+        ]
+    )
 
 
 class Decay(nn.Cell):
@@ -111,8 +126,10 @@ class Decay(nn.Cell):
         weights = [parameter for parameter in net.trainable_params() if parameter.ndim > 1]
         self.weights = ms.ParameterTuple(weights)
         self.rates = [Rate(learning_rate * recipe.lr_scale(weight), recipe, last_step) for weight in weights]
-        self.towards = [ms.Tensor(np.eye(len(weight), dtype=np.float32)) if weight.name == "fc13.weight" else 0.0
-                        for weight in weights]
+        self.towards = [
+            ms.Tensor(np.eye(len(weight), dtype=np.float32)) if weight.name == "fc13.weight" else 0.0
+            for weight in weights
+        ]
         self.amount = recipe.weight_decay
 
     def construct(self, global_step: ms.Tensor, applied: ms.Tensor | None = None) -> bool:

@@ -89,8 +89,10 @@ class Folder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 file.seek(0)
-                raise TrainingError(f"{self.root}: another training writes there (process {file.read().strip()}): "
-                                    "wait for it, or name another folder with --train_url") from error
+                raise TrainingError(
+                    f"{self.root}: another training writes there (process {file.read().strip()}): "
+                    "wait for it, or name another folder with --train_url"
+                ) from error
             except OSError as error:  # some network file systems have no locks
                 logger.warning("warning: %s cannot be locked (%s): let no other training use it", self.root, error)
             file.truncate(0)

@@ -32,8 +32,15 @@ Validate: TypeAlias = Callable[[Callable[[Floats], Floats]], dict[str, float]]
 LOG_INTERVAL = 10
 
 
-def train_stage(stage: Stage, trainer: Trainer, data: TrainingData, folder: Folder, log: StageLog, stop: StopRequest,
-                validate: Validate | None = None) -> None:
+def train_stage(
+    stage: Stage,
+    trainer: Trainer,
+    data: TrainingData,
+    folder: Folder,
+    log: StageLog,
+    stop: StopRequest,
+    validate: Validate | None = None,
+) -> None:
     """Train from `trainer.step` to the stage's end; leaves the last state and the final weights.
 
     A step's result is looked at when the next step has been started, so that the device does not wait for the host.
@@ -103,8 +110,9 @@ class _Pace:
         *signals, bad = result.votes
         schedule = self.data.schedule
         if bad > schedule.most_bad:
-            raise TrainingError(f"{bad:.0f} of {schedule.samples} samples are bad on all ranks together: "
-                                f"{schedule.most_bad} may be")
+            raise TrainingError(
+                f"{bad:.0f} of {schedule.samples} samples are bad on all ranks together: {schedule.most_bad} may be"
+            )
         return next((number for number, votes in zip(SIGNALS, signals, strict=True) if votes), 0)
 
 
@@ -118,18 +126,29 @@ def _check_finite(stage: Stage, data: TrainingData, result: StepResult) -> None:
     raise TrainingError(f"{where}: the loss is {result.own_loss}; files of the batch: {files}")
 
 
-def _log_step(stage: Stage, trainer: Trainer, data: TrainingData, log: StageLog, result: StepResult,
-              seconds: float) -> None:
+def _log_step(
+    stage: Stage, trainer: Trainer, data: TrainingData, log: StageLog, result: StepResult, seconds: float
+) -> None:
     log.add_step(result.loss, seconds, result.applied)
     if not result.applied:
-        logger.info("training %s net, step: %d gradient overflow, update skipped, loss scale: %g",
-                    stage.name, result.step, trainer.scaler.scale_value.asnumpy())
+        logger.info(
+            "training %s net, step: %d gradient overflow, update skipped, loss scale: %g",
+            stage.name,
+            result.step,
+            trainer.scaler.scale_value.asnumpy(),
+        )
     if result.step % LOG_INTERVAL == 0 or result.step == 1:
-        logger.info("training %s net, step: %d loss:%.6f, time cost: %.4f", stage.name, result.step, result.loss,
-                    seconds)
+        logger.info(
+            "training %s net, step: %d loss:%.6f, time cost: %.4f", stage.name, result.step, result.loss, seconds
+        )
         rate = float(trainer.rate(ms.Tensor(result.updates, ms.int32))) if log.boards else None
-        log.row(epoch=(result.step - 1) // data.schedule.steps_per_epoch + 1, step=result.step,
-                loss=f"{result.loss:.6f}", step_seconds=f"{seconds:.4f}", learning_rate=rate)
+        log.row(
+            epoch=(result.step - 1) // data.schedule.steps_per_epoch + 1,
+            step=result.step,
+            loss=f"{result.loss:.6f}",
+            step_seconds=f"{seconds:.4f}",
+            learning_rate=rate,
+        )
 
 
 @contextlib.contextmanager
@@ -141,22 +160,33 @@ def _only_warned(what: str) -> Iterator[None]:
         logger.warning("warning: no %s: %s", what, error)
 
 
-def _finish_epoch(stage: Stage, trainer: Trainer, data: TrainingData, log: StageLog, save: "_Saver",
-                  validate: Validate | None) -> None:
+def _finish_epoch(
+    stage: Stage, trainer: Trainer, data: TrainingData, log: StageLog, save: "_Saver", validate: Validate | None
+) -> None:
     epoch, scored = trainer.step // data.schedule.steps_per_epoch, {}
     if validate:
         with _only_warned(f"validation of epoch {epoch}"), trainer.averaged():
             scored = validate(trainer.predict)
     mean_loss, overflows, seconds = log.end_epoch()
     images_per_s = data.schedule.batch_size * data.schedule.ranks / seconds if seconds else None
-    logger.info("%s net, epoch: %d mean loss: %.6f%s%s%s%s", stage.name, epoch, mean_loss,
-                f", images/s: {images_per_s:.1f}" if seconds else "",
-                f", overflows: {overflows}" if trainer.scaler else "",
-                f", bad samples: {len(data.bad)}" if data.bad else "",
-                "".join(f", {name}: {value:.4f}" for name, value in scored.items()))
-    log.row(epoch=epoch, step=trainer.step, mean_loss=f"{mean_loss:.6f}",
-            images_per_s=f"{images_per_s:.2f}" if seconds else "", overflows=overflows,
-            **{name: f"{value:.6f}" for name, value in scored.items()})
+    logger.info(
+        "%s net, epoch: %d mean loss: %.6f%s%s%s%s",
+        stage.name,
+        epoch,
+        mean_loss,
+        f", images/s: {images_per_s:.1f}" if seconds else "",
+        f", overflows: {overflows}" if trainer.scaler else "",
+        f", bad samples: {len(data.bad)}" if data.bad else "",
+        "".join(f", {name}: {value:.4f}" for name, value in scored.items()),
+    )
+    log.row(
+        epoch=epoch,
+        step=trainer.step,
+        mean_loss=f"{mean_loss:.6f}",
+        images_per_s=f"{images_per_s:.2f}" if seconds else "",
+        overflows=overflows,
+        **{name: f"{value:.6f}" for name, value in scored.items()},
+    )
     _draw_curves(save.folder, trainer.device)
     for board in log.boards:
         with _only_warned("panels"), trainer.averaged():

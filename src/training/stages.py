@@ -54,8 +54,11 @@ def train(options: Options, source: Source, device: Device, stop: StopRequest) -
     workers = options.num_parallel_workers or cli.default_workers()
     digests, skip_bad = {DATA: source.data_digest()}, options.bad_samples == "skip"  # two stats a pair: once for both
     pictures, source = _validation_pictures(options, source, workers)
-    validate = Validation(pictures, options.batch_size, workers, device, source, skip_bad,
-                          folder.log_file("mean_map.json")) if pictures else None
+    validate = (
+        Validation(pictures, options.batch_size, workers, device, source, skip_bad, folder.log_file("mean_map.json"))
+        if pictures
+        else None
+    )
     schedule = Schedule(len(source.names), options.batch_size, options.seed, device.rank, device.ranks)
     names = ("coarse", "fine") if options.stage == "all" else (options.stage,)
     digests["pairs"] = names_digest(source.names)
@@ -63,15 +66,22 @@ def train(options: Options, source: Source, device: Device, stop: StopRequest) -
     if options.lr_schedule == "cosine":
         for stage in stages:
             stage.options["steps"] = stage.last_step(schedule.steps_per_epoch)
-    trainer: Trainer | None = _trainer(stages[0], options, folder, device,
-                                       stages[0].last_step(schedule.steps_per_epoch))
+    trainer: Trainer | None = _trainer(
+        stages[0], options, folder, device, stages[0].last_step(schedule.steps_per_epoch)
+    )
     with folder.locked() if device.is_first else contextlib.nullcontext():
         start = _Start(stages, folder, options) if device.is_first else None
         for stage in stages:
             trainer = trainer or _trainer(stage, options, folder, device, stage.last_step(schedule.steps_per_epoch))
-            data = TrainingData(source, schedule, workers, getattr(trainer.net, "dropout_units", 0),
-                                getattr(trainer.net, "dropout_rate", 0), options.augmentation,
-                                skip_bad=skip_bad)
+            data = TrainingData(
+                source,
+                schedule,
+                workers,
+                getattr(trainer.net, "dropout_units", 0),
+                getattr(trainer.net, "dropout_rate", 0),
+                options.augmentation,
+                skip_bad=skip_bad,
+            )
             log = StageLog(folder.log_file(f"{stage.name}.csv") if device.is_first else None)
             if start:
                 start.restore(stage, trainer, log)
@@ -83,9 +93,16 @@ def train(options: Options, source: Source, device: Device, stop: StopRequest) -
                     start.begin()
                 log.boards = _boards(stage, trainer.step, folder, pictures, options)
             done = trainer.step >= stage.last_step(schedule.steps_per_epoch)
-            logger.info("%s net: %d pairs, %d epochs of %d steps of %d, %s step %d", stage.name, len(source.names),
-                        stage.epochs, schedule.steps_per_epoch, options.batch_size,
-                        "complete at" if done else "starting at", trainer.step)
+            logger.info(
+                "%s net: %d pairs, %d epochs of %d steps of %d, %s step %d",
+                stage.name,
+                len(source.names),
+                stage.epochs,
+                schedule.steps_per_epoch,
+                options.batch_size,
+                "complete at" if done else "starting at",
+                trainer.step,
+            )
             with contextlib.ExitStack() as boards:
                 for board in log.boards:
                     boards.callback(board.close)
@@ -96,8 +113,11 @@ def train(options: Options, source: Source, device: Device, stop: StopRequest) -
 def _validation_pictures(options: Options, source: Source, workers: int) -> tuple[Pictures | None, Source]:
     """What is validated on, if anything, and what is left to train on."""
     if options.val_data:
-        logger.info("Best*Net.ckpt will be those that predict the Test part of %s best: what they score there is no "
-                    "test any more (--val_scenes 0.1 holds out training scenes for it)", options.val_data)
+        logger.info(
+            "Best*Net.ckpt will be those that predict the Test part of %s best: what they score there is no "
+            "test any more (--val_scenes 0.1 holds out training scenes for it)",
+            options.val_data,
+        )
         return TestPictures(options.val_data, workers), source
     if not options.val_scenes:
         return None, source
@@ -132,12 +152,16 @@ class _Start:
         moves = options.overwrite or (not self.saved and any(path.suffix == ".csv" for path in logs))
         self.replaced = logs + checkpoints if moves else []
         if checkpoints and not options.resume and not options.overwrite:
-            raise TrainingError(f"{checkpoints[0]}: {folder.root} already holds a run of the {stages[0].name} net: "
-                                "--resume continues it, --overwrite moves it aside, --train_url names another folder")
+            raise TrainingError(
+                f"{checkpoints[0]}: {folder.root} already holds a run of the {stages[0].name} net: "
+                "--resume continues it, --overwrite moves it aside, --train_url names another folder"
+            )
         pre_trained = options.pre_trained and options.pre_trained.resolve()
         if pre_trained in [path.resolve() for path in self.replaced]:
-            raise TrainingError(f"--pre_trained {options.pre_trained} is of the run that --overwrite replaces: copy "
-                                "it to another folder first, or name another folder with --train_url")
+            raise TrainingError(
+                f"--pre_trained {options.pre_trained} is of the run that --overwrite replaces: copy "
+                "it to another folder first, or name another folder with --train_url"
+            )
 
     def _saved_states(self) -> dict[str, checkpoint.Checkpoint | None]:
         saved = {stage.name: newest_state(stage.name, self.folder) for stage in self.stages}
@@ -145,16 +169,22 @@ class _Start:
             if state := saved[stage.name]:
                 check_same_options(stage, state, self.options.allow_changed_data)
         missing = [name for name in saved if not saved[name]]
-        weights = [path.name for name in missing for path in (self.folder.final(name), self.folder.best(name))
-                   if path.exists()]
+        weights = [
+            path.name for name in missing for path in (self.folder.final(name), self.folder.best(name)) if path.exists()
+        ]
         if weights or len(missing) == len(saved):
             moved = [path.name for path in sorted(self.folder.root.glob("replaced-*"))]
             found = [f"{', '.join(weights)}, which are weights"] * bool(weights)
             found += [f"{', '.join(moved)}, which --overwrite moved aside"] * bool(moved)
-            raise TrainingError(f"{self.folder.state(missing[0], '<step>')}: --resume finds no state to go on from "
-                                f"(found: {'; '.join(found) or 'no run'}): " +
-                                ("--overwrite in its place begins anew, with --pre_trained from weights" if weights
-                                 else "leave --resume out to begin"))
+            raise TrainingError(
+                f"{self.folder.state(missing[0], '<step>')}: --resume finds no state to go on from "
+                f"(found: {'; '.join(found) or 'no run'}): "
+                + (
+                    "--overwrite in its place begins anew, with --pre_trained from weights"
+                    if weights
+                    else "leave --resume out to begin"
+                )
+            )
         return saved
 
     def restore(self, stage: Stage, trainer: Trainer, log: StageLog) -> None:
@@ -170,14 +200,17 @@ class _Start:
         checkpoint of the earlier run is there, a run that was killed meanwhile begins nothing anew unasked."""
         if self.replaced:
             self.folder.move_aside(self.replaced)
-        settings = {name: str(value) if isinstance(value, Path) else value
-                    for name, value in vars(self.options).items()}
-        write_text(self.folder.log_file("options.json"),
-                   json.dumps({**settings, "mindspore": ms.__version__}, indent=2) + "\n")
+        settings = {
+            name: str(value) if isinstance(value, Path) else value for name, value in vars(self.options).items()
+        }
+        write_text(
+            self.folder.log_file("options.json"), json.dumps({**settings, "mindspore": ms.__version__}, indent=2) + "\n"
+        )
 
 
-def _boards(stage: Stage, step: int, folder: Folder, pictures: Pictures | None,
-            options: Options) -> list[Board | Learning]:
+def _boards(
+    stage: Stage, step: int, folder: Folder, pictures: Pictures | None, options: Options
+) -> list[Board | Learning]:
     boards: list[Board | Learning] = []
     if options.tensorboard:
         boards.append(Board(folder.log_file("tensorboard"), stage.name, step, pictures))
@@ -189,32 +222,62 @@ def _boards(stage: Stage, step: int, folder: Folder, pictures: Pictures | None,
 def _stage(name: str, options: Options, device: Device, digests: Mapping[str, str]) -> Stage:
     learning_rate = getattr(options, f"learning_rate_{name}") * (device.ranks if options.scale_lr else 1)
     decisive = {
-        "batch_size": options.batch_size, "ranks": device.ranks, "learning_rate": learning_rate,
-        "loss": options.loss, "amp_level": amp_level(options.amp_level, device.target), "seed": options.seed,
+        "batch_size": options.batch_size,
+        "ranks": device.ranks,
+        "learning_rate": learning_rate,
+        "loss": options.loss,
+        "amp_level": amp_level(options.amp_level, device.target),
+        "seed": options.seed,
         **digests,
         "coarse_net": options.coarse_net,
         **_recipe(options).changes(),
     }
     # What is not the reference's; older states have no entry for it.
-    decisive |= {name: value for name, value in (("augmentation", options.augmentation), ("start", options.start),
-                                                 ("fine_start", options.fine_start), ("dropout", options.dropout),
-                                                 ("val_scenes", options.val_scenes))
-                 if value not in ("reference", "random", None, 0)}
+    decisive |= {
+        name: value
+        for name, value in (
+            ("augmentation", options.augmentation),
+            ("start", options.start),
+            ("fine_start", options.fine_start),
+            ("dropout", options.dropout),
+            ("val_scenes", options.val_scenes),
+        )
+        if value not in ("reference", "random", None, 0)
+    }
     without_effect = idle(replace(options, stage=name))
-    return Stage(name, getattr(options, f"epochs_{name}"), options.save_checkpoint_steps,
-                 options.keep_checkpoint_max, options.max_steps,
-                 {name: value for name, value in decisive.items() if name not in without_effect}, without_effect)
+    return Stage(
+        name,
+        getattr(options, f"epochs_{name}"),
+        options.save_checkpoint_steps,
+        options.keep_checkpoint_max,
+        options.max_steps,
+        {name: value for name, value in decisive.items() if name not in without_effect},
+        without_effect,
+    )
 
 
 def _recipe(options: Options) -> Recipe:
-    return Recipe(options.lr_schedule, options.warmup_steps, options.dense_lr_scale, options.weight_decay,
-                  options.clip_norm, options.ema)
+    return Recipe(
+        options.lr_schedule,
+        options.warmup_steps,
+        options.dense_lr_scale,
+        options.weight_decay,
+        options.clip_norm,
+        options.ema,
+    )
 
 
 def _trainer(stage: Stage, options: Options, folder: Folder, device: Device, last_step: int) -> Trainer:
     ms.set_seed(options.seed)
-    build = partial(Trainer, loss=options.loss, learning_rate=stage.options["learning_rate"],
-                    amp_level=stage.options["amp_level"], device=device, recipe=_recipe(options), last_step=last_step)
+    build = partial(
+        Trainer,
+        loss=options.loss,
+        learning_rate=stage.options["learning_rate"],
+        amp_level=stage.options["amp_level"],
+        device=device,
+        recipe=_recipe(options),
+        last_step=last_step,
+    )
     if stage.name == "coarse":
         net = COARSE_NETS[options.coarse_net]()
         if options.dropout is not None:

@@ -31,11 +31,14 @@ class _Saver:
     def state(self) -> None:
         if not self.trainer.device.is_first:
             return
-        checkpoint.save(self.folder.state(self.stage.name, self.trainer.step), self.trainer.state(),
-                        {**self.info(), "epoch_sums": self.log.sums})
+        checkpoint.save(
+            self.folder.state(self.stage.name, self.trainer.step),
+            self.trainer.state(),
+            {**self.info(), "epoch_sums": self.log.sums},
+        )
         # A state of a later step is a damaged one that this run has passed over: it counts for none.
         earlier = [path for step, path in self.folder.states(self.stage.name) if step < self.trainer.step]
-        for old in earlier[::-1][self.stage.keep_checkpoint_max - 1:]:
+        for old in earlier[::-1][self.stage.keep_checkpoint_max - 1 :]:
             old.unlink()
 
     def best(self, abs_rel: float) -> None:
@@ -72,18 +75,27 @@ def newest_state(stage_name: str, folder: Folder) -> checkpoint.Checkpoint | Non
 
 def check_same_options(stage: Stage, saved: checkpoint.Checkpoint, allow_changed_data: bool = False) -> None:
     """Raise TrainingError naming the options that differ from those of the saved state."""
-    before = {name: value for name, value in saved.info.get("options", {}).items()
-              if name not in RETIRED and value not in RETIRED_STARTS}
+    before = {
+        name: value
+        for name, value in saved.info.get("options", {}).items()
+        if name not in RETIRED and value not in RETIRED_STARTS
+    }
     if DATA in before and before[DATA] != stage.options[DATA]:
         if not allow_changed_data:
-            raise TrainingError(f"{saved.path}: files of the training data have another size or time than when this "
-                                "run began: --allow_changed_data if they were only copied, else begin anew")
+            raise TrainingError(
+                f"{saved.path}: files of the training data have another size or time than when this "
+                "run began: --allow_changed_data if they were only copied, else begin anew"
+            )
         stage.options[DATA] = before[DATA]
     if COARSE in stage.options and before.get(COARSE) != stage.options[COARSE]:
-        raise TrainingError(f"{saved.path}: FineNet was trained on another CoarseNet: --stage fine --overwrite begins "
-                            "FineNet anew on this one")
-    changed = [f"{name} was {before.get(name)!r}, now {stage.options.get(name)!r}"
-               for name in {**stage.options, **before}
-               if name not in {*stage.idle, COARSE} and before.get(name) != stage.options.get(name)]
+        raise TrainingError(
+            f"{saved.path}: FineNet was trained on another CoarseNet: --stage fine --overwrite begins "
+            "FineNet anew on this one"
+        )
+    changed = [
+        f"{name} was {before.get(name)!r}, now {stage.options.get(name)!r}"
+        for name in {**stage.options, **before}
+        if name not in {*stage.idle, COARSE} and before.get(name) != stage.options.get(name)
+    ]
     if changed:
         raise TrainingError(f"{saved.path}: --resume with other options would change the result: " + "; ".join(changed))

@@ -24,9 +24,16 @@ class TrainStep(nn.Cell):
     in one reduction: the loss, the overflows, and the `votes`.
     """
 
-    def __init__(self, net: nn.Cell, loss: nn.Cell, optimizer: nn.Optimizer,
-                 scaler: amp.DynamicLossScaler | None = None, ranks: int = 1, decay: Decay | None = None,
-                 clip_norm: float = 0.0) -> None:
+    def __init__(
+        self,
+        net: nn.Cell,
+        loss: nn.Cell,
+        optimizer: nn.Optimizer,
+        scaler: amp.DynamicLossScaler | None = None,
+        ranks: int = 1,
+        decay: Decay | None = None,
+        clip_norm: float = 0.0,
+    ) -> None:
         super().__init__(auto_prefix=False)
         self.net, self.loss, self.optimizer, self.scaler, self.ranks = net, loss, optimizer, scaler, ranks
         self.decay, self.clip_norm = decay, clip_norm

@@ -54,8 +54,10 @@ class Board:
 
     def add_panels(self, step: int, predict: Callable[[Floats], Floats]) -> None:
         """Panels of the validation images as the net predicts them now: `predict` is RGB -> log depth."""
-        rows = [(name, rgb, target_m, {f"{self.stage.capitalize()}Net": depth_m})
-                for name, rgb, target_m, depth_m in _predicted(self.pictures, predict)]
+        rows = [
+            (name, rgb, target_m, {f"{self.stage.capitalize()}Net": depth_m})
+            for name, rgb, target_m, depth_m in _predicted(self.pictures, predict)
+        ]
         if rows:
             self.writer.add_figure(f"{self.stage}/panels", visual.panels(rows), step)
 

@@ -45,9 +45,18 @@ class Trainer:
         recipe: the Recipe, for `last_step` steps.
     """
 
-    def __init__(self, net: nn.Cell, loss: str, learning_rate: float, *, amp_level: str = "O0", device: Device = _ALONE,
-                 inputs: Callable[..., tuple[ms.Tensor, ...]] = lambda *tensors: tensors, recipe: Recipe = _REFERENCE,
-                 last_step: int = 0) -> None:
+    def __init__(
+        self,
+        net: nn.Cell,
+        loss: str,
+        learning_rate: float,
+        *,
+        amp_level: str = "O0",
+        device: Device = _ALONE,
+        inputs: Callable[..., tuple[ms.Tensor, ...]] = lambda *tensors: tensors,
+        recipe: Recipe = _REFERENCE,
+        last_step: int = 0,
+    ) -> None:
         self.net, self.device, self.inputs, self.step = net, device, inputs, 0
         self.parameters = {parameter.name: parameter for parameter in net.get_parameters()}
         self.rate = Rate(learning_rate, recipe, last_step)
@@ -59,11 +68,13 @@ class Trainer:
             self.scaler = amp.DynamicLossScaler(LOSS_SCALE, LOSS_SCALE_FACTOR, LOSS_SCALE_WINDOW)
         self.compute = compute
         decay = Decay(net, learning_rate, recipe, last_step) if recipe.weight_decay else None
-        self.train_step = TrainStep(compute, LOSSES[loss](), self.optimizer, self.scaler, device.ranks, decay,
-                                    recipe.clip_norm)
+        self.train_step = TrainStep(
+            compute, LOSSES[loss](), self.optimizer, self.scaler, device.ranks, decay, recipe.clip_norm
+        )
 
-    def launch(self, rgb: Pixels, depth_m: Floats, *rest: Array,
-               votes: Sequence[float] = ()) -> Callable[[], StepResult]:
+    def launch(
+        self, rgb: Pixels, depth_m: Floats, *rest: Array, votes: Sequence[float] = ()
+    ) -> Callable[[], StepResult]:
         """Start a step on one batch of arrays, RGB as uint8; `votes` are a few numbers to be summed over the ranks.
 
         Returns a function that waits for the StepResult: until it is called, the device works and the host is free.
@@ -83,8 +94,9 @@ class Trainer:
         def wait() -> StepResult:
             own_loss, updates, loss, overflows, _, *votes = result.asnumpy().tolist()
             tensors.clear()  # the device has read them: till here this function keeps the arrays
-            return StepResult(step, own_loss, loss / ranks if ranks > 1 else own_loss, overflows < 0.5, votes,
-                              int(updates))
+            return StepResult(
+                step, own_loss, loss / ranks if ranks > 1 else own_loss, overflows < 0.5, votes, int(updates)
+            )
 
         return wait
 

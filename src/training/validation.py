@@ -78,12 +78,16 @@ class HeldOut:
     def batches(self, indices: Sequence[int], batch_size: int, workers: int) -> Iterator[Batch]:
         """As Pictures says."""
         samples = itertools.chain.from_iterable(
-            self.source.samples(indices[start:start + _READ_AT_ONCE], workers, self.skip_bad)
-            for start in range(0, len(indices), _READ_AT_ONCE))
+            self.source.samples(indices[start : start + _READ_AT_ONCE], workers, self.skip_bad)
+            for start in range(0, len(indices), _READ_AT_ONCE)
+        )
         while batch := list(itertools.islice(samples, batch_size)):
             rgb = np.stack([rgb for _, rgb, _ in batch]).transpose(0, 3, 1, 2)
-            yield ([index for index, _, _ in batch], rgb.astype(np.float32) / 255,
-                   np.stack([depth_m for _, _, depth_m in batch])[:, None])
+            yield (
+                [index for index, _, _ in batch],
+                rgb.astype(np.float32) / 255,
+                np.stack([depth_m for _, _, depth_m in batch])[:, None],
+            )
 
     def file(self, index: int) -> object:
         """As the Source calls it."""
@@ -102,8 +106,9 @@ def split_scenes(names: Sequence[str], share: float, seed: int) -> tuple[list[in
         raise DataError(f"--val_scenes: {len(every)} scene of training pairs: expected two or more")
     count = min(max(1, round(share * len(every))), len(every) - 1)
     held_out = {every[place] for place in counter_rng(seed, 0).permutation(len(every))[:count]}
-    train, held = ([index for index, scene in enumerate(scenes) if (scene in held_out) is wanted]
-                   for wanted in (False, True))
+    train, held = (
+        [index for index, scene in enumerate(scenes) if (scene in held_out) is wanted] for wanted in (False, True)
+    )
     logger.info("held out for validation: %d of %d scenes, %d of %d pairs", count, len(every), len(held), len(names))
     return train, held
 
@@ -119,8 +124,16 @@ class Validation:
         mean_map_file: where to write what the mean map scores.
     """
 
-    def __init__(self, pictures: Pictures, batch_size: int, workers: int, device: Device, source: Source,
-                 skip_bad: bool, mean_map_file: Path) -> None:
+    def __init__(
+        self,
+        pictures: Pictures,
+        batch_size: int,
+        workers: int,
+        device: Device,
+        source: Source,
+        skip_bad: bool,
+        mean_map_file: Path,
+    ) -> None:
         self.pictures, self.batch_size, self.workers, self.device = pictures, batch_size, workers, device
         self.source, self.skip_bad, self.mean_map_file = source, skip_bad, mean_map_file
         self.names = names_digest([pictures.fingerprint, *source.names])
@@ -135,7 +148,7 @@ class Validation:
 
     def _score(self, predict: Callable[[Floats], Floats]) -> dict[str, float]:
         """Each rank scores its share of the pictures; the sums make the mean over all."""
-        share, failure = range(len(self.pictures.names))[self.device.rank::self.device.ranks], None
+        share, failure = range(len(self.pictures.names))[self.device.rank :: self.device.ranks], None
         scores, sums = evaluation.Scores("depthnet"), np.zeros(2 * len(metrics.METRICS))
         keep_freed_memory()
         try:

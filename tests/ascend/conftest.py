@@ -16,6 +16,7 @@ def cann(once):
 @pytest.fixture(scope="session")
 def on_ascend(cann, run):
     """As `run`, on an emulated Ascend: soc, cores and device_error are emulator.environment's; the rest, variables."""
+
     def run_on_ascend(program, *arguments, cwd, soc="Ascend910B1", cores=16, device_error=None, **variables):
         settings = {} if device_error is None else {"device_error": device_error}
         environment = emulator.environment(cann, soc=soc, cores=cores, **settings)

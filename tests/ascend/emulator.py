@@ -14,12 +14,24 @@ PACKAGE = Path(importlib.util.find_spec("mindspore").origin).parent
 PLUGIN = PACKAGE / "lib" / "plugin"
 
 # The plugin: with what it opens on a 910B and, the graph engine's, on a 910A.
-PLUGIN_LIBRARIES = ("plugin/libmindspore*ascend.so*", "plugin/ascend/lib*.so", "plugin/ascend/ms_kernels*/**/lib/*.so",
-                    "libmindspore_ge_backend.so")
+PLUGIN_LIBRARIES = (
+    "plugin/libmindspore*ascend.so*",
+    "plugin/ascend/lib*.so",
+    "plugin/ascend/ms_kernels*/**/lib/*.so",
+    "libmindspore_ge_backend.so",
+)
 
 # What the plugin opens by name while it runs; what it is linked to, it says itself.
-OPENED = ("libacl_op_compiler.so", "libacl_tdt_channel.so", "libacl_tdt_queue.so", "libascend_hal.so", "libgmem.so",
-          "libopapi.so", "libprofapi.so", "libruntime.so")
+OPENED = (
+    "libacl_op_compiler.so",
+    "libacl_tdt_channel.so",
+    "libacl_tdt_queue.so",
+    "libascend_hal.so",
+    "libgmem.so",
+    "libopapi.so",
+    "libprofapi.so",
+    "libruntime.so",
+)
 
 
 def missing() -> str | None:
@@ -37,21 +49,53 @@ def build(folder: Path) -> None:
     libraries = folder / "lib64"
     libraries.mkdir(parents=True)
     _make_hccl(folder / "python" / "hccl")
-    plugin = [path for pattern in PLUGIN_LIBRARIES for path in (PACKAGE / "lib").glob(pattern)
-              if _is_x86_64(path)]  # the operators for the chip's own ARM cores are not
-    sources = {"runtime.c": ["gcc"], "trace.cc": ["g++", "-std=c++17"], "preload.cc": ["g++", "-std=c++17"],
-               "graph_engine.cc": ["g++", "-std=c++17", "-D_GLIBCXX_USE_CXX11_ABI=0"]}
-    compile_all = [subprocess.Popen([*compiler, "-Wall", "-Wextra", "-O1", "-fPIC", "-c", SOURCE / name,
-                                     "-o", (folder / name).with_suffix(".o")]) for name, compiler in sources.items()]
+    plugin = [
+        path for pattern in PLUGIN_LIBRARIES for path in (PACKAGE / "lib").glob(pattern) if _is_x86_64(path)
+    ]  # the operators for the chip's own ARM cores are not
+    sources = {
+        "runtime.c": ["gcc"],
+        "trace.cc": ["g++", "-std=c++17"],
+        "preload.cc": ["g++", "-std=c++17"],
+        "graph_engine.cc": ["g++", "-std=c++17", "-D_GLIBCXX_USE_CXX11_ABI=0"],
+    }
+    compile_all = [
+        subprocess.Popen(
+            [
+                *compiler,
+                "-Wall",
+                "-Wextra",
+                "-O1",
+                "-fPIC",
+                "-c",
+                SOURCE / name,
+                "-o",
+                (folder / name).with_suffix(".o"),
+            ]
+        )
+        for name, compiler in sources.items()
+    ]
     unknown = _undefined(plugin) - _defined(path for path in PACKAGE.rglob("*.so*") if path.is_file())
     assert all(process.wait() == 0 for process in compile_all)
     objects = [(folder / name).with_suffix(".o") for name in sources]
     stubs = folder / "stubs.c"
-    stubs.write_text("#define STUB(name) long name(void) { return 0; }\n" + "".join(
-        f"STUB({name})\n" for name in sorted(unknown - _defined(objects, dynamic=False))))
+    stubs.write_text(
+        "#define STUB(name) long name(void) { return 0; }\n"
+        + "".join(f"STUB({name})\n" for name in sorted(unknown - _defined(objects, dynamic=False)))
+    )
     subprocess.run(["gcc", "-w", "-fno-builtin", "-O1", "-fPIC", "-c", stubs, "-o", folder / "stubs.o"], check=True)
-    subprocess.run(["g++", "-shared", "-Wl,-soname,libascendcl.so", *objects, folder / "stubs.o", "-ldl",
-                    "-o", libraries / "libascendcl.so"], check=True)
+    subprocess.run(
+        [
+            "g++",
+            "-shared",
+            "-Wl,-soname,libascendcl.so",
+            *objects,
+            folder / "stubs.o",
+            "-ldl",
+            "-o",
+            libraries / "libascendcl.so",
+        ],
+        check=True,
+    )
     for name in _absent_libraries(plugin) | set(OPENED):  # all are this library
         if not (libraries / name).exists():
             (libraries / name).symlink_to("libascendcl.so")
@@ -60,11 +104,14 @@ def build(folder: Path) -> None:
 def environment(folder: Path, **settings: object) -> dict[str, str]:
     """What has to be set to run on the emulator that was built in `folder`. Settings:
     soc, device_error (runtime.c) and cores (preload.cc)."""
-    return {"ASCEND_HOME_PATH": str(folder), "ASCEND_OPP_PATH": str(folder / "opp"),
-            "LD_LIBRARY_PATH": f"{folder / 'lib64'}:{PLUGIN / 'ascend'}",
-            "LD_PRELOAD": str(folder / "lib64" / "libascendcl.so"),
-            "PYTHONPATH": f"{folder / 'python'}:{folder / 'opp/built-in/op_impl/ai_core/tbe'}",
-            **{f"EMULATED_{name.upper()}": str(value) for name, value in settings.items()}}
+    return {
+        "ASCEND_HOME_PATH": str(folder),
+        "ASCEND_OPP_PATH": str(folder / "opp"),
+        "LD_LIBRARY_PATH": f"{folder / 'lib64'}:{PLUGIN / 'ascend'}",
+        "LD_PRELOAD": str(folder / "lib64" / "libascendcl.so"),
+        "PYTHONPATH": f"{folder / 'python'}:{folder / 'opp/built-in/op_impl/ai_core/tbe'}",
+        **{f"EMULATED_{name.upper()}": str(value) for name, value in settings.items()},
+    }
 
 
 def _make_hccl(package: Path) -> None:
@@ -105,8 +152,13 @@ def _absent_libraries(paths) -> set[str]:
     listed = subprocess.run(["objdump", "-p", *map(str, paths)], capture_output=True, text=True, check=True).stdout
     needed = {line.split()[1] for line in listed.splitlines() if line.split()[:1] == ["NEEDED"]}
     known = {path.name for path in PACKAGE.parent.rglob("*.so*")}
-    system = subprocess.run(["ldconfig", "-p"], capture_output=True, text=True, check=False,
-                            env={**os.environ, "PATH": f"{os.environ['PATH']}:/sbin:/usr/sbin"}).stdout
+    system = subprocess.run(
+        ["ldconfig", "-p"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PATH": f"{os.environ['PATH']}:/sbin:/usr/sbin"},
+    ).stdout
     return {name for name in needed - known if name not in system}
 
 

@@ -59,8 +59,9 @@ def launch(net, trainer):
 def compile_only(net, trainer):
     rgb, depth_m = ms.Tensor(np.zeros((2, *RGB_SHAPE), np.float32)), ms.Tensor(np.ones((2, *DEPTH_SHAPE), np.float32))
     rest = {"PaperCoarseNet": [ms.Tensor(np.ones((2, 4096), np.float32))], "FineNet": [depth_m]}
-    trainer.train_step.compile(ms.Tensor([0, *SIGNALS_AND_BAD_SAMPLES], ms.float32), depth_m, rgb,
-                               *rest.get(type(net).__name__, []))
+    trainer.train_step.compile(
+        ms.Tensor([0, *SIGNALS_AND_BAD_SAMPLES], ms.float32), depth_m, rgb, *rest.get(type(net).__name__, [])
+    )
     return {}
 
 

@@ -19,8 +19,9 @@ def tail(result):
 def trained_on_ascend(on_ascend, nyu, tmp_path_factory):
     """The folder in which the script has trained both nets for a step, and what it printed."""
     folder = tmp_path_factory.mktemp("standalone")
-    result = on_ascend("scripts/run_standalone_train_ascend.sh", nyu, 1, *AT_O0, "--batch_size", 2,
-                       "--max_steps", 1, cwd=folder)
+    result = on_ascend(
+        "scripts/run_standalone_train_ascend.sh", nyu, 1, *AT_O0, "--batch_size", 2, "--max_steps", 1, cwd=folder
+    )
     return folder, result
 
 
@@ -28,18 +29,36 @@ def trained_on_ascend(on_ascend, nyu, tmp_path_factory):
 def fine_stage(trained_on_ascend):
     """train.py's arguments for a step of FineNet on that CoarseNet."""
     folder, _ = trained_on_ascend
-    return [*AT_O0, "--batch_size", 2, "--max_steps", 1, "--stage", "fine", "--pre_trained",
-            folder / "Model" / "Ckpt" / "FinalCoarseNet.ckpt"]
+    return [
+        *AT_O0,
+        "--batch_size",
+        2,
+        "--max_steps",
+        1,
+        "--stage",
+        "fine",
+        "--pre_trained",
+        folder / "Model" / "Ckpt" / "FinalCoarseNet.ckpt",
+    ]
 
 
 @pytest.fixture
 def rank_table(tmp_path):
     """The file of a server with two devices, 2 and 3."""
-    devices = [{"device_id": str(2 + rank), "device_ip": f"192.1.0.{rank + 1}", "rank_id": str(rank)}
-               for rank in (0, 1)]
+    devices = [
+        {"device_id": str(2 + rank), "device_ip": f"192.1.0.{rank + 1}", "rank_id": str(rank)} for rank in (0, 1)
+    ]
     path = tmp_path / "rank_table.json"
-    path.write_text(json.dumps({"version": "1.0", "server_count": "1", "status": "completed", "server_list": [
-        {"server_id": "10.0.0.1", "host_nic_ip": "reserve", "device": devices}]}))
+    path.write_text(
+        json.dumps(
+            {
+                "version": "1.0",
+                "server_count": "1",
+                "status": "completed",
+                "server_list": [{"server_id": "10.0.0.1", "host_nic_ip": "reserve", "device": devices}],
+            }
+        )
+    )
     return path
 
 
@@ -65,8 +84,15 @@ def test_export(trained_on_ascend, on_ascend, net):
 
 def test_distributed_training_with_a_rank_table_in_the_environment(on_ascend, nyu, tmp_path, fine_stage, rank_table):
     trace = tmp_path / "trace.txt"
-    result = on_ascend("scripts/run_distributed_train_ascend.sh", nyu, rank_table, *fine_stage, cwd=tmp_path,
-                       RANK_TABLE_FILE=str(rank_table), EMULATED_TRACE=str(trace))
+    result = on_ascend(
+        "scripts/run_distributed_train_ascend.sh",
+        nyu,
+        rank_table,
+        *fine_stage,
+        cwd=tmp_path,
+        RANK_TABLE_FILE=str(rank_table),
+        EMULATED_TRACE=str(trace),
+    )
     assert result.returncode == 0, tail(result)
     assert "device: Ascend 0, 2 ranks" in result.stdout
     names = trace.read_text().splitlines()
@@ -76,8 +102,17 @@ def test_distributed_training_with_a_rank_table_in_the_environment(on_ascend, ny
 
 def test_standalone_training_with_a_rank_table_in_the_environment(on_ascend, nyu, tmp_path, fine_stage, rank_table):
     trace = tmp_path / "trace.txt"
-    result = on_ascend("scripts/run_standalone_train_ascend.sh", nyu, 0, *fine_stage, "--amp_level", "O0", cwd=tmp_path,
-                       RANK_TABLE_FILE=str(rank_table), EMULATED_TRACE=str(trace))
+    result = on_ascend(
+        "scripts/run_standalone_train_ascend.sh",
+        nyu,
+        0,
+        *fine_stage,
+        "--amp_level",
+        "O0",
+        cwd=tmp_path,
+        RANK_TABLE_FILE=str(rank_table),
+        EMULATED_TRACE=str(trace),
+    )
     assert result.returncode == 0, tail(result)
     names = trace.read_text().splitlines()
     assert KERNEL_BY_KERNEL in names and GRAPH_ENGINE not in names
@@ -102,8 +137,15 @@ def test_a_driver_that_does_not_open_the_chip(on_ascend, nyu, tmp_path):
 def test_a_plugin_that_does_not_load(cann, on_ascend, nyu, tmp_path):
     shutil.copytree(cann / "lib64", tmp_path / "lib64", symlinks=True)
     (tmp_path / "lib64" / "libge_runner.so").unlink()
-    result = on_ascend("eval.py", "--test_data", nyu, "--device_target", "Ascend", cwd=tmp_path,
-                       LD_LIBRARY_PATH=str(tmp_path / "lib64"))
+    result = on_ascend(
+        "eval.py",
+        "--test_data",
+        nyu,
+        "--device_target",
+        "Ascend",
+        cwd=tmp_path,
+        LD_LIBRARY_PATH=str(tmp_path / "lib64"),
+    )
     assert "libge_runner.so" in error_line(result)
 
 

@@ -14,21 +14,21 @@ struct Trace {
   std::set<std::string> operators, written;
 
   // EMULATED_TRACE: a file to which every process appends each name, once.
-  void Write(const std::string &name) {
-    const char *path = getenv("EMULATED_TRACE");
+  void Write(const std::string& name) {
+    const char* path = getenv("EMULATED_TRACE");
     if (path && written.insert(name).second) std::ofstream(path, std::ios::app) << name + "\n";
   }
 };
 
 // Never destroyed: MindSpore's threads call operators until the process is gone.
-Trace &TheTrace() {
-  static auto *trace = new Trace;
+Trace& TheTrace() {
+  static auto* trace = new Trace;
   return *trace;
 }
 }  // namespace
 
-void trace_operator(const char *name) {
-  Trace &trace = TheTrace();
+void trace_operator(const char* name) {
+  Trace& trace = TheTrace();
   std::lock_guard<std::mutex> lock(trace.mutex);
   trace.operators.insert(name);
   trace.Write(name);
@@ -39,17 +39,17 @@ void trace_type(int type) {
 }
 
 void trace_device(int device) {
-  Trace &trace = TheTrace();
+  Trace& trace = TheTrace();
   std::lock_guard<std::mutex> lock(trace.mutex);
   trace.Write("device " + std::to_string(device));
 }
 
-const char *emulator_operators() {
+const char* emulator_operators() {
   static std::string text;
-  Trace &trace = TheTrace();
+  Trace& trace = TheTrace();
   std::lock_guard<std::mutex> lock(trace.mutex);
   text.clear();
-  for (const auto &name : trace.operators) text += name + "\n";
+  for (const auto& name : trace.operators) text += name + "\n";
   trace.operators.clear();
   return text.c_str();
 }
