@@ -54,7 +54,8 @@ def main() -> int:
     device.select(options.device_target if "AIR" in options.file_format else "CPU", options.device_id)
     path = options.ckpt_file or cli.default_or_shipped_checkpoints()[options.coarse_or_fine == "fine"]
     net = checkpoint.load_coarse(path) if options.coarse_or_fine == "coarse" else checkpoint.load_fine(path)
-    beside = path.with_name(path.name.replace("Fine", "Coarse"))
+    # FineNet's training starts from FinalCoarseNet, also that of BestFineNet.
+    beside = path.with_name(path.name.replace("Fine", "Coarse").replace("Best", "Final"))
     if options.coarse_or_fine == "fine" and beside != path and beside.exists():
         try:
             checkpoint.warn_of_another_coarse(checkpoint.load_coarse(beside), net)

@@ -105,6 +105,9 @@ def test_the_commands_pack_and_train_to_the_same_bits(nyu, run, forked, tmp_path
     result = run("tools/pack_nyu.py", nyu, "set", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert forked("tools/pack_nyu.py", "set", "--verify", cwd=tmp_path).returncode == 0
+    refused = forked("tools/pack_nyu.py", "set", "--verify", "--workers", 2, cwd=tmp_path)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "--workers has no effect here: it needs DATA OUT" in refused.stderr
     weights = []
     for data, form in ((nyu, "plain"), ("set", "packed")):
         result = forked(

@@ -170,6 +170,9 @@ def test_a_fine_net_on_another_coarse_net_is_said(nyu, forked, tmp_path):
     ):
         result = forked(*command, cwd=tmp_path)
         assert result.returncode == 0 and result.stdout.splitlines().count(line) == 1, result.stdout + result.stderr
+    best = shutil.copy(FINE, tmp_path / "Model" / "Ckpt" / "BestFineNet.ckpt")
+    result = forked("export.py", "--coarse_or_fine", "fine", "--ckpt_file", best, cwd=tmp_path)
+    assert result.returncode == 0 and "another CoarseNet than" in result.stdout, result.stdout + result.stderr
 
 
 def test_a_fine_net_on_its_own_coarse_net_is_nothing_to_tell(tmp_path, caplog):

@@ -116,6 +116,8 @@ def test_a_file_that_was_not_published_is_refused(run, tmp_path):
         run("tools/get_weights.py", "--from", "x.ckpt", cwd=tmp_path)
     )
     assert "absent: no such file" in one_line(run("tools/get_weights.py", "--from", "absent", cwd=tmp_path))
+    refused = run("tools/get_weights.py", "--from", "x.ckpt", "--timeout", 3, cwd=tmp_path)
+    assert "--timeout has no effect here: it needs a download" in one_line(refused)
 
 
 def write_published(path, net, dtype):

@@ -37,7 +37,10 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--from", dest="files", type=Path, nargs="+", metavar="FILE", help="use these files instead of downloading")
     add("--base_url", default=BASE_URL, help="address of a mirror (default: %(default)s)")
     add("--timeout", type=cli.positive_float, default=30.0, help="seconds to wait for the server")
-    return parser.parse_args(arguments)
+    downloads: cli.Needs = dict.fromkeys(
+        ("base_url", "timeout"), ("a download, which --from replaces", lambda options: not options.files)
+    )
+    return cli.parse(parser, arguments, downloads)
 
 
 def sha256(path: Path) -> str:

@@ -16,7 +16,8 @@ def main() -> int:
     parser.add_argument("out", type=Path, nargs="?", help="the new folder: 260 KB per pair, 13 GB for all of NYU")
     parser.add_argument("--workers", type=cli.positive_int, default=cli.default_workers(), help="decoding threads")
     parser.add_argument("--verify", action="store_true", help="check a packed folder against its checksums instead")
-    options = parser.parse_args()
+    needs = {"workers": ("DATA OUT", lambda options: not options.verify)}
+    options = cli.parse(parser, None, needs)
     if options.verify != (options.out is None):
         parser.error("expected DATA OUT, or PACKED --verify")
     from src.data import packed
