@@ -88,7 +88,7 @@ signal_command() {
 # make_environment REQUIREMENTS: .venv with these requirements; does nothing when they are already there.
 make_environment() {
     local requirements=$1 stamp
-    stamp=$ROOT/.venv/$(cat "$ROOT"/requirements*.txt "$requirements" | sha256sum | cut -c1-16).installed
+    stamp=$ROOT/.venv/$(cat "$ROOT"/requirements*.txt "$ROOT"/*/requirements.txt - <<<"$requirements" | sha256sum | cut -c1-16).installed
     VENV_PYTHON=$ROOT/.venv/bin/python
     [[ -e $stamp ]] && return
     command -v python3 >/dev/null || fail "python3 is missing: install Python 3.10 to 3.12"

@@ -160,4 +160,4 @@ def test_the_page_says_what_it_lacks(red_onnx, tmp_path):
     command = [sys.executable, "-c", without, ROOT / "app.py", "--coarse_onnx", red_onnx[0], "--fine_onnx", red_onnx[1]]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert result.stderr == "app.py: error: Python has no gradio: pip install -r requirements-app.txt\n"
+    assert result.stderr == f"app.py: error: Python has no gradio: pip install -r {ROOT}/requirements-app.txt\n"

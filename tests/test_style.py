@@ -14,7 +14,8 @@ BIN = Path(sys.executable).parent
 
 def sources(*endings):
     folders = [ROOT / name for name in ("ascend310_infer", "scripts", "tests")]
-    return [path for folder in folders for path in folder.rglob("*") if path.suffix in endings]
+    files = [path for folder in folders for path in folder.rglob("*") if path.suffix in endings]
+    return [path for path in files if "build" not in path.parts]
 
 
 CHECKS = {

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from src.prediction import video
+from tests.conftest import ROOT
 from tests.test_commands import one_line
 from tests.test_hostile import onnx_nets
 from tests.test_hostile import video as avi
@@ -283,4 +284,4 @@ def test_without_pyav_pictures_are_predicted_and_videos_name_what_to_install(run
     assert result.returncode == 0, result.stderr
     result = run("predict.py", *arguments, "b.mp4", "--overwrite", cwd=tmp_path, PYTHONPATH=str(tmp_path / "path"))
     line = one_line(result)
-    assert "videos need PyAV" in line and "pip install -r requirements-predict.txt" in line
+    assert "videos need PyAV" in line and f"pip install -r {ROOT}/requirements-predict.txt" in line

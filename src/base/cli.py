@@ -6,6 +6,8 @@ import io
 import logging
 import math
 import os
+import re
+import shlex
 import sys
 import time
 import warnings
@@ -143,7 +145,8 @@ def check_nets(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
         parser.error("--coarse_onnx and --fine_onnx belong together")
 
 
-WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
+ROOT = Path(__file__).resolve().parents[2]
+WEIGHTS = ROOT / "weights"
 SHIPPED = {"CoarseNet": WEIGHTS / "PaperCoarseNet.ckpt", "FineNet": WEIGHTS / "FineNet.ckpt"}
 
 
@@ -226,13 +229,20 @@ def run(main: Callable[..., int]) -> NoReturn:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("src"):
             raise
-        requirements = "requirements-app.txt" if error.name in ("gradio", "trimesh") else "requirements.txt"
-        code = _complain(f"Python has no {error.name}: pip install -r {requirements}", USER_MISTAKE)
+        code = _complain(f"Python has no {error.name}: {how_to_install(error.name or '')}", USER_MISTAKE)
     except CheckFailed as error:
         code = _complain(error, CHECK_FAILED)
     except KeyboardInterrupt:  # on Windows, where StopRequest handles no signals
         code = 130
     sys.exit(_flushed(screen, code))
+
+
+def how_to_install(module: str) -> str:
+    """Return the command that installs a missing module with what belongs to it."""
+    for path in ("requirements.txt", "requirements-predict.txt", "requirements-app.txt", "tools/requirements.txt"):
+        if re.search(rf"^{re.escape(module)}\b", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE):
+            return f"pip install -r {shlex.quote(str(ROOT / path))}"
+    return f"pip install -r {shlex.quote(str(ROOT / 'requirements.txt'))}"
 
 
 def _check_current_folder() -> None:

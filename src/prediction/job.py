@@ -11,7 +11,7 @@ from pathlib import Path
 
 import cv2
 
-from src.base import folders
+from src.base import cli, folders
 from src.base.errors import UserError
 from src.base.files import StrPath, claim
 from src.data import image
@@ -103,7 +103,7 @@ def check_outputs(jobs: Sequence[Job], kinds: Collection[str], overwrite: bool) 
     if "exr" in kinds:
         os.environ["OPENCV_IO_ENABLE_OPENEXR"] = "1"  # OpenCV's EXR support is off by default
         if not cv2.haveImageWriter(".exr"):
-            raise UserError(f"OpenCV {cv2.__version__} was built without EXR: see requirements-predict.txt")
+            raise UserError(f"OpenCV {cv2.__version__} was built without EXR: {cli.how_to_install('cv2')}")
     outputs = [path for job in jobs for path in job.outputs(kinds).values()]
     folders = {folder: job for job in jobs if (folder := job.frames(kinds))}
     sources = {os.path.realpath(job.source) for job in jobs}

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from src.base import cli
 from src.base.arrays import Pixels
 from src.base.errors import UserError
 from src.base.files import StrPath, temporary_folder
@@ -27,7 +28,7 @@ try:
     import av
     from av.stream import Disposition
 except ImportError as error:
-    raise UserError(f"videos need PyAV ({error}): pip install -r requirements-predict.txt") from error
+    raise UserError(f"videos need PyAV ({error}): {cli.how_to_install('av')}") from error
 
 # Duration of a frame in seconds: minimum, maximum, and default if unknown.
 SHORTEST, LONGEST, USUAL = Fraction(1, 1000), Fraction(60), Fraction(1, 25)
