@@ -170,7 +170,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> Options:
     for first, second in (("val_data", "val_scenes"), ("resume", "overwrite")):
         if getattr(options, first) and getattr(options, second):
             parser.error(f"argument --{second}: not allowed with argument --{first}")
-    return Options(**vars(options))
+    return Options.of(vars(options))
 
 
 def resume_command() -> str:
@@ -187,19 +187,18 @@ def main(stop: stopping.StopRequest) -> int:
     options = parse_args()
     from src.data.packed import open_training
 
-    source = open_training(options.data_url)  # a mistake is said now: importing MindSpore takes seconds
+    source = open_training(options.data.data_url)  # a mistake is said now: importing MindSpore takes seconds
     from src.nets import device
     from src.training import stages
 
-    chosen = device.select(options.device_target, options.device_id, options.jit_level)
+    chosen = device.select(options.running.device_target, options.running.device_id, options.net.jit_level)
     try:
         stages.train(options, source, chosen, stop)
     except stopping.Stopped as stopped:
         logging.info("%s: stopped, the state is saved; to go on: %s", stopped, resume_command())
         return 128 + stopped.signal_number
-    logging.info(
-        "training finished: checkpoints in %s, curves in %s", options.train_url / "Ckpt", options.train_url / "Log"
-    )
+    folder = options.saving.train_url
+    logging.info("training finished: checkpoints in %s, curves in %s", folder / "Ckpt", folder / "Log")
     return 0
 
 

@@ -565,7 +565,7 @@ def test_an_epoch_ends_with_the_number_of_its_bad_samples(hundred, tmp_path, cap
     folder = shutil.copytree(hundred, tmp_path / "NYU")
     break_pictures(folder, 1)
     data = TrainingData(PlainPairs(folder), Schedule(120, 60, seed=0), skip_bad=True)
-    fine, run = options.Stage("fine", 1, None, 3, None, {}), run_folder.Folder(tmp_path / "Model")
+    fine, run = options.Stage("fine", 1, 2, None, 3, {}), run_folder.Folder(tmp_path / "Model")
     for path in (run.checkpoints, run.log):
         path.mkdir(parents=True)
     nobody_stops = SimpleNamespace(deferred=contextlib.nullcontext, signal_number=0)

@@ -1,20 +1,44 @@
 """What train.py is asked: options that have no effect, the command to go on, --resume auto."""
 
+import dataclasses
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import typing
 
 import pytest
 
 from src.nets import checkpoint
+from src.training.options import Options
 from tests.conftest import ROOT
 from tests.test_commands import one_line
 from tests.test_overwrite import contents, leave_coarse_net
+
+
+def test_the_help_the_dataclasses_and_the_document_have_the_same_groups_of_options(forked, tmp_path):
+    sections = re.split(r"^(\w+):$", forked("train.py", "--help", cwd=tmp_path).stdout, flags=re.MULTILINE)
+    of_help = {
+        title: set(re.findall(r"^  --(\w+)", text, re.MULTILINE))
+        for title, text in zip(sections[1::2], sections[2::2], strict=True)
+        if title != "options"  # argparse's own group, of --help
+    }
+    classes = typing.get_type_hints(Options)
+    assert of_help == {name: {field.name for field in dataclasses.fields(group)} for name, group in classes.items()}
+    table = (ROOT / "docs/training.md").read_text().split("## Parameters")[1].split("\n## ")[0]
+    groups = re.split(r"^\| \*\*(\w+)\*\* \|.*$", table, flags=re.MULTILINE)
+    of_document = {
+        title: re.findall(r"`--(\w+)`", "".join(row.split("|")[1] for row in text.splitlines() if row))
+        for title, text in zip(groups[1::2], groups[2::2], strict=True)
+    }
+    assert {title: set(names) for title, names in of_document.items()} == of_help
+    assert list(of_document) == list(of_help) == list(classes)
+    assert all(len(names) == len(set(names)) for names in of_document.values())
 
 
 @pytest.mark.parametrize(

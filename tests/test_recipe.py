@@ -20,7 +20,8 @@ from src.data.sampling import Schedule
 from src.data_loader import TrainingData
 from src.net import FineNet
 from src.nets import checkpoint
-from src.training.recipe import AVERAGE_INTERVAL, Adam, Recipe
+from src.training.options import Recipe
+from src.training.recipe import AVERAGE_INTERVAL, Adam
 from src.training.trainer import Trainer
 from tests.conftest import ROOT
 from tests.test_commands import one_line

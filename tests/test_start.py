@@ -326,8 +326,7 @@ def test_rank_0_alone_reads_pre_trained(nyu, tmp_path):
     options = parse_args(
         ["--data_url", str(nyu), "--coarse_net", "paper", "--pre_trained", str(tmp_path / "absent.ckpt")]
     )
-    source = plain.PlainPairs(nyu)
-    stage = stages._stage("coarse", options, Device("CPU"), {"data": source.data_digest()})
+    stage = options.stage("coarse", 2, "O0", 1, {})
     with pytest.raises(checkpoint.CheckpointError, match=r"absent\.ckpt: no such checkpoint"):
-        stages._trainer(stage, options, None, Device("CPU", 0, 2), 1)
-    assert stages._trainer(stage, options, None, Device("CPU", 1, 2), 1).step == 0
+        stages._trainer(stage, options.net, options.recipe, options.start, None, Device("CPU", 0, 2))
+    assert stages._trainer(stage, options.net, options.recipe, options.start, None, Device("CPU", 1, 2)).step == 0

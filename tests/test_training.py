@@ -14,7 +14,7 @@ from src.net import CoarseNet, FineNet, PaperCoarseNet
 from src.nets.device import Device
 from src.training import trainer as trainer_module
 from src.training.log import StageLog
-from src.training.recipe import Recipe
+from src.training.options import Recipe
 from src.training.trainer import Trainer
 
 pytestmark = pytest.mark.long

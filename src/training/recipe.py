@@ -1,50 +1,15 @@
-"""How the weights of a stage move: rates, decay, clipping, averaging. By default as the reference's: Adam, one rate."""
+"""What a Recipe does to the weights: learning rates, Adam, weight decay and averaging."""
 
 import math
-from dataclasses import dataclass, fields
-from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 from mindspore.nn.learning_rate_schedule import LearningRateSchedule
 
+from src.training.options import Recipe
+
 AVERAGE_INTERVAL = 8  # steps from one update of the averaged weights to the next
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What may differ from Adam at a constant rate.
-
-    Args:
-        schedule: "constant", or "cosine": from the rate to 0 at the stage's last step (Loshchilov and Hutter, 2017).
-        warmup_steps: steps in which the rate grows to its value.
-        dense_lr_scale: of the dense layers' rate to the others'; one step moves an output of theirs by up to the rate
-            times the sum of thousands of inputs.
-        weight_decay: decoupled, as in AdamW (Loshchilov and Hutter, 2019), of all weights but the biases; a layer that
-            starts as the identity decays towards it.
-        clip_norm: the largest norm of all gradients together; 0 is any.
-        ema: how much of the averaged weights stays at a step; 0 is no averaging.
-    """
-
-    schedule: str = "constant"
-    warmup_steps: int = 0
-    dense_lr_scale: float = 1.0
-    weight_decay: float = 0.0
-    clip_norm: float = 0.0
-    ema: float = 0.0
-
-    def changes(self) -> dict[str, Any]:
-        """The settings that are not the reference's, by name."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
-
-    def lr_scale(self, parameter: ms.Parameter) -> float:
-        """What this parameter's learning rate is multiplied by."""
-        return self.dense_lr_scale if parameter.name.startswith("fc") else 1.0
-
-    def is_constant(self) -> bool:
-        """Whether every weight moves at one rate from the first step to the last."""
-        return self.schedule == "constant" and not self.warmup_steps and self.dense_lr_scale == 1
 
 
 class Rate(LearningRateSchedule):
@@ -52,7 +17,7 @@ class Rate(LearningRateSchedule):
 
     def __init__(self, learning_rate: float, recipe: Recipe, last_step: int) -> None:
         super().__init__()
-        self.learning_rate, self.cosine = learning_rate, recipe.schedule == "cosine"
+        self.learning_rate, self.cosine = learning_rate, recipe.lr_schedule == "cosine"
         self.warmup_steps, self.last_step = max(recipe.warmup_steps, 1), max(last_step, 1)
 
     def construct(self, global_step: ms.Tensor) -> ms.Tensor:
@@ -104,11 +69,11 @@ class Adam(nn.Adam):
 
 def adam(net: nn.Cell, learning_rate: float, recipe: Recipe, last_step: int) -> Adam:
     """The optimizer of a stage."""
-    if recipe.is_constant():
+    if recipe.is_constant:
         return Adam(net.trainable_params(), learning_rate)
     groups: dict[float, list[ms.Parameter]] = {scale: [] for scale in (1.0, recipe.dense_lr_scale)}
     for parameter in net.trainable_params():
-        groups[recipe.lr_scale(parameter)].append(parameter)
+        groups[recipe.lr_scale(parameter.name)].append(parameter)
     return Adam(
         [
             {"params": parameters, "lr": Rate(learning_rate * scale, recipe, last_step)}
@@ -125,7 +90,7 @@ class Decay(nn.Cell):
         super().__init__(auto_prefix=False)
         weights = [parameter for parameter in net.trainable_params() if parameter.ndim > 1]
         self.weights = ms.ParameterTuple(weights)
-        self.rates = [Rate(learning_rate * recipe.lr_scale(weight), recipe, last_step) for weight in weights]
+        self.rates = [Rate(learning_rate * recipe.lr_scale(weight.name), recipe, last_step) for weight in weights]
         self.towards = [
             ms.Tensor(np.eye(len(weight), dtype=np.float32)) if weight.name == "fc13.weight" else 0.0
             for weight in weights

@@ -60,14 +60,13 @@ def train_stage(
         Stopped: a signal came; the state is saved.
     """
     steps_per_epoch = data.schedule.steps_per_epoch
-    last_step = stage.last_step(steps_per_epoch)
     save = _Saver(stage, trainer, folder, log)
-    bar = cli.progress(last_step, f"{stage.name} net", "step", trainer.step)
+    bar = cli.progress(stage.last_step, f"{stage.name} net", "step", trainer.step)
     with stop.deferred(), bar, cli.log_above_progress():
         if trainer.device.broadcast_int(int(log.sums["steps"])) == steps_per_epoch:  # stopped before validation
             _finish_epoch(stage, trainer, data, log, save, validate)
         pace = _Pace(stage, trainer, data, log, bar)
-        for arrays in data.batches(trainer.step, last_step):
+        for arrays in data.batches(trainer.step, stage.last_step):
             begun = time.perf_counter()
             wait = trainer.launch(*arrays, votes=[stop.signal_number == number for number in SIGNALS] + [len(data.bad)])
             stop_signal = pace.settle(begun)
@@ -84,7 +83,7 @@ def train_stage(
                 trainer.device.sum([0])  # the launcher kills all at the first exit: wait for rank 0's save
                 raise Stopped(stop_signal)
         pace.settle()
-    save.final(last_step)
+    save.final()
     if trainer.step % steps_per_epoch:  # at an epoch's end they have been drawn
         _draw_curves(folder, trainer.device)
 

@@ -25,8 +25,8 @@ class _Saver:
         self.stage, self.trainer, self.folder, self.log = stage, trainer, folder, log
 
     def info(self) -> dict[str, Any]:
-        coarse_net = {"coarse_net": self.stage.options["coarse_net"]} if self.stage.name == "coarse" else {}
-        return {"stage": self.stage.name, "step": self.trainer.step, "options": self.stage.options, **coarse_net}
+        coarse_net = {"coarse_net": self.stage.decisive["coarse_net"]} if self.stage.name == "coarse" else {}
+        return {"stage": self.stage.name, "step": self.trainer.step, "options": self.stage.decisive, **coarse_net}
 
     def state(self) -> None:
         if not self.trainer.device.is_first:
@@ -46,9 +46,9 @@ class _Saver:
         if all(abs_rel < value for value in earlier):
             self._weights(self.folder.best(self.stage.name), {"abs_rel": abs_rel})
 
-    def final(self, last_step: int) -> None:
+    def final(self) -> None:
         states = self.folder.states(self.stage.name)
-        if not states or states[-1][0] != last_step:
+        if not states or states[-1][0] != self.stage.last_step:
             self.state()
         self._weights(self.folder.final(self.stage.name), {})
 
@@ -80,22 +80,22 @@ def check_same_options(stage: Stage, saved: checkpoint.Checkpoint, allow_changed
         for name, value in saved.info.get("options", {}).items()
         if name not in RETIRED and value not in RETIRED_STARTS
     }
-    if DATA in before and before[DATA] != stage.options[DATA]:
+    if DATA in before and before[DATA] != stage.decisive[DATA]:
         if not allow_changed_data:
             raise TrainingError(
                 f"{saved.path}: files of the training data have another size or time than when this "
                 "run began: --allow_changed_data if they were only copied, else begin anew"
             )
-        stage.options[DATA] = before[DATA]
-    if COARSE in stage.options and before.get(COARSE) != stage.options[COARSE]:
+        stage.decisive[DATA] = before[DATA]
+    if COARSE in stage.decisive and before.get(COARSE) != stage.decisive[COARSE]:
         raise TrainingError(
             f"{saved.path}: FineNet was trained on another CoarseNet: --stage fine --overwrite begins "
             "FineNet anew on this one"
         )
     changed = [
-        f"{name} was {before.get(name)!r}, now {stage.options.get(name)!r}"
-        for name in {**stage.options, **before}
-        if name not in {*stage.idle, COARSE} and before.get(name) != stage.options.get(name)
+        f"{name} was {before.get(name)!r}, now {stage.decisive.get(name)!r}"
+        for name in {**stage.decisive, **before}
+        if name not in {*stage.idle, COARSE} and before.get(name) != stage.decisive.get(name)
     ]
     if changed:
         raise TrainingError(f"{saved.path}: --resume with other options would change the result: " + "; ".join(changed))

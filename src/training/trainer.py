@@ -11,7 +11,8 @@ from src.base.arrays import Array, Floats, Pixels
 from src.loss import LOSSES
 from src.nets import checkpoint
 from src.nets.device import Device
-from src.training.recipe import Average, Decay, Rate, Recipe, adam
+from src.training.options import Recipe
+from src.training.recipe import Average, Decay, Rate, adam
 from src.training.step import TrainStep, _unit_range, clear_overflows, in_precision
 
 LOSS_SCALE, LOSS_SCALE_FACTOR, LOSS_SCALE_WINDOW = 2.0**16, 2, 1000
