@@ -37,7 +37,7 @@ from src.prediction import depth_files  # noqa: E402
 from src.prediction.job import check_outputs, find_jobs  # noqa: E402
 from src.prediction.predict import DepthPredictor  # noqa: E402
 from src.scoring import report  # noqa: E402, F401
-from src.training import stages  # noqa: E402
+from src.training import build, stages  # noqa: E402, F401
 from tests.tiny import TinyCoarse  # noqa: E402
 
 SECONDS = 60  # of a processor, for what has a limit of memory
@@ -82,7 +82,7 @@ def load_rgb(path):
 
 def train_tiny(*arguments):
     """train.py with nets of one convolution: all that it does beside the nets, in a second."""
-    COARSE_NETS["default"], stages.FineNet = TinyCoarse, TinyFine
+    COARSE_NETS["default"], build.FineNet = TinyCoarse, TinyFine
     return train.main(StopRequest())
 
 

@@ -1,6 +1,5 @@
 """Listing, the schedule of samples, augmentation, and that nothing depends on the number of workers."""
 
-import contextlib
 import ctypes
 import hashlib
 import os
@@ -9,7 +8,6 @@ import shutil
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -25,7 +23,7 @@ from src.data.sampling import Schedule
 from src.data_loader import TrainingData
 from src.scoring import baselines
 from src.training import log, options, run_folder, stage, trainer
-from tests.conftest import TinyCoarse
+from tests.tiny import NOBODY_STOPS, TinyCoarse
 
 
 def touch(path):
@@ -568,7 +566,6 @@ def test_an_epoch_ends_with_the_number_of_its_bad_samples(hundred, tmp_path, cap
     fine, run = options.Stage("fine", 1, 2, None, 3, {}), run_folder.Folder(tmp_path / "Model")
     for path in (run.checkpoints, run.log):
         path.mkdir(parents=True)
-    nobody_stops = SimpleNamespace(deferred=contextlib.nullcontext, signal_number=0)
     caplog.set_level("INFO")
     stage.train_stage(
         fine,
@@ -576,7 +573,7 @@ def test_an_epoch_ends_with_the_number_of_its_bad_samples(hundred, tmp_path, cap
         data,
         run,
         log.StageLog(run.log_file("fine.csv")),
-        nobody_stops,
+        NOBODY_STOPS,
     )
     assert re.search(r"epoch: 1 mean loss: .*, bad samples: 1$", caplog.text, re.MULTILINE)
 

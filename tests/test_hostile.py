@@ -28,6 +28,7 @@ from tests.conftest import ROOT
 from tests.test_commands import one_line
 from tests.test_image import exif_of
 from tests.test_predict import as_it_is, red_is_depth
+from tests.tiny import NOBODY_STOPS, TinyCoarse
 from tools import check_nyu, prepare_nyu
 
 ODD = os.fsdecode(b"a$_$ \xff\xfe caf\xc3\xa9")  # mathematics for matplotlib, and not UTF-8
@@ -702,20 +703,24 @@ def test_two_files_of_one_name_are_no_training_set(nyu, forked, tmp_path):
     assert "two files of one name" in line
 
 
-def test_bad_samples_are_counted_over_all_ranks(nyu):
+def test_bad_samples_are_counted_over_all_ranks(nyu, tmp_path):
     """Each rank is under the limit, both together are not."""
-    from src.base.stopping import SIGNALS
-    from src.training import run_folder, stage, trainer
+    from src.data.plain import PlainPairs
+    from src.data_loader import TrainingData
+    from src.training import log, options, run_folder, stage, trainer
 
-    pace = stage._Pace(None, None, type("Data", (), {"schedule": sampling.Schedule(8, 2, 0)})(), None, None)
-    pace.log = type("Log", (), {"add_step": lambda *_: None})()
-    pace.bar = type("Bar", (), {"update": lambda self: None})()
-    pace.stage = type("Stage", (), {"name": "coarse"})()
-    votes = [0] * len(SIGNALS)
-    pace.began = 0.0
-    pace.waiting = lambda: trainer.StepResult(2, 1.0, 1.0, True, [*votes, 2.0])
+    class OfTwoRanks(trainer.Trainer):
+        def launch(self, *arrays, votes):
+            """A step in which the other rank votes as this one does."""
+            return lambda: super(OfTwoRanks, self).launch(*arrays, votes=[2 * vote for vote in votes])()
+
+    data = TrainingData(PlainPairs(nyu), sampling.Schedule(8, 2, 0), skip_bad=True)
+    data.bad.add(0)
+    run, settings = run_folder.Folder(tmp_path), options.Stage("coarse", 1, 4, None, 3, {})
     with pytest.raises(run_folder.TrainingError, match="2 of 8 samples are bad on all ranks together"):
-        pace.settle()
+        stage.train_stage(
+            settings, OfTwoRanks(TinyCoarse(), "composite", 1e-4), data, run, log.StageLog(None), NOBODY_STOPS
+        )
 
 
 def test_a_manifest_or_a_log_of_another_kind_is_named(nyu, fine_stage, forked, tmp_path):

@@ -320,7 +320,7 @@ def test_flipped_bytes_in_a_packed_set_are_noticed_while_training(nyu, forked, f
 def test_rank_0_alone_reads_pre_trained(nyu, tmp_path):
     """The other servers need not have the file: only what the first rank loads is handed out."""
     from src.nets.device import Device
-    from src.training import stages
+    from src.training.build import build_trainer
     from train import parse_args
 
     options = parse_args(
@@ -328,5 +328,5 @@ def test_rank_0_alone_reads_pre_trained(nyu, tmp_path):
     )
     stage = options.stage("coarse", 2, "O0", 1, {})
     with pytest.raises(checkpoint.CheckpointError, match=r"absent\.ckpt: no such checkpoint"):
-        stages._trainer(stage, options.net, options.recipe, options.start, None, Device("CPU", 0, 2))
-    assert stages._trainer(stage, options.net, options.recipe, options.start, None, Device("CPU", 1, 2)).step == 0
+        build_trainer(stage, options.net, options.recipe, options.start, None, Device("CPU", 0, 2))
+    assert build_trainer(stage, options.net, options.recipe, options.start, None, Device("CPU", 1, 2)).step == 0

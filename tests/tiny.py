@@ -1,6 +1,12 @@
-"""A net of one convolution, for tests of what stands around the nets. forks.py loads it without pytest."""
+"""A net of one convolution, and a StopRequest that no signal reaches, for tests of what stands around the nets.
+forks.py loads it without pytest."""
+
+import contextlib
+from types import SimpleNamespace
 
 from mindspore import nn
+
+NOBODY_STOPS = SimpleNamespace(deferred=contextlib.nullcontext, signal_number=0)
 
 
 class TinyCoarse(nn.Cell):

@@ -1,4 +1,4 @@
-"""The CSV log of a stage."""
+"""The log of a stage: its CSV file, and what TensorBoard shows of it."""
 
 import csv
 from pathlib import Path
@@ -8,33 +8,40 @@ from src import metrics
 from src.base.files import StrPath, replacing
 from src.nets import checkpoint
 from src.training.run_folder import TrainingError
-from src.training.tensorboard import Board, Learning
+from src.training.tensorboard import Board, PanelsFile
 
 CSV_COLUMNS = ("epoch", "step", "loss", "step_seconds", "mean_loss", "images_per_s", "overflows", *metrics.METRICS)
 
 
 class StageLog:
-    """The stage's CSV file (none where `path` is None), and the sums of the epoch that is running, which travel
-    with the state. What goes into the file goes to the `boards` (src/tensorboard.py) as well, with the learning rate.
+    """The CSV file of a stage, and the sums of the current epoch, which are saved with each state.
+
+    Args:
+        path: the CSV file; None on the ranks that write none.
+
+    Attributes:
+        board: gets the same numbers as the file, and the learning rate; or None.
+        panels: what shows the predictions of the validation pictures after each epoch.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self.boards: list[Board | Learning] = []
+        self.board: Board | None = None
+        self.panels: list[Board | PanelsFile] = []
         self.rows: list[dict[str, Any]] = []
         self.sums = {"loss": 0.0, "steps": 0, "overflows": 0}
         self.timings: list[float] = []
         self.started = False
 
     def add_step(self, loss: float, seconds: float, applied: bool) -> None:
-        """Count one step into the running epoch."""
+        """Add a step to the sums of the current epoch."""
         self.sums["loss"] += loss
         self.sums["steps"] += 1
         self.sums["overflows"] += not applied
         self.timings.append(seconds)
 
     def row(self, **values: Any) -> None:
-        """Append a row to the file."""
+        """Append a row to the file, and to the board the values that are no columns of the file, too."""
         self.rows.append({column: values.get(column, "") for column in CSV_COLUMNS})
         if self.path and self.started:
             with open(self.path, "a", encoding="utf-8", newline="") as file:
@@ -45,19 +52,24 @@ class StageLog:
                 writer.writeheader()
                 writer.writerows(self.rows)
             self.started = True
-        for board in self.boards:
-            board.add(values["step"], {name: values[name] for name in values if name != "step"})
+        if self.board:
+            self.board.add(values["step"], {name: values[name] for name in values if name != "step"})
+
+    def close(self) -> None:
+        """Write what the board still holds in memory."""
+        if self.board:
+            self.board.close()
 
     def resume(self, saved: checkpoint.Checkpoint) -> None:
-        """Take over the rows and sums of an earlier run up to its saved state."""
+        """Continue with the rows and sums that an earlier run had at its saved state."""
         rows = read_rows(self.path) if self.path else []
         self.rows = [row for row in rows if int(row["step"]) <= saved.info["step"]]
         self.sums = dict(saved.info["epoch_sums"])
         if self.rows and self.rows[-1]["mean_loss"] and int(self.rows[-1]["step"]) == saved.info["step"]:
-            self.end_epoch()  # what this epoch had to say is said
+            self.end_epoch()  # its row is written already
 
     def end_epoch(self) -> tuple[float, float, float | None]:
-        """(mean loss, overflows, seconds a step or None) of the finished epoch; the next one starts from zero."""
+        """Return (mean loss, overflows, seconds per step or None) of the finished epoch, and reset the sums."""
         mean_loss = self.sums["loss"] / max(self.sums["steps"], 1)
         seconds = sum(self.timings) / len(self.timings) if self.timings else None
         finished = mean_loss, self.sums["overflows"], seconds
@@ -66,8 +78,8 @@ class StageLog:
 
 
 def read_rows(path: StrPath) -> list[dict[str, str]]:
-    """The rows of a stage's CSV file as dicts of text; none when there is no file. A last row that was cut off by a
-    kill is left out. Raises TrainingError when it is another file."""
+    """Return the rows of a stage's CSV file as dicts of text; none if there is no file. Leaves out a last row that was
+    cut off by a kill. Raises TrainingError if the file is no training log."""
     if not Path(path).is_file():
         return []
     with open(path, encoding="utf-8", errors="replace", newline="") as file:

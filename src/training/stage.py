@@ -4,13 +4,12 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from collections.abc import Callable, Iterator, Sequence
 
 import mindspore as ms
 
 from src.base import cli
-from src.base.arrays import Floats
+from src.base.arrays import Array
 from src.base.errors import CheckFailed, UserError
 from src.base.stopping import SIGNALS, Stopped, StopRequest
 from src.data_loader import TrainingData
@@ -19,17 +18,13 @@ from src.scoring import visual
 from src.training.log import StageLog, read_rows
 from src.training.options import Stage
 from src.training.run_folder import Folder, TrainingError
-from src.training.state import _Saver
+from src.training.state import Saver
 from src.training.trainer import StepResult, Trainer
-from src.training.validation import mean_map_scores
-
-logger = logging.getLogger(__name__)
-
-
-Validate: TypeAlias = Callable[[Callable[[Floats], Floats]], dict[str, float]]
-
+from src.training.validation import Validation, mean_map_scores
 
 LOG_INTERVAL = 10
+
+logger = logging.getLogger(__name__)
 
 
 def train_stage(
@@ -39,72 +34,102 @@ def train_stage(
     folder: Folder,
     log: StageLog,
     stop: StopRequest,
-    validate: Validate | None = None,
+    validation: Validation | None = None,
 ) -> None:
-    """Train from `trainer.step` to the stage's end; leaves the last state and the final weights.
+    """Train from `trainer.step` to the last step of the stage; then save the last state and the final weights.
 
-    A step's result is looked at when the next step has been started, so that the device does not wait for the host.
-    At an epoch's end the state is saved first; what can fail after that (validation, pictures) costs a warning.
+    At the end of an epoch the state is saved first. If validation or drawing fails after that, a warning is logged.
 
     Args:
-        stage: the Stage.
-        trainer: the Trainer, new or restored.
-        data: a TrainingData.
-        folder: the run's Folder.
-        log: the StageLog, new or resumed.
-        stop: the StopRequest to look at after every step.
-        validate: function of `predict` -> dict of mean metrics, called once an epoch; or None.
+        stage: settings of the stage.
+        trainer: the net with its optimizer, new or restored.
+        data: batches of training pairs.
+        folder: the run's folder.
+        log: the log of the stage, new or resumed.
+        stop: requests to stop, looked at after every step.
+        validation: scores the net after every epoch; or None.
 
     Raises:
-        TrainingError: the loss is not finite (with the step and the files of the batch).
+        TrainingError: the loss is not finite; names the step and the files of the batch.
         Stopped: a signal came; the state is saved.
     """
-    steps_per_epoch = data.schedule.steps_per_epoch
-    save = _Saver(stage, trainer, folder, log)
-    bar = cli.progress(stage.last_step, f"{stage.name} net", "step", trainer.step)
-    with stop.deferred(), bar, cli.log_above_progress():
-        if trainer.device.broadcast_int(int(log.sums["steps"])) == steps_per_epoch:  # stopped before validation
-            _finish_epoch(stage, trainer, data, log, save, validate)
-        pace = _Pace(stage, trainer, data, log, bar)
-        for arrays in data.batches(trainer.step, stage.last_step):
-            begun = time.perf_counter()
-            wait = trainer.launch(*arrays, votes=[stop.signal_number == number for number in SIGNALS] + [len(data.bad)])
-            stop_signal = pace.settle(begun)
-            pace.waiting, pace.began = wait, begun
-            if trainer.device.ranks == 1:
-                stop_signal = stop.signal_number
-            at_end = trainer.step % steps_per_epoch == 0
-            if at_end or trainer.step % (stage.save_checkpoint_steps or steps_per_epoch) == 0 or stop_signal:
-                stop_signal = pace.settle() or stop_signal
-                save.state()
-            if at_end:
-                _finish_epoch(stage, trainer, data, log, save, validate)
-            if stop_signal:
-                trainer.device.sum([0])  # the launcher kills all at the first exit: wait for rank 0's save
-                raise Stopped(stop_signal)
-        pace.settle()
-    save.final()
-    if trainer.step % steps_per_epoch:  # at an epoch's end they have been drawn
+    schedule, last_step = data.schedule, stage.last_step
+    logger.info(
+        "%s net: %d pairs, %d epochs of %d steps of %d, %s step %d",
+        stage.name,
+        schedule.samples,
+        stage.epochs,
+        schedule.steps_per_epoch,
+        schedule.batch_size,
+        "complete at" if trainer.step >= last_step else "starting at",
+        trainer.step,
+    )
+    loop = _Loop(stage, trainer, data, folder, log, stop, validation)
+    with stop.deferred(), loop.bar, cli.log_above_progress():
+        loop.run()
+    loop.save.final()
+    if trainer.step % schedule.steps_per_epoch:  # otherwise drawn at the end of the epoch
         _draw_curves(folder, trainer.device)
 
 
-class _Pace:
-    """The step that has been started and not yet been looked at. It takes until the next one begins."""
+class _Loop:
+    """The loop over the steps. It looks at a step's result only when the next step has been started, so that the device
+    does not wait for the host."""
 
-    def __init__(self, stage: Stage, trainer: Trainer, data: TrainingData, log: StageLog, bar: cli.Progress) -> None:
-        self.stage, self.trainer, self.data, self.log, self.bar = stage, trainer, data, log, bar
-        self.waiting: Callable[[], StepResult] | None = None
-        self.began = 0.0
+    def __init__(
+        self,
+        stage: Stage,
+        trainer: Trainer,
+        data: TrainingData,
+        folder: Folder,
+        log: StageLog,
+        stop: StopRequest,
+        validation: Validation | None,
+    ) -> None:
+        self.stage, self.trainer, self.data, self.log = stage, trainer, data, log
+        self.stop, self.validation = stop, validation
+        self.save = Saver(stage, trainer, folder, log)
+        self.bar = cli.progress(stage.last_step, f"{stage.name} net", "step", trainer.step)
+        self.pending: Callable[[], StepResult] | None = None  # waits for the step that was started last
+        self.started_at = 0.0
 
-    def settle(self, ended: float | None = None) -> int:
-        """Log the step that is waiting, if any; it ended now unless told. Returns the signal that any of the ranks had
-        got, 0 is none."""
-        if self.waiting is None:
+    def run(self) -> None:
+        trainer, steps_per_epoch = self.trainer, self.data.schedule.steps_per_epoch
+        if trainer.device.broadcast_int(int(self.log.sums["steps"])) == steps_per_epoch:  # stopped before validation
+            self._finish_epoch()
+        for arrays in self.data.batches(trainer.step, self.stage.last_step):
+            stop_signal = self._launch(arrays)
+            at_end = trainer.step % steps_per_epoch == 0
+            if at_end or trainer.step % (self.stage.save_checkpoint_steps or steps_per_epoch) == 0 or stop_signal:
+                stop_signal = self._settle() or stop_signal
+                self.save.state()
+            if at_end:
+                self._finish_epoch()
+            if stop_signal:
+                trainer.device.sum([0])  # the launcher kills all at the first exit: wait for rank 0's save
+                raise Stopped(stop_signal)
+        self._settle()
+
+    def _launch(self, arrays: Sequence[Array]) -> int:
+        """Start a step, then settle the one before. Returns the signal to stop for, or 0."""
+        started_at = time.perf_counter()
+        votes = [self.stop.signal_number == number for number in SIGNALS] + [len(self.data.bad)]
+        pending = self.trainer.launch(*arrays, votes=votes)
+        signal_of_any_rank = self._settle(started_at)
+        self.pending, self.started_at = pending, started_at
+        return self.stop.signal_number if self.trainer.device.ranks == 1 else signal_of_any_rank
+
+    def _settle(self, ended_at: float | None = None) -> int:
+        """Wait for the pending step, check and log it. Returns the signal that any rank had received, or 0.
+
+        Args:
+            ended_at: when the next step was started; None: now.
+        """
+        if self.pending is None:
             return 0
-        result, self.waiting = self.waiting(), None
-        seconds = (ended or time.perf_counter()) - self.began
-        _check_finite(self.stage, self.data, result)
-        _log_step(self.stage, self.trainer, self.data, self.log, result, seconds)
+        result, self.pending = self.pending(), None
+        self._check_finite(result)
+        self._log_step(result, (ended_at or time.perf_counter()) - self.started_at)
         self.bar.update()
         *signals, bad = result.votes
         schedule = self.data.schedule
@@ -114,92 +139,87 @@ class _Pace:
             )
         return next((number for number, votes in zip(SIGNALS, signals, strict=True) if votes), 0)
 
+    def _check_finite(self, result: StepResult) -> None:
+        if math.isfinite(result.loss):
+            return
+        where = f"{self.stage.name} net, step {result.step}"
+        if math.isfinite(result.own_loss):
+            raise TrainingError(f"{where}: the loss is not finite on another rank: see its log")
+        files = ", ".join(str(path) for path in self.data.files(result.step - 1))
+        raise TrainingError(f"{where}: the loss is {result.own_loss}; files of the batch: {files}")
 
-def _check_finite(stage: Stage, data: TrainingData, result: StepResult) -> None:
-    if math.isfinite(result.loss):
-        return
-    where = f"{stage.name} net, step {result.step}"
-    if math.isfinite(result.own_loss):
-        raise TrainingError(f"{where}: the loss is not finite on another rank: see its log")
-    files = ", ".join(str(path) for path in data.files(result.step - 1))
-    raise TrainingError(f"{where}: the loss is {result.own_loss}; files of the batch: {files}")
+    def _log_step(self, result: StepResult, seconds: float) -> None:
+        name, step = self.stage.name, result.step
+        self.log.add_step(result.loss, seconds, result.applied)
+        if not result.applied:
+            scale = self.trainer.scaler.scale_value.asnumpy()
+            logger.info(
+                "training %s net, step: %d gradient overflow, update skipped, loss scale: %g", name, step, scale
+            )
+        if step % LOG_INTERVAL == 0 or step == 1:
+            logger.info("training %s net, step: %d loss:%.6f, time cost: %.4f", name, step, result.loss, seconds)
+            self.log.row(
+                epoch=(step - 1) // self.data.schedule.steps_per_epoch + 1,
+                step=step,
+                loss=f"{result.loss:.6f}",
+                step_seconds=f"{seconds:.4f}",
+                learning_rate=float(self.trainer.rate(ms.Tensor(result.updates, ms.int32))) if self.log.board else None,
+            )
 
-
-def _log_step(
-    stage: Stage, trainer: Trainer, data: TrainingData, log: StageLog, result: StepResult, seconds: float
-) -> None:
-    log.add_step(result.loss, seconds, result.applied)
-    if not result.applied:
+    def _finish_epoch(self) -> None:
+        trainer, schedule = self.trainer, self.data.schedule
+        epoch, scores = trainer.step // schedule.steps_per_epoch, {}
+        if self.validation:
+            with _warning_only(f"validation of epoch {epoch}"), trainer.averaged():
+                scores = self.validation(trainer.predict)
+        mean_loss, overflows, seconds = self.log.end_epoch()
+        images_per_s = schedule.batch_size * schedule.ranks / seconds if seconds else None
         logger.info(
-            "training %s net, step: %d gradient overflow, update skipped, loss scale: %g",
-            stage.name,
-            result.step,
-            trainer.scaler.scale_value.asnumpy(),
+            "%s net, epoch: %d mean loss: %.6f%s%s%s%s",
+            self.stage.name,
+            epoch,
+            mean_loss,
+            f", images/s: {images_per_s:.1f}" if images_per_s else "",
+            f", overflows: {overflows}" if trainer.scaler else "",
+            f", bad samples: {len(self.data.bad)}" if self.data.bad else "",
+            "".join(f", {name}: {value:.4f}" for name, value in scores.items()),
         )
-    if result.step % LOG_INTERVAL == 0 or result.step == 1:
-        logger.info(
-            "training %s net, step: %d loss:%.6f, time cost: %.4f", stage.name, result.step, result.loss, seconds
+        self.log.row(
+            epoch=epoch,
+            step=trainer.step,
+            mean_loss=f"{mean_loss:.6f}",
+            images_per_s=f"{images_per_s:.2f}" if images_per_s else "",
+            overflows=overflows,
+            **{name: f"{value:.6f}" for name, value in scores.items()},
         )
-        rate = float(trainer.rate(ms.Tensor(result.updates, ms.int32))) if log.boards else None
-        log.row(
-            epoch=(result.step - 1) // data.schedule.steps_per_epoch + 1,
-            step=result.step,
-            loss=f"{result.loss:.6f}",
-            step_seconds=f"{seconds:.4f}",
-            learning_rate=rate,
-        )
+        self._show_epoch(scores.get("abs_rel"))
+
+    def _show_epoch(self, abs_rel: float | None) -> None:
+        """Draw the curves and panels, and save the weights if they are the best so far."""
+        _draw_curves(self.save.folder, self.trainer.device)
+        if self.validation:
+            for panels in self.log.panels:
+                with _warning_only("panels"), self.trainer.averaged():
+                    panels.add_panels(self.trainer.step, self.validation.pictures, self.trainer.predict)
+        if abs_rel is not None:
+            with _warning_only("best weights"):
+                self.save.best(abs_rel)
 
 
 @contextlib.contextmanager
-def _only_warned(what: str) -> Iterator[None]:
-    """What goes wrong in here is one line: the state is saved, and training goes on."""
+def _warning_only(what: str) -> Iterator[None]:
+    """Log errors of this block as warnings and continue: the state is saved."""
     try:
         yield
     except (UserError, CheckFailed, OSError) as error:
         logger.warning("warning: no %s: %s", what, error)
 
 
-def _finish_epoch(
-    stage: Stage, trainer: Trainer, data: TrainingData, log: StageLog, save: "_Saver", validate: Validate | None
-) -> None:
-    epoch, scored = trainer.step // data.schedule.steps_per_epoch, {}
-    if validate:
-        with _only_warned(f"validation of epoch {epoch}"), trainer.averaged():
-            scored = validate(trainer.predict)
-    mean_loss, overflows, seconds = log.end_epoch()
-    images_per_s = data.schedule.batch_size * data.schedule.ranks / seconds if seconds else None
-    logger.info(
-        "%s net, epoch: %d mean loss: %.6f%s%s%s%s",
-        stage.name,
-        epoch,
-        mean_loss,
-        f", images/s: {images_per_s:.1f}" if seconds else "",
-        f", overflows: {overflows}" if trainer.scaler else "",
-        f", bad samples: {len(data.bad)}" if data.bad else "",
-        "".join(f", {name}: {value:.4f}" for name, value in scored.items()),
-    )
-    log.row(
-        epoch=epoch,
-        step=trainer.step,
-        mean_loss=f"{mean_loss:.6f}",
-        images_per_s=f"{images_per_s:.2f}" if seconds else "",
-        overflows=overflows,
-        **{name: f"{value:.6f}" for name, value in scored.items()},
-    )
-    _draw_curves(save.folder, trainer.device)
-    for board in log.boards:
-        with _only_warned("panels"), trainer.averaged():
-            board.add_panels(trainer.step, trainer.predict)
-    if scored:
-        with _only_warned("best weights"):
-            save.best(scored["abs_rel"])
-
-
 def _draw_curves(folder: Folder, device: Device) -> None:
-    """curves.png from the CSV files of both stages, and what has to be beaten (mean_map.json), where that is known."""
+    """Draw curves.png from the CSV files of both stages, and from mean_map.json the scores to beat."""
     if not device.is_first:
         return
-    with _only_warned("curves"):
+    with _warning_only("curves"):
         rows = {name: read_rows(folder.log_file(f"{name}.csv")) for name in ("coarse", "fine")}
         if any(rows.values()):
             visual.curves(rows, folder.log_file("curves.png"), mean_map_scores(folder.log_file("mean_map.json")))

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 DATA, COARSE = "data", checkpoint.COARSE_SHA256
 
 
-class _Saver:
+class Saver:
     """Writes the three kinds of checkpoint of a stage: resumable states, the best and the final weights."""
 
     def __init__(self, stage: Stage, trainer: Trainer, folder: Folder, log: StageLog) -> None:

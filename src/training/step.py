@@ -112,6 +112,6 @@ def clear_overflows() -> None:
 
 
 @ms.jit
-def _unit_range(rgb: ms.Tensor) -> ms.Tensor:
+def unit_range(rgb: ms.Tensor) -> ms.Tensor:
     """uint8 to float32 in [0, 1], on the device."""
     return rgb.astype(ms.float32) / 255

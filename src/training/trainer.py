@@ -13,7 +13,7 @@ from src.nets import checkpoint
 from src.nets.device import Device
 from src.training.options import Recipe
 from src.training.recipe import Average, Decay, Rate, adam
-from src.training.step import TrainStep, _unit_range, clear_overflows, in_precision
+from src.training.step import TrainStep, clear_overflows, in_precision, unit_range
 
 LOSS_SCALE, LOSS_SCALE_FACTOR, LOSS_SCALE_WINDOW = 2.0**16, 2, 1000
 
@@ -83,7 +83,7 @@ class Trainer:
         """
         # from_numpy copies nothing; ms.Tensor would copy 6.7 MB of RGB a batch of 32.
         pixels, target, *others = tensors = [ms.Tensor.from_numpy(array) for array in (rgb, depth_m, *rest)]
-        inputs = self.inputs(_unit_range(pixels), *others)
+        inputs = self.inputs(unit_range(pixels), *others)
         if self.scaler is not None and self.device.keeps_overflows:
             clear_overflows()  # the frozen net's, a validation's: no fault of this step's gradients
         result = self.train_step(ms.Tensor([0, *votes], ms.float32), target, *inputs)

@@ -21,6 +21,7 @@ from src.data.sampling import counter_rng
 from src.data_loader import keep_freed_memory, readable_test_pairs, test_batches
 from src.nets.device import Device
 from src.scoring import baselines, evaluation
+from src.training.options import DataOptions, RecipeOptions
 
 _READ_AT_ONCE = 256  # held-out samples, of 220 KB each
 
@@ -185,6 +186,30 @@ class Validation:
         scored = self._score(lambda rgb: np.broadcast_to(shown, (len(rgb), *shown.shape)))
         if self.device.is_first:
             write_text(self.mean_map_file, json.dumps({"of": self.names, **scored}, indent=2) + "\n")
+
+
+def prepare_validation(
+    data: DataOptions, recipe: RecipeOptions, source: Source, device: Device, mean_map_file: Path
+) -> tuple[Validation | None, Source]:
+    """Return the Validation that --val_data or --val_scenes asks for, or None, and the pairs that are left to train on.
+
+    Raises DataError, and image.ImageError for a validation picture that cannot be read.
+    """
+    pictures: Pictures | None = None
+    if data.val_data:
+        logger.info(
+            "Best*Net.ckpt will be those that predict the Test part of %s best: what they score there is no "
+            "test any more (--val_scenes 0.1 holds out training scenes for it)",
+            data.val_data,
+        )
+        pictures = TestPictures(data.val_data, data.workers)
+    elif data.val_scenes:
+        train, held_out = split_scenes(source.names, data.val_scenes, recipe.seed)
+        pictures = HeldOut(source.part(held_out), data.workers, data.skip_bad)
+        source = source.part(train)
+    if pictures is None:
+        return None, source
+    return (Validation(pictures, recipe.batch_size, data.workers, device, source, data.skip_bad, mean_map_file), source)
 
 
 def mean_map_scores(path: StrPath) -> dict[str, Any]:

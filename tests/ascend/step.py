@@ -30,7 +30,7 @@ CANN.emulator_operators.restype = ctypes.c_char_p
 
 
 def make_trainer(net, level, chosen, with_coarse):
-    """The Trainer of a net, as stages.py makes it; `with_coarse`: FineNet's inputs come from a CoarseNet."""
+    """The Trainer of a net, as build.py makes it; `with_coarse`: FineNet's inputs come from a CoarseNet."""
     inputs = {}
     if isinstance(net, FineNet) and with_coarse:
         coarse = in_precision(CoarseNet().set_train(False), level)
