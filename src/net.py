@@ -84,10 +84,6 @@ class CoarseNet(nn.Cell):
 
     def construct(self, rgb: ms.Tensor) -> ms.Tensor:
         """(N, 3, 228, 304) RGB -> (N, 1, 55, 74) log depth."""
-        return self.fc13(self.features(rgb)).reshape(self.depth_shape)
-
-    def features(self, rgb: ms.Tensor) -> ms.Tensor:
-        """(N, 3, 228, 304) RGB -> (N, 4070), the input of the dense layer."""
         x1 = self.pool(self.relu(self.conv1(rgb)))
         x2 = self.pool(self.relu(self.conv2(x1)))
         x3 = self.pool(self.relu(self.conv3(x2)))
@@ -99,7 +95,8 @@ class CoarseNet(nn.Cell):
         x = self.relu(self.conv7(x))
         x = self.concat((x2, self.relu(self.deconv8(x))))
         x = self.relu(self.conv9(x))
-        return self.conv12(self.conv11(self.conv10(x))).flatten(start_dim=1)
+        x = self.conv12(self.conv11(self.conv10(x))).flatten(start_dim=1)
+        return self.fc13(x).reshape(self.depth_shape)
 
 
 class PaperCoarseNet(nn.Cell):

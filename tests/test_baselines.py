@@ -16,7 +16,8 @@ def test_the_constants_and_scales_are_the_best_of_their_kind(nyu):
     maps = {**ours.before(rgb), **ours.after(depth_m)}
     assert list(maps) == [CONSTANT, MEAN_MAP, BEST_SCALE, OWN_SCALES]
     target = np.log(depth_m.clip(0.1, 10).astype(np.float64))
-    train = [np.log(plain.load_train_pair(pair)[1].clip(0.1, 10)) for pair in listing.list_train(nyu)]
+    source = plain.PlainPairs(nyu)
+    train = [np.log(source.load(index)[1].clip(0.1, 10)) for index in range(len(source.names))]
     np.testing.assert_allclose(maps[MEAN_MAP][0, 0], np.mean(train, 0), atol=1e-5)
 
     def error(name, shift=0.0):

@@ -194,7 +194,7 @@ def test_samples_are_those_that_are_asked_for(nyu, tmp_path):
         np.testing.assert_array_equal(rgb, image.network_pixels(image.load_rgb(pair.rgb)))
         metres = image.network_depth(image.load_train_depth(pair.depth))[0]
         np.testing.assert_allclose(depth_m, metres, rtol=1e-6)
-        for ours, theirs in zip(plain.load_train_pair(pair), (rgb, depth_m), strict=True):
+        for ours, theirs in zip(source.load(index), (rgb, depth_m), strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
 

@@ -420,7 +420,7 @@ def test_every_command_sees_a_larger_picture_in_the_same_way(nyu, tmp_path):
     cv2.imwrite(str(folder / "1.png"), np.full((960, 1280), 99, np.uint8))
     Image.fromarray(decoded).save(tmp_path / "NYU" / "Test" / "1_colors.png")
     cv2.imwrite(str(tmp_path / "NYU" / "Test" / "1_depth.png"), np.full((960, 1280), 999, np.uint16))
-    trained = plain.load_train_pair(listing.list_train(tmp_path / "NYU")[0])[0].transpose(2, 0, 1)
+    trained = plain.PlainPairs(tmp_path / "NYU").load(0)[0].transpose(2, 0, 1)
     evaluated = plain.load_test_pair(listing.list_test(tmp_path / "NYU")[0])[0]
     seen = []
     DepthPredictor(lambda one: seen.append(one) or red_is_depth(one), as_it_is)(decoded)

@@ -12,10 +12,10 @@ pytestmark = pytest.mark.skipif(not FOLDER, reason="DEPTHNET_NYU is not set")
 
 
 def test_pairs_are_listed_and_readable_in_metres():
-    train, test = listing.list_train(FOLDER), listing.list_test(FOLDER)
+    train, test = plain.PlainPairs(FOLDER), listing.list_test(FOLDER)
     medians = []
-    for pair in train[::50]:
-        rgb, depth_m = plain.load_train_pair(pair)
+    for index in range(0, len(train.names), 50):
+        rgb, depth_m = train.load(index)
         assert rgb.shape == (228, 304, 3) and depth_m.shape == (55, 74)
         medians.append(np.median(depth_m))
     for pair in test[::5]:
@@ -28,9 +28,9 @@ def test_pairs_are_listed_and_readable_in_metres():
 
 def test_depth_lies_over_the_picture():
     """Depth edges coincide with picture edges more often than when one of the two is flipped."""
-    agreement = []
-    for pair in listing.list_train(FOLDER)[::50]:
-        rgb, depth_m = plain.load_train_pair(pair)
+    train, agreement = plain.PlainPairs(FOLDER), []
+    for index in range(0, len(train.names), 50):
+        rgb, depth_m = train.load(index)
         grey = image.resize(rgb.mean(2).astype(np.float32), image.DEPTH_SIZE)
         edges = [np.abs(np.diff(array, axis=1)).ravel() for array in (grey, np.log(depth_m), np.log(depth_m[:, ::-1]))]
         agreement.append(np.corrcoef(edges[0], edges[1])[0, 1] - np.corrcoef(edges[0], edges[2])[0, 1])

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
-from src.data import listing, packed, plain
+from src.data import packed, plain
 from src.net import FineNet
 from src.nets import checkpoint
 from src.training import run_folder
@@ -307,7 +307,7 @@ def test_flipped_bytes_in_a_packed_set_are_noticed_while_training(nyu, forked, f
     packed.pack(nyu, tmp_path / "set", 2)
     shard = tmp_path / "set" / "train_000.mindrecord"
     content = bytearray(shard.read_bytes())
-    rgb = plain.load_train_pair(listing.list_train(nyu)[3])[0].tobytes()
+    rgb = plain.PlainPairs(nyu).load(3)[0].tobytes()
     place = content.find(rgb[5000:5400])
     assert place > 0
     content[place] ^= 255

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from src import metrics
-from src.data import image, listing, plain
+from src.data import plain
 from src.loss import CompositeLoss
 from src.net import CoarseNet, FineNet, PaperCoarseNet
 from src.nets.device import Device
@@ -23,9 +23,8 @@ pytestmark = pytest.mark.long
 @pytest.fixture(scope="module")
 def batch(nyu):
     """Two training pairs as they are, not augmented."""
-    pairs = listing.list_train(nyu)[:2]
-    rgb = np.stack([plain.load_train_pair(pair)[0].transpose(2, 0, 1) for pair in pairs])
-    return rgb, np.stack([image.network_depth(image.load_train_depth(pair.depth)) for pair in pairs])
+    rgb, depth_m = zip(*map(plain.PlainPairs(nyu).load, range(2)), strict=True)
+    return np.stack(rgb).transpose(0, 3, 1, 2), np.stack(depth_m)[:, None]
 
 
 def unit_range(rgb):

@@ -77,10 +77,10 @@ def test_whole_scenes_are_held_out_by_the_seed(caplog):
 @pytest.mark.long
 def test_what_is_held_out_is_scored_and_not_trained_on(scenes, trained, forked, tmp_path):
     """The score against NumPy and PyTorch; the weights against a training on a folder without that scene."""
-    train, held = validation.split_scenes([pair.name for pair in listing.list_train(scenes)], 0.3, 0)
-    pairs = listing.list_train(scenes)
+    source = plain.PlainPairs(scenes)
+    train, held = validation.split_scenes(source.names, 0.3, 0)
     weights = checkpoint.load(trained / "Model/Ckpt/FinalCoarseNet.ckpt").arrays
-    loaded = [plain.load_train_pair(pairs[index]) for index in held]
+    loaded = [source.load(index) for index in held]
     rgb = torch.from_numpy(np.stack([rgb for rgb, _ in loaded]).transpose(0, 3, 1, 2).astype(np.float32) / 255)
     log_depth = torch.nn.functional.conv2d(
         rgb, *map(torch.from_numpy, (weights["conv.weight"], weights["conv.bias"])), stride=4
@@ -92,10 +92,10 @@ def test_what_is_held_out_is_scored_and_not_trained_on(scenes, trained, forked, 
     assert len(scores) == 2 and scores[-1] == pytest.approx(expected, abs=1e-5)
     assert checkpoint.load(trained / "Model/Ckpt/BestCoarseNet.ckpt").info["abs_rel"] == pytest.approx(min(scores))
     for index in train:
-        target = tmp_path / "NYU" / pairs[index].rgb.relative_to(scenes).parent
+        target = tmp_path / "NYU" / source.pairs[index].rgb.relative_to(scenes).parent
         target.mkdir(parents=True, exist_ok=True)
-        shutil.copy(pairs[index].rgb, target)
-        shutil.copy(pairs[index].depth, target)
+        shutil.copy(source.pairs[index].rgb, target)
+        shutil.copy(source.pairs[index].depth, target)
     result = forked("train_tiny", "--data_url", "NYU", *TINY, "--epochs_coarse", 2, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     alone = checkpoint.load(tmp_path / "Model/Ckpt/FinalCoarseNet.ckpt").arrays
@@ -184,10 +184,10 @@ def test_two_workers_score_the_scenes_that_are_held_out(nyu, fine_stage, tmp_pat
     assert contents(moved) == {name: before[name] for name in replaced}
     now = contents(tmp_path / "Model")
     assert all(now[name] == before[name] for name in alone)
-    pairs = listing.list_train(nyu)
-    _, held = validation.split_scenes([pair.name for pair in pairs], 0.5, 0)
+    source = plain.PlainPairs(nyu)
+    _, held = validation.split_scenes(source.names, 0.5, 0)
     predict = Nets(fine_stage[-1], tmp_path / "Model/Ckpt/FinalFineNet_rank0.ckpt")
-    loaded = [plain.load_train_pair(pairs[index]) for index in held]
+    loaded = [source.load(index) for index in held]
     rgb = np.stack([rgb for rgb, _ in loaded]).transpose(0, 3, 1, 2).astype(np.float32) / 255
     expected = np.mean(
         [abs_rel(np.exp(one[0]), depth_m) for one, (_, depth_m) in zip(predict(rgb)["FineNet"], loaded, strict=True)]

@@ -161,12 +161,6 @@ def decode_train_pair(pair: Pair) -> tuple[Pixels, Pixels]:
     return rgb, pixels
 
 
-def load_train_pair(pair: Pair) -> tuple[Pixels, Floats]:
-    """Read, crop and resize a training pair: uint8 (228, 304, 3), float32 metres (55, 74). Raises image.ImageError."""
-    rgb, pixels = decode_train_pair(pair)
-    return image.network_pixels(rgb), train_target(pixels)
-
-
 def train_target(pixels: Pixels) -> Floats:
     """Convert training depth pixels, uint8 (H, W), to the target: float32 metres (55, 74)."""
     return image.network_depth(pixels)[0] * image.TRAIN_DEPTH_SCALE
