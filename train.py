@@ -14,7 +14,7 @@ from src.training.options import NEEDS, Options
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reads options from files, too: as many a line as it holds, and comments."""
+    """Also reads options from files, several on a line, with comments."""
 
     def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
         return shlex.split(arg_line, comments=True)
@@ -26,14 +26,24 @@ def parse_args(arguments: Sequence[str] | None = None) -> Options:
         formatter_class=cli.HelpFormatter,
         allow_abbrev=False,
         fromfile_prefix_chars="@",
-        epilog="@FILE stands for the options in a file: see recipes/",
+        epilog="@FILE reads options from a file, such as those in recipes/",
     )
+    for add_group in (_add_data, _add_net, _add_recipe, _add_start, _add_saving, _add_running):
+        add_group(parser)
+    options = cli.parse(parser, arguments, NEEDS)
+    for first, second in (("val_data", "val_scenes"), ("resume", "overwrite")):
+        if getattr(options, first) and getattr(options, second):
+            parser.error(f"argument --{second}: not allowed with argument --{first}")
+    return Options.of(vars(options))
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("data").add_argument
     add(
         "--data_url",
         type=Path,
         required=True,
-        help="the NYU folder (Train/<scene>_out/<n>.jpg + <n>.png), or one that tools/pack_nyu.py has made of it",
+        help="the NYU folder (Train/<scene>_out/<n>.jpg + <n>.png), or a folder that tools/pack_nyu.py made from it",
     )
     add(
         "--augmentation",
@@ -45,37 +55,45 @@ def parse_args(arguments: Sequence[str] | None = None) -> Options:
         "--bad_samples",
         choices=("stop", "skip"),
         default="stop",
-        help="at a picture that cannot be read: stop, or take another of the same shard, for one picture or up to 1%%",
+        help="at an unreadable picture: stop, or take another of the same shard, for one picture or up to 1%% of them",
     )
-    add("--num_parallel_workers", type=cli.positive_int, help="decoding threads (default: one a processor, at most 8)")
+    add(
+        "--num_parallel_workers", type=cli.positive_int, help="decoding threads (default: one per processor, at most 8)"
+    )
     add("--val_data", type=Path, help="the NYU folder whose Test part is scored after each epoch")
     add(
         "--val_scenes",
         type=cli.share,
         default=0.0,
         metavar="SHARE",
-        help="hold this share of the training scenes out and score them after each epoch",
+        help="share of the training scenes to hold out and to score after each epoch",
     )
+
+
+def _add_net(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("net").add_argument
-    add("--coarse_net", choices=("default", "paper"), default="default", help="the model zoo's net, or the paper's own")
-    add("--dropout", type=cli.share, metavar="RATE", help="of PaperCoarseNet's units (default: 0.5, the paper's)")
+    add("--coarse_net", choices=("default", "paper"), default="default", help="the model zoo's net, or the paper's")
+    add("--dropout", type=cli.share, metavar="RATE", help="dropout of PaperCoarseNet (default: 0.5, as in the paper)")
     add(
         "--amp_level",
         choices=("auto", "O0", "O1", "O2", "O3"),
         default="auto",
-        help="O0 is fp32, any other fp16 compute with loss scaling; auto: O2 on Ascend, else O0",
+        help="O0: fp32; the others: fp16 compute with loss scaling; auto: O2 on Ascend, else O0",
     )
     add(
         "--jit_level",
         choices=("auto", "O0", "O1", "O2"),
         default="auto",
-        help="how MindSpore compiles: auto is O2 (CANN's graph engine) on Ascend, else MindSpore's own choice",
+        help="how MindSpore compiles; auto: O2 (CANN's graph engine) on Ascend, else MindSpore's default",
     )
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("recipe").add_argument
-    add("--epochs_coarse", type=cli.non_negative_int, default=20, help="0 leaves its first weights as they are")
+    add("--epochs_coarse", type=cli.non_negative_int, default=20, help="0 keeps the first weights")
     add("--epochs_fine", type=cli.non_negative_int, default=10)
-    add("--max_steps", type=cli.positive_int, help="end each stage after so many steps, for trying")
-    add("--batch_size", type=cli.positive_int, default=32, help="pairs a step on each device")
+    add("--max_steps", type=cli.positive_int, help="end each stage after this many steps")
+    add("--batch_size", type=cli.positive_int, default=32, help="pairs per step on each device")
     add("--learning_rate_coarse", type=cli.positive_float, default=1e-4)
     add("--learning_rate_fine", type=cli.positive_float, default=1e-5)
     add("--scale_lr", action="store_true", help="multiply the learning rates by the number of devices")
@@ -85,7 +103,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> Options:
         "--warmup_steps",
         type=cli.non_negative_int,
         default=0,
-        help="steps over which the learning rate grows from 0 to its value",
+        help="steps over which the learning rate grows to its value",
     )
     add(
         "--dense_lr_scale",
@@ -104,36 +122,42 @@ def parse_args(arguments: Sequence[str] | None = None) -> Options:
         "--ema",
         type=cli.share,
         default=0.0,
-        help="validate and keep averaged weights, of which this share stays at each step (0.999, say)",
+        help="validate and save averaged weights; this share of the average, such as 0.999, stays at each step",
     )
     add("--seed", type=cli.seed, default=0)
+
+
+def _add_start(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("start").add_argument
-    add("--stage", choices=("all", "coarse", "fine"), default="all", help="fine alone starts from a trained CoarseNet")
+    add("--stage", choices=("all", "coarse", "fine"), default="all", help="fine needs a trained CoarseNet")
     add(
         "--start",
         choices=("random", "imagenet"),
         default="random",
-        help="first weights of PaperCoarseNet: random, or convolutions that have learnt from ImageNet and the mean "
+        help="first weights of PaperCoarseNet: random, or convolutions trained on ImageNet features and the mean "
         "log-depth map of the training pairs",
     )
     add(
         "--fine_start",
         choices=("random", "coarse"),
         default="random",
-        help="FineNet's first weights: random, or such that it predicts what CoarseNet does",
+        help="first weights of FineNet: random, or weights that return CoarseNet's prediction",
     )
     add(
         "--pre_trained",
         type=Path,
         metavar="CKPT",
-        help="CoarseNet's first weights; with --stage fine the CoarseNet to refine (default: the run's own)",
+        help="first weights of CoarseNet; with --stage fine the CoarseNet to refine (default: the run's own)",
     )
+
+
+def _add_saving(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("saving").add_argument
-    add("--train_url", type=Path, default=cli.MODEL, help="output folder: Ckpt/ and Log/ go into it")
+    add("--train_url", type=Path, default=cli.MODEL, help="output folder, for Ckpt/ and Log/")
     add(
         "--save_checkpoint_steps",
         type=cli.positive_int,
-        help="steps from one resumable checkpoint to the next, beside those at each epoch's end",
+        help="steps between resumable checkpoints, besides those at the end of each epoch",
     )
     add("--keep_checkpoint_max", type=cli.positive_int, default=3, help="resumable checkpoints kept of each net")
     add(
@@ -141,17 +165,17 @@ def parse_args(arguments: Sequence[str] | None = None) -> Options:
         nargs="?",
         const="always",
         choices=("always", "auto"),
-        help="continue the run in --train_url from its newest good state; auto: or begin one there",
+        help="continue the run in --train_url from its newest undamaged state; auto: or start one if there is none",
     )
     add(
         "--overwrite",
         action="store_true",
-        help="move the run that --train_url holds to a folder replaced-... in it, and begin anew",
+        help="move the run in --train_url into its subfolder replaced-<date>-<n>, and start anew",
     )
     add(
         "--allow_changed_data",
         action="store_true",
-        help="resume although sizes or times of the training files have changed: they were only copied",
+        help="resume although sizes or times of the training files have changed, as when they were copied",
     )
     add(
         "--tensorboard",
@@ -161,21 +185,19 @@ def parse_args(arguments: Sequence[str] | None = None) -> Options:
     add(
         "--val_panels",
         action="store_true",
-        help="draw Log/<stage>_panels.png: four validation images as the net predicts them after each epoch",
+        help="draw Log/<stage>_panels.png: the predictions of four validation images after each epoch",
     )
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("running").add_argument
     add("--device_target", choices=("auto", "Ascend", "GPU", "CPU"), default="auto")
     add("--device_id", type=cli.non_negative_int, default=0)
-    options = cli.parse(parser, arguments, NEEDS)
-    for first, second in (("val_data", "val_scenes"), ("resume", "overwrite")):
-        if getattr(options, first) and getattr(options, second):
-            parser.error(f"argument --{second}: not allowed with argument --{first}")
-    return Options.of(vars(options))
 
 
 def resume_command() -> str:
-    """What to type to go on: of the script, where one was run."""
-    if command := os.environ.get("DEPTHNET_COMMAND"):  # there a blank within a word is written as "\ "
+    """Return the command that resumes this run: the script's, if a script started it."""
+    if command := os.environ.get("DEPTHNET_COMMAND"):  # a space within a word is written as "\ "
         command = re.sub(r"(?<!\\) --overwrite(?= |$)", "", command)
         return command if re.search(r"(?<!\\) --resume(?=[ =]|$)", command) else f"{command} --resume"
     words = [word for word in sys.orig_argv if word != "--overwrite"]
@@ -187,7 +209,7 @@ def main(stop: stopping.StopRequest) -> int:
     options = parse_args()
     from src.data.packed import open_training
 
-    source = open_training(options.data.data_url)  # a mistake is said now: importing MindSpore takes seconds
+    source = open_training(options.data.data_url)  # reports mistakes before MindSpore is imported, which takes seconds
     from src.nets import device
     from src.training import stages
 
@@ -195,7 +217,7 @@ def main(stop: stopping.StopRequest) -> int:
     try:
         stages.train(options, source, chosen, stop)
     except stopping.Stopped as stopped:
-        logging.info("%s: stopped, the state is saved; to go on: %s", stopped, resume_command())
+        logging.info("%s: stopped, the state is saved; to resume: %s", stopped, resume_command())
         return 128 + stopped.signal_number
     folder = options.saving.train_url
     logging.info("training finished: checkpoints in %s, curves in %s", folder / "Ckpt", folder / "Log")

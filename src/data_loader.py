@@ -23,7 +23,7 @@ from src.data.listing import DataError, Pair, list_test
 from src.data.plain import Load, Source, decoding_pool, load_test_pair
 from src.data.sampling import Schedule, counter_rng
 
-_SAMPLES_A_CALL = 4  # a call of the thread pool costs a third of an augmentation
+_SAMPLES_PER_CALL = 4  # a call of the thread pool costs a third of an augmentation
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 
 logger = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ class TrainingData:
             ]
             if self.dropout_units:
                 arrays.append(np.empty((len(indices), self.dropout_units), np.float32))
-            parts = [slice(start, start + _SAMPLES_A_CALL) for start in range(0, len(indices), _SAMPLES_A_CALL)]
+            parts = [slice(start, start + _SAMPLES_PER_CALL) for start in range(0, len(indices), _SAMPLES_PER_CALL)]
             yield (
                 arrays,
                 [(self._fill, [array[part] for array in arrays], epoch, indices[part], load) for part in parts],
@@ -170,8 +170,8 @@ class TrainingData:
             logger.warning("bad sample, replaced by another: %s", error)
             if len(self.bad) > self.schedule.most_bad:
                 raise DataError(
-                    f"{len(self.bad)} of {self.schedule.samples} samples are bad, {self.schedule.most_bad} "
-                    f"may be; the last: {error}"
+                    f"{len(self.bad)} of {self.schedule.samples} samples are bad, at most "
+                    f"{self.schedule.most_bad} may be; the last: {error}"
                 )
 
 

@@ -96,13 +96,13 @@ def test_standalone_training_saves_and_says_how_to_go_on(nyu, fine_stage, tmp_pa
     wait_for(lambda: (tmp_path / "Model/Ckpt/FineNet_2.ckpt").exists())
     interrupt(terminal, number)
     assert terminal.exit_code() == code
-    wait_for(lambda: "the state is saved; to go on: " in (tmp_path / "train.log").read_text(), 10)
+    wait_for(lambda: "the state is saved; to resume: " in (tmp_path / "train.log").read_text(), 10)
     if number != signal.SIGHUP:
-        assert b"the state is saved; to go on: " in terminal.screen
+        assert b"the state is saved; to resume: " in terminal.screen
     assert not leftovers(tmp_path)
     if number != signal.SIGINT:
         return
-    resume = (tmp_path / "train.log").read_text().split("to go on: ")[1].splitlines()[0]
+    resume = (tmp_path / "train.log").read_text().split("to resume: ")[1].splitlines()[0]
     result = subprocess.run(
         f"{resume} --max_steps 1",
         shell=True,
@@ -351,7 +351,7 @@ def test_two_workers_stop_where_there_is_no_procps(nyu, fine_stage, tmp_path):
     wait_for(lambda: (tmp_path / "Model/Ckpt/FineNet_2_rank0.ckpt").exists())
     process.terminate()
     output, errors = process.communicate(timeout=120)
-    assert process.returncode == 143 and "the state is saved; to go on: " in output, errors
+    assert process.returncode == 143 and "the state is saved; to resume: " in output, errors
     assert "not found" not in errors and not processes_of(str(tmp_path))
 
 
@@ -362,7 +362,7 @@ def stop_two_workers(arguments, folder, number):
     interrupt(terminal, number)
     code = terminal.exit_code()
     (log,) = folder.glob("train_logs/*/device0/train.log")
-    assert "the state is saved; to go on: " in log.read_text() and not leftovers(folder)
+    assert "the state is saved; to resume: " in log.read_text() and not leftovers(folder)
     assert "timed out" not in (log.parents[1] / "msrun.log").read_text()  # nobody waits for who has ended
     return code, terminal.screen
 
@@ -416,7 +416,7 @@ def test_two_workers_that_were_stopped_or_lost_one_of_them_resume_exactly(nyu, f
         assert float(validated[name]) == pytest.approx(expected[name], abs=1e-5)
 
     code, screen = stop_two_workers(arguments, broken, signal.SIGINT)
-    assert code == 130 and b"the state is saved; to go on: " in screen
+    assert code == 130 and b"the state is saved; to resume: " in screen
 
     killed = start([*arguments, "--resume"], broken)
     wait_for(lambda: (broken / "Model/Ckpt/FineNet_6_rank0.ckpt").exists())

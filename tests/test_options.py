@@ -146,7 +146,7 @@ def test_resume_auto_begins_goes_on_and_is_content_with_what_is_complete(nyu, fo
         path.unlink()
     before = contents(tmp_path / "Model")
     line = one_line(forked(*command, "--resume", "auto", cwd=tmp_path))
-    assert "FineNet_<step>.ckpt: --resume finds no state to go on from (found: FinalFineNet.ckpt, which are" in line
+    assert "FineNet_<step>.ckpt: --resume finds no state to resume from (found: FinalFineNet.ckpt, which are" in line
     assert contents(tmp_path / "Model") == before
     assert json.loads(before["Log/options.json"])["resume"] == "auto"
 
@@ -162,7 +162,7 @@ def stopped_command(command, cwd, environment, state):
     process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=300)[0]
     assert process.returncode == 143, output
-    return output.split("to go on: ")[1].splitlines()[0]
+    return output.split("to resume: ")[1].splitlines()[0]
 
 
 @pytest.mark.long

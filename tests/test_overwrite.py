@@ -136,7 +136,9 @@ def test_what_was_killed_in_the_move_is_resumed_or_named(nyu, forked, tmp_path):
         resumed += 1
     assert resumed > 3
     line = one_line(forked(*command, "--max_steps", 2, "--resume", cwd=tmp_path))
-    assert "--resume finds no state to go on from (found: replaced-" in line and "which --overwrite moved aside" in line
+    assert (
+        "--resume finds no state to resume from (found: replaced-" in line and "which --overwrite moved aside" in line
+    )
     moved = next((tmp_path / "Model").glob("replaced-*"))
     result = forked(
         *command,

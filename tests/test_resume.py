@@ -83,7 +83,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(nyu, unbroken, t
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 143, output + errors
     assert "Traceback" not in errors
-    command = output.strip().splitlines()[-1].split("to go on: ")[1]
+    command = output.strip().splitlines()[-1].split("to resume: ")[1]
     assert command.endswith("--resume")
     environment = {**os.environ, "PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"}
     subprocess.run(command, cwd=tmp_path, shell=True, check=True, capture_output=True, env=environment)

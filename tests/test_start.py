@@ -152,10 +152,10 @@ def test_a_resume_without_a_state_says_what_it_found(again, nyu, forked, fine):
         path.unlink()
     before = tree(again)
     line = one_line(forked("train.py", "--data_url", nyu, *fine, "--resume", cwd=again))
-    assert "FineNet_<step>.ckpt: --resume finds no state to go on from (found: FinalFineNet.ckpt" in line
+    assert "FineNet_<step>.ckpt: --resume finds no state to resume from (found: FinalFineNet.ckpt" in line
     assert tree(again) == before
     line = one_line(forked("train.py", "--data_url", nyu, *fine, "--resume", "--train_url", "Modle", cwd=again))
-    assert "Modle/Ckpt/FineNet_<step>.ckpt: --resume finds no state to go on from (found: no run)" in line
+    assert "Modle/Ckpt/FineNet_<step>.ckpt: --resume finds no state to resume from (found: no run)" in line
     result = forked("train.py", "--data_url", nyu, *fine, "--resume", "--overwrite", cwd=again)
     assert result.returncode == 2 and "not allowed with" in result.stderr
 

@@ -213,7 +213,7 @@ def test_who_chooses_on_the_test_part_is_told(nyu, forked, tmp_path):
         cwd=tmp_path,
     )
     assert result.returncode == 0, result.stderr
-    assert f"Best*Net.ckpt will be those that predict the Test part of {nyu} best" in result.stdout
+    assert f"Best*Net.ckpt will be chosen on the Test part of {nyu}" in result.stdout
     assert "--val_scenes 0.1" in result.stdout
 
 

@@ -15,6 +15,8 @@ AVERAGE_INTERVAL = 8  # steps from one update of the averaged weights to the nex
 class Rate(LearningRateSchedule):
     """The learning rate as a function of the step: warm-up, then constant or half a cosine."""
 
+    # Not nn.WarmUpLR, which starts at 0, times nn.CosineDecayLR, which rounds otherwise: saved runs resume bit for bit.
+
     def __init__(self, learning_rate: float, recipe: Recipe, last_step: int) -> None:
         super().__init__()
         self.learning_rate, self.cosine = learning_rate, recipe.lr_schedule == "cosine"
@@ -29,33 +31,33 @@ class Rate(LearningRateSchedule):
 
 
 class Adam(nn.Adam):
-    """Adam that can leave an update out without a branch: on Ascend a graph with a branch does not compile where the
-    process sees fewer than twelve cores, and makes the host wait once more a step (MindSpore 2.10)."""
+    """Adam that can skip an update without a branch in the graph. On Ascend a graph with a branch does not compile if
+    the process sees fewer than twelve cores, and the host waits once more per step (MindSpore 2.10)."""
 
     beta1_power: ms.Parameter
     beta2_power: ms.Parameter
 
     @ms.jit
     def construct(self, gradients: tuple[ms.Tensor, ...], applied: ms.Tensor | None = None) -> bool:
-        """One update. Where `applied` (bool, no dimensions) is False, every weight, moment and count stays."""
+        """Update the weights. If `applied` (bool scalar) is False, all weights, moments and counts stay the same."""
         rates = self.get_lr()
-        beta1, beta2, one = self.beta1, self.beta2, self.global_step_increase_tensor
+        beta1, beta2, count = self.beta1, self.beta2, self.global_step_increase_tensor
         if applied is not None:
             beta1, beta2 = ops.where(applied, beta1, 1.0), ops.where(applied, beta2, 1.0)
-            one = applied.astype(ms.int32).reshape((1,))
-        self.assignadd(self.global_step, one)
+            count = applied.astype(ms.int32).reshape((1,))
+        self.assignadd(self.global_step, count)
         power1, power2 = self.beta1_power * beta1, self.beta2_power * beta2
         self.beta1_power, self.beta2_power = power1, power2
         if applied is not None:
-            power1 = ops.where(applied, power1, 0.0)  # before the first update it is 1: Adam divides by 1 - power1
-        for place, gradient in enumerate(gradients):
-            rate = rates[place] if self.is_group_lr else rates
+            power1 = ops.where(applied, power1, 0.0)  # before the first update it is 1, and Adam divides by 1 - power1
+        for index, gradient in enumerate(gradients):
+            rate = rates[index] if self.is_group_lr else rates
             if applied is not None:  # moment * 1 + 0 * (1 - 1), weight - 0 * moment
                 gradient, rate = ops.where(applied, gradient, 0.0), ops.where(applied, rate, 0.0)
             self.opt(
-                self.parameters[place],
-                self.moment1[place],
-                self.moment2[place],
+                self.parameters[index],
+                self.moment1[index],
+                self.moment2[index],
                 power1,
                 power2,
                 rate,
@@ -68,7 +70,14 @@ class Adam(nn.Adam):
 
 
 def adam(net: nn.Cell, learning_rate: float, recipe: Recipe, last_step: int) -> Adam:
-    """The optimizer of a stage."""
+    """Return the optimizer of a stage.
+
+    Args:
+        net: the net to train; its dense layers are named fc....
+        learning_rate: of all other layers, after the warm-up.
+        recipe: the schedule, and the dense layers' share of the learning rate.
+        last_step: the step at which the cosine schedule reaches 0.
+    """
     if recipe.is_constant:
         return Adam(net.trainable_params(), learning_rate)
     groups: dict[float, list[ms.Parameter]] = {scale: [] for scale in (1.0, recipe.dense_lr_scale)}
@@ -84,7 +93,7 @@ def adam(net: nn.Cell, learning_rate: float, recipe: Recipe, last_step: int) -> 
 
 
 class Decay(nn.Cell):
-    """Takes a share of every weight away; that of fc13, the identity at its start, of its difference from that."""
+    """Decoupled weight decay. fc13, which starts as the identity, decays towards the identity."""
 
     def __init__(self, net: nn.Cell, learning_rate: float, recipe: Recipe, last_step: int) -> None:
         super().__init__(auto_prefix=False)
@@ -98,7 +107,7 @@ class Decay(nn.Cell):
         self.amount = recipe.weight_decay
 
     def construct(self, global_step: ms.Tensor, applied: ms.Tensor | None = None) -> bool:
-        """Where `applied` (bool, no dimensions) is False, the weights stay."""
+        """Decay the weights for step `global_step`, unless `applied` (bool scalar) is False."""
         for weight, rate, towards in zip(self.weights, self.rates, self.towards):  # noqa: B905 (no strict in a graph)
             share = self.amount * rate(global_step)
             if applied is not None:
@@ -108,7 +117,7 @@ class Decay(nn.Cell):
 
 
 class Average(nn.Cell):
-    """A copy of a net's weights that follows them slowly (Polyak and Juditsky, 1992)."""
+    """An exponential moving average of a net's weights (Polyak and Juditsky, 1992)."""
 
     def __init__(self, net: nn.Cell, decay: float) -> None:
         super().__init__(auto_prefix=False)
@@ -117,7 +126,7 @@ class Average(nn.Cell):
         self.averages = self.own.clone(prefix="ema", init="same")
 
     def update(self, step: int) -> None:
-        """Take in the weights after step `step` (from 1); the younger the average, the more they count."""
+        """Update the average with the weights after step `step` (from 1). They count more in the first steps."""
         if step == 1:
             self(ms.Tensor(1.0, ms.float32))
         elif step % AVERAGE_INTERVAL == 0:

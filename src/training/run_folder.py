@@ -1,4 +1,4 @@
-"""The files of a run: their names, the lock, and how an earlier run is moved aside."""
+"""The folder of a run: names of its files, the lock, and moving an earlier run aside."""
 
 import contextlib
 import itertools
@@ -18,15 +18,20 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingError(UserError):
-    """Training cannot go on, or cannot begin as asked."""
+    """Training cannot start as asked, or cannot continue."""
 
 
 @dataclass
 class Folder:
-    """Where a run's files are: Model/Ckpt and Model/Log. A standalone and a distributed run can live in one."""
+    """Names the files of a run in Model/Ckpt and Model/Log. A standalone and a distributed run can share one folder.
+
+    Args:
+        root: the folder that --train_url names.
+        suffix: of the files' names: "_rank0" in a distributed run.
+    """
 
     root: Path
-    suffix: str = ""  # of the files' names: "_rank0" in a distributed run
+    suffix: str = ""
     checkpoints: Path = field(init=False)
     log: Path = field(init=False)
 
@@ -34,27 +39,30 @@ class Folder:
         self.checkpoints, self.log = self.root / "Ckpt", self.root / "Log"
 
     def final(self, stage_name: str) -> Path:
-        """The stage's last weights."""
+        """Return the path of the stage's final weights."""
         return self.checkpoints / f"Final{stage_name.capitalize()}Net{self.suffix}.ckpt"
 
     def best(self, stage_name: str) -> Path:
-        """The stage's weights with the lowest validation abs_rel."""
+        """Return the path of the stage's weights with the lowest validation abs_rel."""
         return self.checkpoints / f"Best{stage_name.capitalize()}Net{self.suffix}.ckpt"
 
     def state(self, stage_name: str, step: int | str) -> Path:
-        """The stage's resumable checkpoint of a step."""
+        """Return the path of the stage's resumable checkpoint of a step."""
         return self.checkpoints / f"{stage_name.capitalize()}Net_{step}{self.suffix}.ckpt"
 
     def states(self, stage_name: str) -> list[tuple[int, Path]]:
-        """(step, path) of the stage's resumable checkpoints, oldest first."""
+        """Return (step, path) of the stage's resumable checkpoints, oldest first."""
         pattern = re.compile(rf"{stage_name.capitalize()}Net_(\d+){self.suffix}\.ckpt")
         matches = [(pattern.fullmatch(path.name), path) for path in self.checkpoints.glob("*.ckpt")]
         return sorted((int(match[1]), path) for match, path in matches if match)
 
     def earlier_run(self, first_stage: str) -> tuple[list[Path], list[Path]]:
-        """(logs, checkpoints) of the run whose place one takes that begins with this stage: FineNet's, and CoarseNet's
-        unless "fine" is the first. A net's states come after its weights, CoarseNet after the FineNet that was trained
-        on it: what is left when some of them are gone can be resumed."""
+        """Return the existing (logs, checkpoints) that a new run starting with this stage replaces: FineNet's, and
+        CoarseNet's unless the first stage is "fine".
+
+        They are in the order in which to move them aside, so that what is left can be resumed at any time: FineNet
+        before the CoarseNet that it was trained on, and of each net the weights before the states.
+        """
         stages = ("fine",) if first_stage == "fine" else ("fine", "coarse")
         logs = [self.log_file(name) for name in ("options.json", "mean_map.json", "curves.png")]
         checkpoints = []
@@ -65,7 +73,8 @@ class Folder:
         return [path for path in logs if path.exists()], [path for path in checkpoints if path.exists()]
 
     def move_aside(self, paths: Sequence[Path]) -> None:
-        """Move these files and folders of an earlier run into one new folder, under the names that they have here."""
+        """Move these files and folders of an earlier run into a new folder root/replaced-<date>-<n>, in which they keep
+        their relative paths."""
         names = (self.root / f"replaced-{time.strftime('%Y%m%d')}-{number}" for number in itertools.count(1))
         target = next(path for path in names if not path.exists())
         for path in paths:
@@ -75,13 +84,16 @@ class Folder:
         logger.info("moved the earlier run to %s (%d files and folders)", target, len(paths))
 
     def log_file(self, name: str) -> Path:
-        """`name` in the log folder, with this run's suffix: coarse.csv, curves.png, options.json."""
+        """Return the path of `name`, such as coarse.csv, in the log folder, with the run's suffix."""
         path = self.log / name
         return path.with_stem(path.stem + self.suffix)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other trainings out of this folder while entered; the lock goes when the process does."""
+        """Lock the folder against other trainings within this context. The lock ends with the process.
+
+        Raises TrainingError if another training holds the lock.
+        """
         import fcntl
 
         with open(writable_folder(self.root) / ".lock", "a+") as file:

@@ -132,10 +132,10 @@ class _Loop:
         self._log_step(result, (ended_at or time.perf_counter()) - self.started_at)
         self.bar.update()
         *signals, bad = result.votes
-        schedule = self.data.schedule
-        if bad > schedule.most_bad:
+        samples, most_bad = self.data.schedule.samples, self.data.schedule.most_bad
+        if bad > most_bad:
             raise TrainingError(
-                f"{bad:.0f} of {schedule.samples} samples are bad on all ranks together: {schedule.most_bad} may be"
+                f"{bad:.0f} of {samples} samples are bad on all ranks together: at most {most_bad} may be"
             )
         return next((number for number, votes in zip(SIGNALS, signals, strict=True) if votes), 0)
 

@@ -75,7 +75,7 @@ class RunStart:
         found += [f"{', '.join(moved)}, which --overwrite moved aside"] * bool(moved)
         advice = "--overwrite in its place begins anew, with --pre_trained from weights"
         return TrainingError(
-            f"{self.folder.state(stage_name, '<step>')}: --resume finds no state to go on from "
+            f"{self.folder.state(stage_name, '<step>')}: --resume finds no state to resume from "
             f"(found: {'; '.join(found) or 'no run'}): {advice if weights else 'leave --resume out to begin'}"
         )
 

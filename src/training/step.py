@@ -1,4 +1,4 @@
-"""One training step as MindSpore compiles it, and the precision that it computes in."""
+"""The graph of a training step, and its precision."""
 
 import atexit
 import contextlib
@@ -17,11 +17,21 @@ from src.training.recipe import Decay
 
 
 class TrainStep(nn.Cell):
-    """One forward, one backward, one update.
+    """Forward, backward and update.
 
-    With a loss scaler, gradients that are not finite on any rank leave the weights alone on every rank and lower the
-    scale. Returns float32 (4 + len(votes)): this rank's loss; how many updates came before; and summed over the ranks,
-    in one reduction: the loss, the overflows, and the `votes`.
+    With a loss scaler, if gradients are not finite on any rank, all ranks skip the update and lower the loss scale.
+
+    Args:
+        net: takes the inputs, returns log depth.
+        loss: takes log depth and target.
+        optimizer: updates the parameters.
+        scaler: scales the loss of fp16 compute; None for fp32.
+        ranks: number of processes.
+        decay: weight decay; or None.
+        clip_norm: maximum global gradient norm; 0 disables clipping.
+
+    Returns float32 (4 + len(votes)): the loss of this rank; the number of earlier updates; and, summed over the ranks
+    in one reduction, the loss, the number of overflows, and the `votes`.
     """
 
     def __init__(
@@ -60,7 +70,7 @@ class TrainStep(nn.Cell):
         overflow = ms.Tensor([0.0], ms.float32)
         if self.scaler is not None:
             gradients = self.scaler.unscale(gradients)
-            # On Ascend 910A this asks the chip's own register: the ranks have to agree (MindSpore 2.10, amp.py).
+            # On Ascend 910A this reads a register of each chip, so the ranks may differ (MindSpore 2.10, amp.py).
             overflow = 1 - amp.all_finite(gradients).astype(ms.float32).reshape((1,))
         loss = loss.reshape((1,))
         shared = self.concat((loss, overflow, votes))
@@ -83,9 +93,9 @@ class TrainStep(nn.Cell):
 
 
 def in_precision(net: nn.Cell, amp_level: str) -> nn.Cell:
-    """The net as it computes at this level: "O0" is itself.
+    """Return the net in mixed precision; at "O0" the net itself.
 
-    At O1 MindSpore writes the net's code anew, into the current folder, which is another one meanwhile.
+    At O1 MindSpore writes rewritten code of the net into the current folder, so this changes to a temporary one.
     """
     if amp_level == "O0":
         return net
@@ -100,18 +110,18 @@ def in_precision(net: nn.Cell, amp_level: str) -> nn.Cell:
 
 @functools.cache
 def _code_folder() -> Path:
-    """A folder until the process ends: MindSpore's compiler reads the code of a net there."""
+    """Return a temporary folder that exists until the process ends: MindSpore's compiler reads the code there."""
     until_exit = contextlib.ExitStack()
     atexit.register(until_exit.close)
     return until_exit.enter_context(discarded_at_exit(Path(tempfile.mkdtemp(prefix="depthnet-"))))
 
 
 def clear_overflows() -> None:
-    """Forget the overflows that the chip's register holds: asking clears it (MindSpore 2.10, amp.py)."""
+    """Clear the overflow register of the chip: reading clears it (MindSpore 2.10, amp.py)."""
     amp.all_finite([ms.Tensor([0.0], ms.float32)])
 
 
 @ms.jit
 def unit_range(rgb: ms.Tensor) -> ms.Tensor:
-    """uint8 to float32 in [0, 1], on the device."""
+    """Convert uint8 to float32 in [0, 1], on the device."""
     return rgb.astype(ms.float32) / 255

@@ -1,4 +1,4 @@
-"""What is scored after each epoch: a Test folder, or training scenes that are held out; and what has to be beaten."""
+"""Scores a net after each epoch, on a Test folder or on held-out training scenes, and the mean map to compare with."""
 
 import itertools
 import json
@@ -31,21 +31,20 @@ Batch: TypeAlias = tuple[Sequence[int], Floats, Floats]
 
 
 class Pictures(Protocol):
-    """What a net is validated on: TestPictures, HeldOut.
-
-    `file` is what to call a picture in a message; `batches` yields (indices, RGB (N, 3, 228, 304) in [0, 1],
-    metres (N, 1, 55, 74)) of those that are asked for and can be read.
-    """
+    """Validation pictures by index: interface of TestPictures and HeldOut."""
 
     names: list[str]
     fingerprint: str
 
-    def file(self, index: int) -> object: ...
-    def batches(self, indices: Sequence[int], batch_size: int, workers: int) -> Iterator[Batch]: ...
+    def file(self, index: int) -> object:
+        """Return the name of a picture for messages."""
+
+    def batches(self, indices: Sequence[int], batch_size: int, workers: int) -> Iterator[Batch]:
+        """Yield (indices, RGB (N, 3, 228, 304) in [0, 1], metres (N, 1, 55, 74)) of the pictures that can be read."""
 
 
 class TestPictures:
-    """The Test part of a NYU folder. Raises DataError and image.ImageError: every file is read once."""
+    """The Test part of a NYU folder. Reads every file once, and raises DataError or image.ImageError if one is bad."""
 
     def __init__(self, folder: StrPath, workers: int) -> None:
         self.pairs = readable_test_pairs(folder, workers)
@@ -53,31 +52,31 @@ class TestPictures:
         self.fingerprint = evaluation.data_facts(self.pairs)["fingerprint"]
 
     def batches(self, indices: Sequence[int], batch_size: int, workers: int) -> Iterator[Batch]:
-        """As Pictures says."""
+        """See Pictures."""
         left = iter(indices)
         for pairs, rgb, full_depth_m in test_batches([self.pairs[index] for index in indices], batch_size, workers):
             yield list(itertools.islice(left, len(pairs))), rgb, evaluation.targets(full_depth_m, "depthnet", pairs)
 
     def file(self, index: int) -> object:
-        """Its RGB picture."""
+        """See Pictures."""
         return self.pairs[index].rgb
 
 
 class HeldOut:
-    """Training pairs that are not trained on, as the net would see them. Every file is read once: what cannot be read
-    raises image.ImageError, or with `skip_bad` is left out."""
+    """Held-out training pairs. Reads every file once. If one is bad, raises image.ImageError; with `skip_bad` leaves it
+    out."""
 
     def __init__(self, source: Source, workers: int, skip_bad: bool) -> None:
         self.source, self.skip_bad = source, skip_bad
         self.names = source.names
         self.fingerprint = names_digest(source.names)
-        every = range(len(self.names))
-        readable = {index for indices, _, _ in self.batches(every, _READ_AT_ONCE, workers) for index in indices}
-        for index in sorted({*every} - readable):
+        indices = range(len(self.names))
+        readable = {index for batch, _, _ in self.batches(indices, _READ_AT_ONCE, workers) for index in batch}
+        for index in sorted({*indices} - readable):
             logger.warning("bad sample, left out of the validation: %s", self.file(index))
 
     def batches(self, indices: Sequence[int], batch_size: int, workers: int) -> Iterator[Batch]:
-        """As Pictures says."""
+        """See Pictures."""
         samples = itertools.chain.from_iterable(
             self.source.samples(indices[start : start + _READ_AT_ONCE], workers, self.skip_bad)
             for start in range(0, len(indices), _READ_AT_ONCE)
@@ -91,38 +90,46 @@ class HeldOut:
             )
 
     def file(self, index: int) -> object:
-        """As the Source calls it."""
+        """See Pictures."""
         return self.source.file(index)
 
 
 def split_scenes(names: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """(indices to train on, indices to hold out) of training pairs: this share of the scenes, one at least, chosen by
-    the seed. What NYU recorded in several parts (living_room_0001a, living_room_0001b) is one scene.
+    """Choose scenes to hold out. Several recordings of a room (living_room_0001a, living_room_0001b) are one scene.
 
-    Raises DataError where there is one scene only.
+    Args:
+        names: names of the training pairs, <scene>/<number>.
+        share: share of the scenes to hold out; at least one scene is.
+        seed: decides which scenes.
+
+    Returns:
+        (indices to train on, indices to hold out) of the pairs.
+
+    Raises DataError if there is only one scene.
     """
     scenes = [re.sub(r"(?<=\d)[a-z](_out)?$", "", name.split("/")[0]) for name in names]
-    every = sorted(set(scenes))
-    if len(every) < 2:
-        raise DataError(f"--val_scenes: {len(every)} scene of training pairs: expected two or more")
-    count = min(max(1, round(share * len(every))), len(every) - 1)
-    held_out = {every[place] for place in counter_rng(seed, 0).permutation(len(every))[:count]}
-    train, held = (
-        [index for index, scene in enumerate(scenes) if (scene in held_out) is wanted] for wanted in (False, True)
-    )
-    logger.info("held out for validation: %d of %d scenes, %d of %d pairs", count, len(every), len(held), len(names))
+    distinct = sorted(set(scenes))
+    if len(distinct) < 2:
+        raise DataError(f"--val_scenes: {len(distinct)} scene of training pairs: expected two or more")
+    count = min(max(1, round(share * len(distinct))), len(distinct) - 1)
+    held_out = {distinct[number] for number in counter_rng(seed, 0).permutation(len(distinct))[:count]}
+    train = [index for index, scene in enumerate(scenes) if scene not in held_out]
+    held = [index for index, scene in enumerate(scenes) if scene in held_out]
+    logger.info("held out for validation: %d of %d scenes, %d of %d pairs", count, len(distinct), len(held), len(names))
     return train, held
 
 
 class Validation:
-    """Scores a net; at the first time also the mean log-depth map of the training pairs, which it has to beat, into
-    Log/mean_map.json.
+    """Scores a net. The first call also scores the mean log-depth map of the training pairs, which the net should beat.
 
     Args:
-        pictures: the Pictures.
-        source: the pairs that are trained on.
-        skip_bad: whether what cannot be read of them is left out of their mean.
-        mean_map_file: where to write what the mean map scores.
+        pictures: the validation pictures.
+        batch_size: pictures per batch.
+        workers: decoding threads.
+        device: the device of this process; each rank scores its share of the pictures.
+        source: the training pairs.
+        skip_bad: leave unreadable pairs out of the mean map, instead of giving the mean map up.
+        mean_map_file: the JSON file for the scores of the mean map.
     """
 
     def __init__(
@@ -138,17 +145,23 @@ class Validation:
         self.pictures, self.batch_size, self.workers, self.device = pictures, batch_size, workers, device
         self.source, self.skip_bad, self.mean_map_file = source, skip_bad, mean_map_file
         self.names = names_digest([pictures.fingerprint, *source.names])
-        self.marked = False
+        self.mean_map_scored = False
 
     def __call__(self, predict: Callable[[Floats], Floats]) -> dict[str, float]:
-        """A dict of metrics. Raises on every rank when one cannot score its share."""
-        if not self.marked:
+        """Return the mean of each metric over all pictures.
+
+        Args:
+            predict: function from RGB (N, 3, 228, 304) in [0, 1] to log depth (N, 1, 55, 74).
+
+        Raises CheckFailed, UserError or OSError on every rank if any rank cannot score its share.
+        """
+        if not self.mean_map_scored:
             self._score_mean_map()
-            self.marked = True
+            self.mean_map_scored = True
         return self._score(predict)
 
     def _score(self, predict: Callable[[Floats], Floats]) -> dict[str, float]:
-        """Each rank scores its share of the pictures; the sums make the mean over all."""
+        """Score this rank's share of the pictures, and return the means over all ranks' pictures."""
         share, failure = range(len(self.pictures.names))[self.device.rank :: self.device.ranks], None
         scores, sums = evaluation.Scores("depthnet"), np.zeros(2 * len(metrics.METRICS))
         keep_freed_memory()
@@ -171,6 +184,7 @@ class Validation:
         return dict(zip(metrics.METRICS, (totals / counts).tolist(), strict=True))
 
     def _score_mean_map(self) -> None:
+        """Write the scores of the mean map, unless the file has those of the same pictures and pairs."""
         known = mean_map_scores(self.mean_map_file).get("of") == self.names
         if self.device.broadcast_int(int(known)):  # rank 0's counts
             return
@@ -182,10 +196,10 @@ class Validation:
         if self.device.sum([mean_map is None])[0] or mean_map is None:
             logger.warning("warning: no mean map to compare with: %s", failure or "another rank could not make it")
             return
-        shown = mean_map
-        scored = self._score(lambda rgb: np.broadcast_to(shown, (len(rgb), *shown.shape)))
+        log_depth = mean_map
+        scores = self._score(lambda rgb: np.broadcast_to(log_depth, (len(rgb), *log_depth.shape)))
         if self.device.is_first:
-            write_text(self.mean_map_file, json.dumps({"of": self.names, **scored}, indent=2) + "\n")
+            write_text(self.mean_map_file, json.dumps({"of": self.names, **scores}, indent=2) + "\n")
 
 
 def prepare_validation(
@@ -198,8 +212,8 @@ def prepare_validation(
     pictures: Pictures | None = None
     if data.val_data:
         logger.info(
-            "Best*Net.ckpt will be those that predict the Test part of %s best: what they score there is no "
-            "test any more (--val_scenes 0.1 holds out training scenes for it)",
+            "Best*Net.ckpt will be chosen on the Test part of %s: their scores there are no test results "
+            "(--val_scenes 0.1 chooses on held-out training scenes instead)",
             data.val_data,
         )
         pictures = TestPictures(data.val_data, data.workers)
@@ -213,7 +227,8 @@ def prepare_validation(
 
 
 def mean_map_scores(path: StrPath) -> dict[str, Any]:
-    """What mean_map.json holds, or {}: the metrics of the mean map, and `of`, what they were measured on."""
+    """Return the content of mean_map.json: the metrics of the mean map, and `of`, a digest of the pictures and training
+    pairs. {} if there is no such file."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
