@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Train on all devices of a rank table: one worker a local device, started by msrun. On several servers run it on each;
 # SERVER_ID says which one this is where its address does not. With DEVICE_TARGET=CPU the table only gives the number of
-# workers. Logs go to a new folder, device<N>/train.log a worker. One worker's failure stops all and is the exit code.
+# workers. A step trains on the model zoo's 32 pairs, shared among the workers, unless --batch_size gives the pairs of
+# one worker. Logs go to a new folder, device<N>/train.log a worker. One worker's failure stops all and is the exit code.
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
@@ -76,9 +77,11 @@ if [[ $DEVICE_TARGET == Ascend ]]; then
     # Rank 0 may read all depth maps before the first collective.
     export HCCL_CONNECT_TIMEOUT=${HCCL_CONNECT_TIMEOUT:-1800}
 fi
+batch_size=$((workers < 32 ? 32 / workers : 1)) # of each worker
 # msrun starts the "python" that is first on PATH, and obeys Ctrl-C by killing: it gets a session of its own.
 PATH=$(dirname -- "$(command -v "$PYTHON")"):$PATH setsid msrun "${where[@]}" \
-    "$ROOT/train.py" --data_url "$dataset" --device_target "$DEVICE_TARGET" "$@" >"$logs/msrun.log" 2>&1 &
+    "$ROOT/train.py" --data_url "$dataset" --device_target "$DEVICE_TARGET" --batch_size "$batch_size" "$@" \
+    >"$logs/msrun.log" 2>&1 &
 msrun_pid=$! stopped=
 end_scheduler &
 tail --pid="$$" -n +1 --silent -F -- "$logs/device0/train.log" 2>/dev/null &

@@ -14,6 +14,7 @@ from src.base.errors import UserError
 from tests.conftest import ROOT
 from tests.test_commands import one_line
 from tools import rank_table
+from train import parse_args
 
 SCRIPT = ROOT / "scripts" / "run_distributed_train_ascend.sh"
 ENVIRONMENT = {
@@ -135,10 +136,9 @@ printf '%s RANK_TABLE_FILE=%s ASCEND_RT_VISIBLE_DEVICES=%s HCCL_CONNECT_TIMEOUT=
     path.chmod(0o755)
 
 
-@pytest.mark.long
-def test_the_command_line_that_would_start_on_ascend(tmp_path, nyu):
-    """HCCL is not here: what is started is written down instead. Second server of two with four devices each."""
-    path = write(tmp_path / "table.json", table(4, 4))
+def started(tmp_path, nyu, counts, *arguments):
+    """What the script starts on the second of two servers with so many devices: written down, for HCCL is not here."""
+    path = write(tmp_path / "table.json", table(*counts))
     fake(tmp_path, "msrun")
     environment = {
         **ENVIRONMENT,
@@ -150,7 +150,7 @@ def test_the_command_line_that_would_start_on_ascend(tmp_path, nyu):
     # msrun has to be the first on PATH, and PYTHON's folder is put before it
     (tmp_path / "python").symlink_to(sys.executable)
     result = subprocess.run(
-        ["bash", SCRIPT, nyu, path, "--seed", "3"],
+        ["bash", SCRIPT, nyu, path, *arguments],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -159,13 +159,29 @@ def test_the_command_line_that_would_start_on_ascend(tmp_path, nyu):
     )
     assert result.returncode == 0, result.stdout + result.stderr
     (call,) = (tmp_path / "calls").read_text().splitlines()
+    return call
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("counts", "arguments", "batch_size"),
+    [((1, 1), [], 16), ((3, 3), [], 5), ((4, 4), [], 4), ((20, 20), [], 1), ((4, 4), ["--batch_size", "32"], 32)],
+)
+def test_all_devices_together_take_the_model_zoo_s_batch_unless_told(tmp_path, nyu, counts, arguments, batch_size):
+    words = started(tmp_path, nyu, counts, *arguments).split(" RANK_TABLE_FILE")[0].split()
+    assert parse_args(words[words.index(f"{ROOT}/train.py") + 1 :]).recipe.batch_size == batch_size
+
+
+@pytest.mark.long
+def test_the_command_line_that_would_start_on_ascend(tmp_path, nyu):
+    call = started(tmp_path, nyu, (4, 4), "--seed", "3")
     for part in (
         "--worker_num=8",
         "--local_worker_num=4",
         "--node_rank=1",
         "--master_addr=10.0.0.1",
         "--master_port=8118",
-        f"{ROOT}/train.py --data_url {nyu} --device_target Ascend --seed 3",
+        f"{ROOT}/train.py --data_url {nyu} --device_target Ascend --batch_size 4 --seed 3",
         "RANK_TABLE_FILE= ",
         "ASCEND_RT_VISIBLE_DEVICES=0,1,2,3",
         "HCCL_CONNECT_TIMEOUT=1800",

@@ -95,6 +95,7 @@ def test_distributed_training_with_a_rank_table_in_the_environment(on_ascend, ny
     )
     assert result.returncode == 0, tail(result)
     assert "device: Ascend 0, 2 ranks" in result.stdout
+    assert "10 epochs of 2 steps of 2, starting at step 0" in result.stdout  # --batch_size 2 wins over the script's
     names = trace.read_text().splitlines()
     assert sorted(name for name in names if name.startswith("device")) == ["device 0", "device 1"]
     assert KERNEL_BY_KERNEL in names and GRAPH_ENGINE not in names
