@@ -567,14 +567,14 @@ def test_an_epoch_ends_with_the_number_of_its_bad_samples(hundred, tmp_path, cap
     for path in (run.checkpoints, run.log):
         path.mkdir(parents=True)
     caplog.set_level("INFO")
-    stage.train_stage(
+    stage.StageLoop(
         fine,
         trainer.Trainer(TinyCoarse(), "composite", 1e-4),
         data,
         run,
         log.StageLog(run.log_file("fine.csv")),
         NOBODY_STOPS,
-    )
+    ).run()
     assert re.search(r"epoch: 1 mean loss: .*, bad samples: 1$", caplog.text, re.MULTILINE)
 
 

@@ -718,9 +718,9 @@ def test_bad_samples_are_counted_over_all_ranks(nyu, tmp_path):
     data.bad.add(0)
     run, settings = run_folder.Folder(tmp_path), options.Stage("coarse", 1, 4, None, 3, {})
     with pytest.raises(run_folder.TrainingError, match="2 of 8 samples are bad on all ranks together"):
-        stage.train_stage(
+        stage.StageLoop(
             settings, OfTwoRanks(TinyCoarse(), "composite", 1e-4), data, run, log.StageLog(None), NOBODY_STOPS
-        )
+        ).run()
 
 
 def test_a_manifest_or_a_log_of_another_kind_is_named(nyu, fine_stage, forked, tmp_path):

@@ -13,7 +13,6 @@ from src.base.arrays import Array
 from src.base.errors import CheckFailed, UserError
 from src.base.stopping import SIGNALS, Stopped, StopRequest
 from src.data_loader import TrainingData
-from src.nets.device import Device
 from src.scoring import visual
 from src.training.log import StageLog, read_rows
 from src.training.options import Stage
@@ -27,18 +26,11 @@ LOG_INTERVAL = 10
 logger = logging.getLogger(__name__)
 
 
-def train_stage(
-    stage: Stage,
-    trainer: Trainer,
-    data: TrainingData,
-    folder: Folder,
-    log: StageLog,
-    stop: StopRequest,
-    validation: Validation | None = None,
-) -> None:
-    """Train from `trainer.step` to the last step of the stage; then save the last state and the final weights.
+class StageLoop:
+    """Trains one stage.
 
-    At the end of an epoch the state is saved first. If validation or drawing fails after that, a warning is logged.
+    The result of a step is read only when the next step has started, so that the device does not wait for the host.
+    At the end of an epoch the state is saved first; if validation or drawing fails after that, a warning is logged.
 
     Args:
         stage: settings of the stage.
@@ -48,33 +40,7 @@ def train_stage(
         log: the log of the stage, new or resumed.
         stop: requests to stop, looked at after every step.
         validation: scores the net after every epoch; or None.
-
-    Raises:
-        TrainingError: the loss is not finite; names the step and the files of the batch.
-        Stopped: a signal came; the state is saved.
     """
-    schedule, last_step = data.schedule, stage.last_step
-    logger.info(
-        "%s net: %d pairs, %d epochs of %d steps of %d, %s step %d",
-        stage.name,
-        schedule.samples,
-        stage.epochs,
-        schedule.steps_per_epoch,
-        schedule.batch_size,
-        "complete at" if trainer.step >= last_step else "starting at",
-        trainer.step,
-    )
-    loop = _Loop(stage, trainer, data, folder, log, stop, validation)
-    with stop.deferred(), loop.bar, cli.log_above_progress():
-        loop.run()
-    loop.save.final()
-    if trainer.step % schedule.steps_per_epoch:  # otherwise drawn at the end of the epoch
-        _draw_curves(folder, trainer.device)
-
-
-class _Loop:
-    """The loop over the steps. It looks at a step's result only when the next step has been started, so that the device
-    does not wait for the host."""
 
     def __init__(
         self,
@@ -84,16 +50,40 @@ class _Loop:
         folder: Folder,
         log: StageLog,
         stop: StopRequest,
-        validation: Validation | None,
+        validation: Validation | None = None,
     ) -> None:
-        self.stage, self.trainer, self.data, self.log = stage, trainer, data, log
-        self.stop, self.validation = stop, validation
+        self.stage, self.trainer, self.data, self.folder = stage, trainer, data, folder
+        self.log, self.stop, self.validation = log, stop, validation
         self.save = Saver(stage, trainer, folder, log)
         self.bar = cli.progress(stage.last_step, f"{stage.name} net", "step", trainer.step)
         self.pending: Callable[[], StepResult] | None = None  # waits for the step that was started last
         self.started_at = 0.0
 
     def run(self) -> None:
+        """Train from `trainer.step` to the last step of the stage; then save the last state and the final weights.
+
+        Raises:
+            TrainingError: the loss is not finite; names the step and the files of the batch.
+            Stopped: a signal came; the state is saved.
+        """
+        stage, schedule = self.stage, self.data.schedule
+        logger.info(
+            "%s net: %d pairs, %d epochs of %d steps of %d, %s step %d",
+            stage.name,
+            schedule.samples,
+            stage.epochs,
+            schedule.steps_per_epoch,
+            schedule.batch_size,
+            "complete at" if self.trainer.step >= stage.last_step else "starting at",
+            self.trainer.step,
+        )
+        with self.stop.deferred(), self.bar, cli.log_above_progress():
+            self._train()
+        self.save.final()
+        if self.trainer.step % schedule.steps_per_epoch:  # otherwise drawn at the end of the epoch
+            self._draw_curves()
+
+    def _train(self) -> None:
         trainer, steps_per_epoch = self.trainer, self.data.schedule.steps_per_epoch
         if trainer.device.broadcast_int(int(self.log.sums["steps"])) == steps_per_epoch:  # stopped before validation
             self._finish_epoch()
@@ -196,7 +186,7 @@ class _Loop:
 
     def _show_epoch(self, abs_rel: float | None) -> None:
         """Draw the curves and panels, and save the weights if they are the best so far."""
-        _draw_curves(self.save.folder, self.trainer.device)
+        self._draw_curves()
         if self.validation:
             for panels in self.log.panels:
                 with _warning_only("panels"), self.trainer.averaged():
@@ -204,6 +194,16 @@ class _Loop:
         if abs_rel is not None:
             with _warning_only("best weights"):
                 self.save.best(abs_rel)
+
+    def _draw_curves(self) -> None:
+        """Draw curves.png from the CSV files of both stages, and from mean_map.json the scores to beat."""
+        if not self.trainer.device.is_first:
+            return
+        with _warning_only("curves"):
+            rows = {name: read_rows(self.folder.log_file(f"{name}.csv")) for name in ("coarse", "fine")}
+            if any(rows.values()):
+                mean_map = mean_map_scores(self.folder.log_file("mean_map.json"))
+                visual.curves(rows, self.folder.log_file("curves.png"), mean_map)
 
 
 @contextlib.contextmanager
@@ -213,13 +213,3 @@ def _warning_only(what: str) -> Iterator[None]:
         yield
     except (UserError, CheckFailed, OSError) as error:
         logger.warning("warning: no %s: %s", what, error)
-
-
-def _draw_curves(folder: Folder, device: Device) -> None:
-    """Draw curves.png from the CSV files of both stages, and from mean_map.json the scores to beat."""
-    if not device.is_first:
-        return
-    with _warning_only("curves"):
-        rows = {name: read_rows(folder.log_file(f"{name}.csv")) for name in ("coarse", "fine")}
-        if any(rows.values()):
-            visual.curves(rows, folder.log_file("curves.png"), mean_map_scores(folder.log_file("mean_map.json")))

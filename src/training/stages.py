@@ -16,7 +16,7 @@ from src.training.build import build_trainer, set_first_weights
 from src.training.log import StageLog
 from src.training.options import DataOptions, Options, SavingOptions, Stage
 from src.training.run_folder import Folder
-from src.training.stage import train_stage
+from src.training.stage import StageLoop
 from src.training.start import RunStart
 from src.training.state import DATA
 from src.training.tensorboard import Board, PanelsFile
@@ -70,7 +70,7 @@ def train(options: Options, source: Source, device: Device, stop: StopRequest) -
             if start:
                 _open_views(log, stage, trainer.step, folder, saving)
             with contextlib.closing(log):
-                train_stage(stage, trainer, batches, folder, log, stop, validation)
+                StageLoop(stage, trainer, batches, folder, log, stop, validation).run()
             trainer = None  # frees its memory before the next one is built
 
 
