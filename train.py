@@ -134,8 +134,8 @@ def _add_start(parser: argparse.ArgumentParser) -> None:
         "--start",
         choices=("random", "imagenet"),
         default="random",
-        help="first weights of PaperCoarseNet: random, or convolutions trained on ImageNet features and the mean "
-        "log-depth map of the training pairs",
+        help="first weights of PaperCoarseNet: random, or convolutions trained on ImageNet features, with the dense "
+        "layers solved on the training pairs",
     )
     add(
         "--fine_start",

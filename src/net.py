@@ -12,8 +12,6 @@ import numpy as np
 from mindspore import nn, ops
 from mindspore.common.initializer import HeNormal, Initializer, Normal
 
-from src.base.arrays import Floats
-
 RGB_SHAPE = (3, 228, 304)
 DEPTH_SHAPE = (1, 55, 74)
 DEPTH_CELLS = math.prod(DEPTH_SHAPE)
@@ -138,10 +136,6 @@ class PaperCoarseNet(nn.Cell):
         x = self.relu(self.conv4(x))
         x = self.relu(self.conv5(x))
         return x.reshape((-1, 256 * 6 * 8))
-
-    def start_at(self, log_depth: Floats) -> None:
-        """Have training start near this map, (1, 55, 74): the last bias."""
-        self.fc7.bias.set_data(ms.Tensor(log_depth.reshape(-1)))
 
 
 class FineNet(nn.Cell):

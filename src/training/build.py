@@ -12,9 +12,9 @@ from src.data_loader import TrainingData
 from src.net import COARSE_NETS, FineNet
 from src.nets import checkpoint
 from src.nets.device import Device
-from src.scoring import baselines
 from src.training.options import NetOptions, RecipeOptions, Stage, StartOptions
 from src.training.run_folder import Folder
+from src.training.solving import solve_dense_layers
 from src.training.state import COARSE
 from src.training.step import in_precision
 from src.training.trainer import Trainer
@@ -82,4 +82,5 @@ def set_first_weights(stage_name: str, net: nn.Cell, data: TrainingData, start: 
     elif stage_name == "coarse" and start.start == "imagenet":
         convolutions = checkpoint.load(IMAGENET)
         checkpoint.assign(net, convolutions, convolutions.arrays)
-        net.start_at(baselines.mean_map(data.source, data.workers, data.skip_bad))
+        logger.info("solving the dense layers of PaperCoarseNet on training pairs")
+        solve_dense_layers(net, data.source, data.workers, data.skip_bad)
