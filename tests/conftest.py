@@ -28,17 +28,20 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
 
+import cv2  # noqa: E402
 import mindspore as ms  # noqa: E402
 import numpy as np  # noqa: E402
 from mindspore import nn, ops  # noqa: E402
 
 import src  # noqa: E402, F401
-from src.net import PaperCoarseNet  # noqa: E402
+from src.data import image  # noqa: E402
+from src.net import FineNet, PaperCoarseNet  # noqa: E402
 from src.nets import checkpoint, exporting  # noqa: E402
 from tests.tiny import TinyCoarse  # noqa: E402
 from tools import make_sample_nyu  # noqa: E402
 
 SOURCE = ROOT / "ascend310_infer"
+BIN = Path(sys.executable).parent
 NEEDS_CPP = pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler (see docs/inference.md)")
 
 ms.set_context(mode=ms.GRAPH_MODE)
@@ -384,3 +387,131 @@ def serving(onnx, *arguments, **environment):
     finally:
         process.terminate()
         process.wait(20)
+
+
+ODD = os.fsdecode(b"a$_$ \xff\xfe caf\xc3\xa9")  # mathematics for matplotlib, and not UTF-8
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """Untrained PaperCoarseNet and FineNet; and a PaperCoarseNet that predicts NaN for bright pictures only."""
+    folder = tmp_path_factory.mktemp("weights")
+    ms.set_seed(0)
+    net = PaperCoarseNet()
+    ms.save_checkpoint(net, str(folder / "coarse.ckpt"))
+    ms.save_checkpoint(FineNet(), str(folder / "fine.ckpt"))
+    net.fc7.bias.set_data(ms.Tensor(np.full(4070, np.nan, np.float32)))
+    ms.save_checkpoint(net, str(folder / "nan.ckpt"))
+    return folder
+
+
+def nets(weights, coarse="coarse.ckpt"):
+    return ["--coarse_ckpt_model", weights / coarse, "--fine_ckpt_model", weights / "fine.ckpt"]
+
+
+def onnx_nets(red_onnx):
+    """For what has nothing to do with the runtime: a process without MindSpore starts in a fifth of the time."""
+    return ["--coarse_onnx", red_onnx[0], "--fine_onnx", red_onnx[1]]
+
+
+def write_video(path, frames, size=(160, 120)):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 12, size)
+    rng = np.random.default_rng(0)
+    for _ in range(frames):
+        writer.write(rng.integers(0, 256, (size[1], size[0], 3), np.uint8))
+    writer.release()
+    return path
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("mounting a tmpfs is not permitted here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def shell(text, cwd, **environment):
+    """What bash does with a line; the variables that are None are unset."""
+    merged = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "ROOT": str(ROOT), **environment}
+    return subprocess.run(
+        ["/bin/bash", "-c", text],
+        cwd=cwd,
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=300,
+        env={name: value for name, value in merged.items() if value is not None},
+    )
+
+
+# What OpenCV 4.6 and Pillow 9.4 lack, which Debian 12 has.
+DEBIAN_12 = """
+import os, runpy, sys
+sys.modules["mindspore"] = None
+import cv2
+from PIL import ImageOps
+del cv2.IMREAD_COLOR_RGB
+whole = ImageOps.exif_transpose
+ImageOps.exif_transpose = lambda image: whole(image)
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def red_is_depth(rgb):
+    """A coarse net whose depth is what one can check: 1 m to 9 m by how red the picture is there."""
+    red = [image.resize(one[0], image.DEPTH_SIZE) for one in rgb]
+    return np.log(1 + 8 * np.stack(red)[:, None]).astype(np.float32)
+
+
+def as_it_is(rgb, coarse_log_depth):
+    return coarse_log_depth
+
+
+@pytest.fixture(scope="session")
+def bare(tmp_path_factory):
+    """A PYTHONPATH in which MindSpore, matplotlib, tqdm and tabulate cannot be imported."""
+    folder = tmp_path_factory.mktemp("bare")
+    for name in ("mindspore", "matplotlib", "tqdm", "tabulate", "scipy"):
+        (folder / f"{name}.py").write_text('raise ImportError("a 310 host has no MindSpore")')
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def preprocessed(nyu, run, bare, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("preprocessed")
+    result = run("preprocess.py", "--dataset_path", nyu / "Test", "--output_path", folder, cwd=folder, PYTHONPATH=bare)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def evaluated(nyu, forked, trained, tmp_path_factory):
+    """Three evaluations of the small training: in plain, "a flipped" and eigen; and what the last one printed."""
+    folder, checkpoints = tmp_path_factory.mktemp("evaluated"), trained / "Model" / "Ckpt"
+    for name, data, more in (
+        ("plain", nyu, ["--baselines"]),
+        ("a flipped", nyu, ["--baselines", "--flip_average"]),
+        ("eigen", nyu / "Test", ["--baselines", "--protocol", "eigen"]),
+    ):
+        result = forked(
+            "eval.py",
+            "--test_data",
+            data,
+            "--coarse_ckpt_model",
+            checkpoints / "FinalCoarseNet.ckpt",
+            "--fine_ckpt_model",
+            checkpoints / "FinalFineNet.ckpt",
+            *more,
+            "--output_dir",
+            name,
+            cwd=folder,
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+    return folder, result.stdout

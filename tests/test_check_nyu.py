@@ -113,3 +113,38 @@ def test_holes_are_counted(nyu, tmp_path):
         pixels[:120] = 0
         Image.fromarray(pixels).save(path)
     assert check_nyu.check(folder, 2)["Train"].summary()["unmeasured_share"] == 0.25
+
+
+def spread(folder):
+    path = folder / "Test" / "00001_depth.png"
+    Image.fromarray((np.asarray(Image.open(path)) // 40).astype(np.uint16) * 257).save(path)
+
+
+def leaked_as_jpeg(folder):
+    Image.open(folder / "Test" / "00001_colors.png").save(folder / "Train" / "sample_0001_out" / "2.jpg", quality=70)
+
+
+def doubled(folder):
+    shutil.copy(folder / "Train" / "sample_0001_out" / "1.jpg", folder / "Train" / "sample_0001_out" / "1.jpeg")
+
+
+def half_empty(folder):
+    path = folder / "Train" / "sample_0001_out" / "2.jpg"
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] + b"\xff\xd9")
+
+
+@pytest.mark.parametrize(
+    ("damage", "split", "kind", "text"),
+    [
+        (spread, "Test", "unit", "00001_depth.png: every pixel is a multiple of 257"),
+        (leaked_as_jpeg, "Test", "duplicate", "00001_colors.png is the picture"),
+        (doubled, "Train", "two files", "1.jpg and"),
+        (half_empty, "Train", "broken file", "rows are of one colour"),
+    ],
+)
+def test_what_a_check_must_find(nyu, tmp_path, damage, split, kind, text):
+    folder = shutil.copytree(nyu, tmp_path / "NYU")
+    damage(folder)
+    (found,) = check_nyu.check(folder, 2)[split].problems
+    assert found[0] == kind and text in found[1]

@@ -4,16 +4,20 @@ import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore.train import serialization
+from hypothesis import given
+from mindspore.train import checkpoint_pb2, serialization
 
+from src.base.errors import UserError
 from src.net import CoarseNet, FineNet, PaperCoarseNet
 from src.nets import checkpoint
 from src.nets.checkpoint import CheckpointError
 from tests.conftest import ROOT
+from tests.fuzz import MEGABYTES, bounded, judge, mutations
 
 
 def parameters(net):
@@ -200,3 +204,89 @@ def test_a_failed_write_leaves_the_earlier_file(saved, monkeypatch):
         checkpoint.save(path, parameters(net), {})
     assert path.read_bytes() == before
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_checkpoints_of_a_name_too_long_for_a_partial_one_are_saved(tmp_path):
+    path = tmp_path / ("c" * 250 + ".ckpt")
+    checkpoint.save(path, {"a": np.ones(3, np.float32)}, {})
+    assert checkpoint.load(path).arrays["a"].sum() == 3
+    with pytest.raises(UserError):
+        checkpoint.load(Path("absent"))
+
+
+def checkpoint_seed(tmp_path):
+    arrays = {parameter.name: parameter.asnumpy()[:2] for parameter in FineNet().get_parameters()}
+    checkpoint.save(tmp_path / "seed.ckpt", arrays, {"stage": "fine", "step": 3})
+    return (tmp_path / "seed.ckpt").read_bytes()
+
+
+def test_checkpoints(forked, tmp_path):
+    @bounded
+    @given(content=mutations(checkpoint_seed(tmp_path), checkpoint_seed(tmp_path)[:2000]))
+    def one(content):
+        (tmp_path / "a.ckpt").write_bytes(content)
+        judge(forked("load_checkpoint", "a.ckpt", cwd=tmp_path, megabytes=MEGABYTES), ["a.ckpt"])
+
+    one()
+
+
+def write_published(path, net, dtype):
+    """A checkpoint as the published files are: the net's own parameters in their order, one protobuf message, no entry
+    beside them; made without src.checkpoint."""
+    rng, message, arrays = np.random.default_rng(0), checkpoint_pb2.Checkpoint(), {}
+    for parameter in net.get_parameters():
+        arrays[parameter.name] = array = (rng.normal(size=parameter.shape) / 50).astype(dtype)
+        entry = message.value.add(tag=parameter.name)
+        entry.tensor.dims.extend(array.shape)
+        entry.tensor.tensor_type = {"float32": "Float32", "float16": "Float16"}[dtype]
+        entry.tensor.tensor_content = array.tobytes()
+    path.write_bytes(message.SerializeToString())
+    return arrays
+
+
+LAYERS = (
+    "conv1",
+    "conv2",
+    "conv3",
+    "conv4",
+    "conv5",
+    "deconv6",
+    "conv7",
+    "deconv8",
+    "conv9",
+    "conv10",
+    "conv11",
+    "conv12",
+    "fc13",
+)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_checkpoint_in_the_published_form_loads(tmp_path, dtype):
+    coarse = write_published(tmp_path / "coarse.ckpt", CoarseNet(), dtype)
+    fine = write_published(tmp_path / "fine.ckpt", FineNet(), dtype)
+    assert list(coarse) == [f"{layer}.{part}" for layer in LAYERS for part in ("weight", "bias")]
+    assert list(fine) == ["conv1.weight", "conv2.weight", "conv3.weight"]
+    for net, arrays in (
+        (checkpoint.load_coarse(tmp_path / "coarse.ckpt"), coarse),
+        (checkpoint.load_fine(tmp_path / "fine.ckpt"), fine),
+    ):
+        for parameter in net.get_parameters():
+            assert parameter.dtype == ms.float32
+            np.testing.assert_array_equal(parameter.asnumpy(), arrays[parameter.name].astype(np.float32))
+
+
+def test_factors_are_multiplied_out_and_must_belong_together(tmp_path):
+    ms.set_seed(0)
+    rng = np.random.default_rng(0)
+    left, right = rng.normal(size=(4070, 3)).astype(np.float16), rng.normal(size=(3, 4096)).astype(np.float16)
+    arrays = {p.name: p.asnumpy() for p in PaperCoarseNet().get_parameters() if p.name != "fc7.weight"}
+    factors = {"fc7.weight.left": left, "fc7.weight.right": right}
+    checkpoint.save(tmp_path / "a.ckpt", {**arrays, **factors}, {})
+    net = checkpoint.load_coarse(tmp_path / "a.ckpt")
+    assert isinstance(net, PaperCoarseNet)
+    np.testing.assert_allclose(net.fc7.weight.asnumpy(), left.astype(np.float64) @ right.astype(np.float64), atol=1e-2)
+    for broken in ({"fc7.weight.left": left}, {**factors, "fc7.weight.right": right[:2]}):
+        checkpoint.save(tmp_path / "b.ckpt", {**arrays, **broken}, {})
+        with pytest.raises(checkpoint.CheckpointError, match=r"b\.ckpt: factors that do not belong together"):
+            checkpoint.load(tmp_path / "b.ckpt")

@@ -281,3 +281,38 @@ def test_means_of_nothing_are_refused():
     scores.add(["a"], *(part * 0 for part in maps(1)))
     with pytest.raises(CheckFailed, match="no measured pixel"):
         scores.means()
+
+
+def test_details_are_means_over_measured_cells():
+    rng = np.random.default_rng(0)
+    true_m = rng.uniform(0.5, 9.9, (6, 1, 55, 74)).astype(np.float32)
+    true_m[rng.random(true_m.shape) < 0.2] = 0
+    true_m[:, 0, 0, 0] = 0
+    predicted_m = rng.uniform(0.5, 9, true_m.shape).astype(np.float32)
+    details = evaluation.Details()
+    details.add(np.log(predicted_m[:4]), true_m[:4])
+    details.add(np.log(predicted_m[4:]), true_m[4:])
+    error = np.where(true_m > 0, np.abs(predicted_m - true_m) / np.where(true_m > 0, true_m, 1), np.nan)
+    np.testing.assert_allclose(details.error_by_cell()[0, 1:], np.nanmean(error[:, 0, 0, 1:], 0), rtol=1e-5)
+    assert np.isnan(details.error_by_cell()[0, 0])
+    edges, by_depth, share = details.error_by_depth()
+    near = (true_m >= 1.0) & (true_m < 1.5)
+    assert by_depth[np.flatnonzero(edges == 1.0)[0]] == pytest.approx(error[near].mean(), rel=1e-5)
+    assert share.sum() == pytest.approx(1)
+    assert details.medians_m[2] == pytest.approx(
+        (np.median(predicted_m[2][true_m[2] > 0]), np.median(true_m[2][true_m[2] > 0])), rel=1e-5
+    )
+
+
+def test_the_median_prediction_over_true_depth():
+    rng, details = np.random.default_rng(0), evaluation.Details()
+    predicted, true = rng.uniform(1, 9, (4, 1, 55, 74)), rng.integers(1, 4, (4, 1, 55, 74)).astype(np.float32) + 0.5
+    true[:, :, :5] = 0
+    details.add(np.log(predicted), true)
+    edges, counts, median = details.predicted_over_true()
+    assert counts.sum() == (true > 0).sum()
+    for metres in (1.5, 2.5, 3.5):
+        place = np.searchsorted(edges, metres, "right") - 1
+        assert counts[place].sum() == (true == metres).sum()
+        assert abs(median[place] - np.median(predicted[true == metres])) <= 0.2
+    assert np.isnan(median[np.searchsorted(edges, 5.5)])

@@ -8,14 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from src.base import folders
 from src.base.folders import search
 from tests.conftest import ROOT
+from tests.fuzz import PICTURES, bounded, files, fresh, judge
 from tests.test_commands import one_line
 
 LITTER = ["._a.jpg", ".DS_Store", "Thumbs.db", "desktop.ini", ".a.jpg.Xy12Zw", ".nfs000001", "Icon\r"]
+
+
 LITTER_FOLDERS = ["@eaDir", ".ipynb_checkpoints", "__MACOSX", ".Trash-1000", "#recycle", "$RECYCLE.BIN", ".~tmp~"]
 
 
@@ -252,3 +257,86 @@ def test_a_scene_behind_a_link_that_leads_nowhere_is_named(data, forked, tmp_pat
     assert result.returncode == 2 and sentence in one_line(result)
     result = forked("tools/check_nyu.py", "NYU", cwd=tmp_path)
     assert result.returncode == 1 and f"wrong: {sentence}" in result.stdout
+
+
+TREE_NAMES = [
+    "a.jpg",
+    "b.JPG",
+    "c.gif",
+    "d",
+    "e_out",
+    ".f.jpg",
+    "@eaDir",
+    "Thumbs.db",
+    "a_side.png",
+    "g\n[1].png",
+    "h\udcff.bmp",
+]
+
+
+tree_entries = st.lists(
+    st.tuples(
+        st.sampled_from(["file", "file", "folder", "folder", "link", "link", "nowhere", "pipe", "closed"]),
+        st.integers(0, 9),
+        st.sampled_from(TREE_NAMES),
+        st.integers(0, 9),
+    ),
+    max_size=14,
+)
+
+
+def plant(root, entries):
+    """A folder tree of (kind, where, name, where a link leads). The folders that may not be read."""
+    places, everything, closed = [root], [root], []
+    for kind, parent, name, target in entries:
+        path = places[parent % len(places)] / name
+        if os.path.lexists(path):
+            continue
+        if kind == "file":
+            path.write_bytes(PICTURES[0])
+        elif kind in ("folder", "closed"):
+            path.mkdir()
+            places.append(path)
+            closed += [path] * (kind == "closed")
+        elif kind == "pipe":
+            os.mkfifo(path)
+        else:
+            leads = everything[target % len(everything)]
+            path.symlink_to("nowhere" if kind == "nowhere" else os.path.relpath(leads, path.parent))
+        everything.append(path)
+    return closed
+
+
+@bounded
+@given(entries=tree_entries)
+def test_folder_trees(forked, tmp_path_factory, entries):
+    """Whatever links to what, and whoever may look: it ends, and each thing is taken, named, or litter."""
+    folder = fresh(tmp_path_factory.getbasetemp() / "trees")
+    (folder / "tree").mkdir()
+    closed = plant(folder / "tree", entries)
+    answer = forked("predict", "tree", "out", cwd=folder)
+    judge(answer, ["tree"])
+    assert {name.split("/")[0] for name in files(folder)} <= {"tree", "out"}
+    before = os.getcwd()
+    for path in closed:
+        path.chmod(0)
+    os.chdir(folder)
+    folder.chmod(0o755)
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+    try:
+        found = folders.search("tree", endings=(".jpg", ".png", ".bmp"))
+        named = {str(path) for paths in found.left_out.values() for path in paths}
+        for place, inner, names in os.walk("tree"):
+            inner[:] = [name for name in inner if not folders.is_litter(name)]
+            for path in (os.path.join(place, name) for name in names if not folders.is_litter(name)):
+                assert path in named | set(map(str, found.files)) or any(text.startswith(path) for text in found.unread)
+            for path in (os.path.join(place, name) for name in inner):
+                if not os.access(path, os.R_OK | os.X_OK):
+                    assert path in named or any(text.startswith(f"{path}: ") for text in found.unread)
+        assert len({os.path.realpath(path.parent) + "/" + path.name for path in found.files}) == len(found.files)
+    finally:
+        os.seteuid(os.getuid())
+        os.chdir(before)
+        for path in reversed(closed):
+            path.chmod(0o755)

@@ -9,8 +9,9 @@ import json
 import os
 import secrets
 import socket
+import subprocess
+import sys
 from pathlib import Path
-from types import SimpleNamespace
 from urllib.parse import quote, urlsplit
 
 import cv2
@@ -20,15 +21,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.conftest import serving
+from tests.conftest import ROOT, serving, write_video
+from tests.fuzz import bounded
 from tests.test_commands import one_line
-from tests.test_fuzz import bounded
-from tests.test_hostile import video
 from tests.test_interruption import wait_for
 from web import gate
 
 pytestmark = pytest.mark.long
+
+
 EVENTS = "/gradio_api/queue/join"
+
+
 DIRECT = "/gradio_api/run/predict"
 
 
@@ -158,7 +162,7 @@ def hostile_sessions(room):
 def test_no_text_of_a_client_reaches_the_file_system(client, room):
     """Every event of the page, by the queue and directly, for sessions, files and values that are made up."""
     before, made = others(room), own(room)
-    clip = client.upload("clip.avi", video(room / "clip.avi", 2).read_bytes())
+    clip = client.upload("clip.avi", write_video(room / "clip.avi", 2).read_bytes())
     (room / "clip.avi").unlink()
     files = [
         file_data(clip),
@@ -220,7 +224,7 @@ def test_a_visitor_s_folder_goes_with_the_visitor(client, room):
     assert [Path(file["value"]["path"]).name for file in saved] == [
         f"my_room{ending}" for ending in ("_depth.png", "_side.png", "_depth16.png", "_depth.npy", ".ply")
     ]
-    sent = client.upload("clip.avi", video(room / "tmp" / "clip.avi", 3).read_bytes())
+    sent = client.upload("clip.avi", write_video(room / "tmp" / "clip.avi", 3).read_bytes())
     (room / "tmp" / "clip.avi").unlink()
     shown = client.result(session, clip, client.data(clip, file_data(sent), "turbo"))["output"]["data"][0]
     assert client.ask("GET", f"/gradio_api/file={shown['path']}")[1][4:8] == b"ftyp"
@@ -320,20 +324,6 @@ def test_a_full_disk_is_said_and_what_was_broken_off_goes(tmp_path, monkeypatch)
     door._check_room()
     door._check_room()
     assert [path.name for path in cache.rglob("*")] == ["sha", "kept"]
-
-
-def test_the_page_knows_so_many_visitors_at_most(tmp_path, monkeypatch):
-    module = pytest.importorskip("web.visits")
-    monkeypatch.setattr(module, "VISITORS", 3)
-    visits = module.Visits(tmp_path)
-    requests = [SimpleNamespace(session_hash=name) for name in ("a", "b", "../c", "d")]
-    folders = [visits.of(request).folder for request in requests[:3]]
-    assert visits.of(requests[0]).folder == folders[0]
-    visits.of(requests[3])
-    assert [folder.exists() for folder in folders] == [True, False, True]
-    visits.of(requests[2]).last -= module.CACHE_S + 1
-    visits.of(requests[0])
-    assert [folder.exists() for folder in folders] == [True, False, False] and len(list(tmp_path.iterdir())) == 2
 
 
 made_up = st.recursive(
@@ -442,3 +432,15 @@ def test_a_port_that_is_taken_is_named(red_onnx, nyu, run, tmp_path, host):
             cwd=tmp_path,
         )
     assert f"cannot serve at {host}, port {port}: Address already in use: --port takes another" in one_line(result)
+
+
+def test_the_page_says_what_it_lacks(red_onnx, tmp_path):
+    without = (
+        'import sys; sys.modules["gradio"] = None; sys.argv = sys.argv[1:]\n'
+        "import os, runpy; sys.path.insert(0, os.path.dirname(sys.argv[0]))\n"
+        'runpy.run_path(sys.argv[0], run_name="__main__")'
+    )
+    command = [sys.executable, "-c", without, ROOT / "app.py", "--coarse_onnx", red_onnx[0], "--fine_onnx", red_onnx[1]]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr == "app.py: error: Python has no gradio: pip install -r requirements-app.txt\n"

@@ -5,9 +5,12 @@ import struct
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 
 from src.data import image
+from tests.fuzz import MEGABYTES, PICTURES, bounded, files, fresh, judge, mutations
 
 
 @pytest.fixture
@@ -434,3 +437,28 @@ def test_a_broken_depth_map_is_named(tmp_path):
         path.write_bytes(content)
         with pytest.raises(image.ImageError, match=r"depth\.png: broken image"):
             image.load_train_depth(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"", b"P6 9 9 255\n" + b"\0" * 243],
+    ids=["eps", "empty", "ppm"],
+)
+def test_a_file_of_another_kind_is_no_picture(tmp_path, content):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    with pytest.raises(image.ImageError, match=r"a\.jpg: broken image: (not one of JPEG|the file is empty)"):
+        image.load_rgb(path)
+
+
+@bounded
+@given(content=mutations(*PICTURES), ending=st.sampled_from([".jpg", ".png", ".webp", ".tif", ".bmp"]))
+def test_pictures(forked, tmp_path_factory, content, ending):
+    folder = fresh(tmp_path_factory.getbasetemp() / "pictures")
+    (folder / "in").mkdir()
+    (folder / "in" / f"a{ending}").write_bytes(content)
+    answer = forked("predict", "in", "out", cwd=folder, megabytes=MEGABYTES)
+    judge(answer)
+    made = files(folder) - {f"in/a{ending}"}
+    assert made == ({"out/a_depth.png", "out/a_depth.npy"} if answer.returncode == 0 else set())
+    assert answer.returncode == 0 or f"in/a{ending}" in answer.stdout

@@ -12,12 +12,16 @@ import subprocess
 import mindspore as ms
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from src.net import PaperCoarseNet
 from src.nets import checkpoint, exporting
 from src.nets.nets import Nets
-from tests.conftest import NEEDS_CPP, SOURCE, TinyCoarse, write_mindir
+from tests.conftest import NEEDS_CPP, SOURCE, shell, write_mindir
+from tests.fuzz import files, fresh, mutations, slow
 from tests.test_commands import FINAL_LINE, one_line
+from tests.tiny import TinyCoarse
 
 pytestmark = NEEDS_CPP
 
@@ -202,3 +206,63 @@ def test_what_could_not_be_written_is_not_counted_and_unknown_options_are_named(
     ):
         result = infer(coarse, fine, tmp_path / "images", tmp_path, *arguments)
         assert result.returncode == 2 and text in result.stderr, result.stderr
+
+
+@NEEDS_CPP
+@pytest.mark.long
+def test_the_units_hold_with_the_filesystem_library_of_gcc_7(tmp_path):
+    cmake = shutil.which("cmake") or next(SOURCE.glob("build/cmake-wheel/cmake/data/bin/cmake"), None)
+    if cmake is None:
+        pytest.skip("no cmake before build.sh has fetched it")
+    result = shell(
+        f"{cmake} -S {SOURCE} -B build -DBUILD_TESTS=ON -DEXPERIMENTAL_FILESYSTEM=ON "
+        f"-DCMAKE_BUILD_TYPE=Debug && {cmake} --build build && build/utils_test",
+        tmp_path,
+    )
+    passed, of = re.search(r"(\d+) of (\d+) units passed", result.stdout + result.stderr).groups()
+    assert result.returncode == 0 and passed == of
+    assert b"experimental10filesystem" in (tmp_path / "build" / "utils_test").read_bytes()
+
+
+@NEEDS_CPP
+def test_the_c_program(infer, tiny, tmp_path):
+    """Damaged .bin files, under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    _, (coarse, fine) = tiny
+    good = np.random.default_rng(0).random((1, 3, 228, 304), np.float32)
+    not_finite = good.copy()
+    not_finite[0, 0, 0] = np.nan
+
+    @slow
+    @given(
+        content=mutations(good.tobytes(), not_finite.tobytes()), name=st.sampled_from(["a.bin", "b c$.bin", ".x.bin"])
+    )
+    def one(content, name):
+        folder = fresh(tmp_path / "run")
+        (folder / "in").mkdir()
+        (folder / "in" / name).write_bytes(content)
+        good.tofile(folder / "in" / "good.bin")
+        result = infer(coarse, fine, folder / "in", folder)
+        assert result.returncode in (0, 1), result.stderr
+        assert "Sanitizer" not in result.stderr and "runtime error" not in result.stderr
+        assert (folder / "result_Files" / "good_0.bin").stat().st_size == 4 * 4070
+        assert {path.split("/")[0] for path in files(folder)} == {"in", "result_Files", "time_Result"}
+
+    one()
+
+
+@NEEDS_CPP
+def test_mindir_files(infer, tiny, tmp_path):
+    """Damaged models: refused by name, or run."""
+    _, (coarse, fine) = tiny
+    (tmp_path / "in").mkdir()
+    np.random.default_rng(0).random((1, 3, 228, 304), np.float32).tofile(tmp_path / "in" / "a.bin")
+
+    @slow
+    @given(content=mutations(coarse.read_bytes()))
+    def one(content):
+        (tmp_path / "damaged.mindir").write_bytes(content)
+        result = infer(tmp_path / "damaged.mindir", fine, tmp_path / "in", tmp_path)
+        assert result.returncode in (0, 1, 2), result.stderr[-3000:]
+        assert result.returncode != 2 or "damaged.mindir" in result.stderr
+
+    one()

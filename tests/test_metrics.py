@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from src import metrics
-from src.base.errors import NotFinite
+from src.base.errors import CheckFailed, NotFinite
 
 
 def test_a_constant_factor_has_closed_forms():
@@ -151,3 +151,9 @@ def test_the_final_line_has_the_names_that_scripts_look_for():
         "rmse_linear_loss",
         "rmse_log_loss",
     ]
+
+
+def test_a_mean_over_nothing_is_no_number():
+    nothing = metrics.evaluate(np.zeros((2, 1, 55, 74), np.float32), np.zeros((2, 1, 55, 74), np.float32))
+    with pytest.raises(CheckFailed, match="no measured pixel"):
+        metrics.means(nothing)

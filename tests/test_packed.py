@@ -5,6 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from src.data import packed
 from src.data.image import ImageError
@@ -13,6 +15,7 @@ from src.data.plain import PlainPairs
 from src.data.sampling import Schedule
 from src.data_loader import TrainingData
 from src.nets import checkpoint
+from tests.fuzz import judge, mutations, slow
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +133,26 @@ def test_the_commands_pack_and_train_to_the_same_bits(nyu, run, forked, tmp_path
         weights.append(checkpoint.load(tmp_path / form / "Ckpt" / "FinalCoarseNet.ckpt").arrays)
     for name, array in weights[0].items():
         np.testing.assert_array_equal(array, weights[1][name])
+
+
+def test_packed_sets(forked, nyu, tmp_path):
+    packed.pack(nyu, tmp_path / "whole", 2)
+    names = ["train_000.mindrecord", "train_000.mindrecord.db", "manifest.json"]
+    seeds = {name: (tmp_path / "whole" / name).read_bytes() for name in names}
+
+    @slow
+    @given(name=st.sampled_from(names), data=st.data())
+    def one(name, data):
+        content = data.draw(mutations(seeds[name]))
+        if name != "manifest.json" and data.draw(st.booleans()):  # of the size that the manifest says
+            content = content[: len(seeds[name])].ljust(len(seeds[name]), b"\0")
+        folder = tmp_path / "set"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(tmp_path / "whole", folder)
+        (folder / name).write_bytes(content)
+        answer = forked("read_packed", folder, cwd=tmp_path)
+        lines = answer.stderr.splitlines(keepends=True)
+        answer.stderr = "".join(line for line in lines if not line.startswith(("[WARNING]", "[ERROR]")))
+        judge(answer, [str(folder)])
+
+    one()

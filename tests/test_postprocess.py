@@ -6,36 +6,7 @@ import numpy as np
 import pytest
 
 from src import metrics
-from src.data import image, listing
 from tests.test_commands import FINAL_LINE, one_line
-
-NO_MINDSPORE = """raise ImportError("a 310 host has no MindSpore")"""
-
-
-@pytest.fixture(scope="module")
-def bare(tmp_path_factory):
-    """A PYTHONPATH in which MindSpore, matplotlib, tqdm and tabulate cannot be imported."""
-    folder = tmp_path_factory.mktemp("bare")
-    for name in ("mindspore", "matplotlib", "tqdm", "tabulate", "scipy"):
-        (folder / f"{name}.py").write_text(NO_MINDSPORE)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def preprocessed(nyu, run, bare, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("preprocessed")
-    result = run("preprocess.py", "--dataset_path", nyu / "Test", "--output_path", folder, cwd=folder, PYTHONPATH=bare)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return folder
-
-
-def test_the_bin_files_are_the_nets_inputs_and_targets(preprocessed, nyu):
-    for pair in listing.list_test(nyu):
-        rgb = np.fromfile(preprocessed / "img_data" / f"{pair.name}.bin", np.float32)
-        depth_m = np.fromfile(preprocessed / "label" / f"{pair.name}.bin", np.float32)
-        np.testing.assert_array_equal(rgb, image.network_rgb(image.load_rgb(pair.rgb)).ravel())
-        np.testing.assert_array_equal(depth_m, image.network_depth(image.load_test_depth(pair.depth)).ravel())
-    assert len(list((preprocessed / "img_data").iterdir())) == 4
 
 
 def write_results(preprocessed, folder, factor):

@@ -1,6 +1,9 @@
 """Pictures of any size to depth: where it lies, that both runtimes agree, and the command with all its outputs."""
 
 import argparse
+import os
+import subprocess
+import sys
 
 import cv2
 import mindspore as ms
@@ -16,21 +19,10 @@ from src.data import image
 from src.net import FineNet, PaperCoarseNet
 from src.nets import nets
 from src.nets.checkpoint import CheckpointError
-from src.prediction import depth_files, predict, video
-from src.prediction.job import Job, check_outputs, find_jobs
-from src.prediction.pointcloud import Intrinsics, points
+from src.prediction import predict
+from src.prediction.pointcloud import Intrinsics
 from src.prediction.predict import DepthPredictor
-from tools import rooms
-
-
-def red_is_depth(rgb):
-    """A coarse net whose depth is what one can check: 1 m to 9 m by how red the picture is there."""
-    red = [image.resize(one[0], image.DEPTH_SIZE) for one in rgb]
-    return np.log(1 + 8 * np.stack(red)[:, None]).astype(np.float32)
-
-
-def as_it_is(rgb, coarse_log_depth):
-    return coarse_log_depth
+from tests.conftest import ODD, ROOT, as_it_is, onnx_nets, red_is_depth, write_video
 
 
 def cli_options(*arguments):
@@ -114,49 +106,6 @@ def test_predictions_do_not_depend_on_the_batch():
     together = DepthPredictor(red_is_depth, as_it_is, batch_size=4).predict(pictures)
     for picture, depth_m in zip(pictures, together, strict=True):
         np.testing.assert_array_equal(DepthPredictor(red_is_depth, as_it_is, batch_size=1)(picture), depth_m)
-
-
-def room(yaw=0.3, pitch=-0.2):
-    """An empty rendered room: true depth (480, 640), and which of its walls each pixel shows."""
-    rays = rooms.camera_rays(yaw, pitch)
-    origin = np.array([1.5, 1.4, 0.5])
-    depth_m, axis = rooms.cast_box(origin, rays, np.zeros(3), np.array([4.0, 2.6, 5.0]), inside=True)
-    side = np.take_along_axis(rays, axis[..., None], -1)[..., 0] > 0
-    return depth_m.astype(np.float32), axis * 2 + side
-
-
-def plane_residual(cloud):
-    """Largest distance in metres from the best plane."""
-    centred = cloud.astype(np.float64) - cloud.mean(0, dtype=np.float64)
-    return np.abs(centred @ np.linalg.svd(centred, full_matrices=False)[2][2]).max()
-
-
-def test_walls_of_a_rendered_room_are_flat_and_square(run, tmp_path):
-    depth_m, wall = room()
-    cloud = points(depth_m, Intrinsics.kinect(480, 640))
-    walls = [cloud[(wall == number).ravel()] for number in np.unique(wall)]
-    assert len(walls) >= 4
-    for each in walls:
-        assert plane_residual(each) < 1e-4
-    normals = [np.linalg.svd(each - each.mean(0), full_matrices=False)[2][2] for each in walls]
-    angles = np.abs(np.array(normals) @ np.array(normals).T)
-    np.testing.assert_allclose(angles, np.round(angles), atol=1e-3)  # parallel or at right angles
-    bent = points(depth_m, Intrinsics.from_fov(480, 640, 90))  # with other intrinsics the walls still lie flat,
-    assert plane_residual(bent[(wall == wall[240, 320]).ravel()]) < 1e-4  # but no longer at right angles
-    bent_normals = [
-        np.linalg.svd(bent[(wall == n).ravel()][::50] - bent[(wall == n).ravel()].mean(0))[2][2]
-        for n in np.unique(wall)
-    ]
-    angles = np.abs(np.array(bent_normals) @ np.array(bent_normals).T)
-    assert np.abs(angles - np.round(angles)).max() > 0.1
-
-
-def test_field_of_view_gives_the_focal_length():
-    camera = Intrinsics.from_fov(480, 640, 90)
-    assert camera.fx == pytest.approx(320) and camera.fy == camera.fx and (camera.cx, camera.cy) == (319.5, 239.5)
-    double = Intrinsics.kinect(960, 1280)
-    assert double.fx == pytest.approx(2 * 518.86)
-    assert double.cx + 0.5 == pytest.approx(2 * (324.58 + 0.5))  # the same ray, half-pixel centres
 
 
 @pytest.fixture(scope="module")
@@ -335,27 +284,6 @@ def test_the_class_says_what_a_fork_does():
     assert "fork" in DepthPredictor.__doc__
 
 
-def test_a_picture_that_an_output_would_replace_is_left_alone(forked, tmp_path):
-    """The user's own picture has the name of another's output; a picture in the folder of a video's frames."""
-    folder = tmp_path / "photos"
-    (folder / "clip_frames").mkdir(parents=True)
-    for name in ("a.jpg", "a_depth.png", "clip_frames/mine.png"):
-        Image.new("RGB", (64, 48), "red").save(folder / name)
-    clip = folder / "clip.avi"
-    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"MJPG"), 12, (64, 48))
-    writer.write(np.zeros((48, 64, 3), np.uint8))
-    writer.release()
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    for inputs, named in (
-        ([folder], "a_depth.png"),
-        ([folder / "a.jpg", folder / "a_depth.png"], "a_depth.png"),
-        ([clip, folder / "clip_frames" / "mine.png", "--save", "npy"], "clip_frames"),
-    ):
-        result = forked("predict.py", "--input", *inputs, "--output_dir", folder, "--overwrite", cwd=tmp_path)
-        assert result.returncode == 2 and f"{named} would replace an input" in result.stderr, result.stderr
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-
-
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """A folder of pictures in folders, one of them broken, and a video."""
@@ -474,56 +402,6 @@ def test_mistakes_get_one_line(forked, tmp_path, arguments, text):
     assert result.returncode == 2 and text in result.stderr and "Traceback" not in result.stderr
 
 
-def test_outputs_that_would_meet_are_refused(tmp_path, monkeypatch):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        Image.new("RGB", (64, 48)).save(tmp_path / name / "p.png")
-    one, other = (tmp_path / name / "p.png" for name in ("a", "b"))
-    assert [job.source for job in find_jobs([one, one], tmp_path / "out")[0]] == [one]
-    with pytest.raises(UserError, match=r"b/p\.png and .*a/p\.png would both become .*out/p_png: predict"):
-        find_jobs([one, other], tmp_path / "out")
-    clip = tmp_path / "clip.avi"
-    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"MJPG"), 12, (64, 48))
-    writer.write(np.zeros((48, 64, 3), np.uint8))
-    writer.release()
-    jobs, _ = find_jobs([clip], tmp_path / "out")
-    (tmp_path / "out" / "clip_frames").mkdir(parents=True)
-    with pytest.raises(UserError, match="clip_frames is there already: --overwrite replaces it"):
-        check_outputs(jobs, ["npy"], overwrite=False)
-    check_outputs(jobs, ["npy"], overwrite=True)
-    assert video.Video(clip).count == 1
-    monkeypatch.setattr(image, "MAX_PIXELS", 64 * 48 - 1)
-    with pytest.raises(video.VideoError, match=r"clip\.avi: frames of .* more than 3,071 pixels: refused"):
-        video.Video(clip)
-
-
-def test_depth_maps_of_a_nyu_folder_are_no_pictures(nyu, tmp_path):
-    jobs, _ = find_jobs([nyu], tmp_path)
-    assert len(jobs) == 12 and {job.source.suffix for job in jobs} == {".jpg", ".png"}
-    assert not [job for job in jobs if "_depth" in job.source.name]
-    assert {job.target.relative_to(tmp_path).as_posix() for job in jobs} >= {
-        "Train/sample_0001_out/1",
-        "Test/00000_colors",
-    }
-
-
-def test_the_pictures_of_the_readme_are_made(nyu, trained, run, tmp_path):
-    checkpoints = [trained / "Model" / "Ckpt" / f"Final{net}Net.ckpt" for net in ("Coarse", "Fine")]
-    result = run(
-        "tools/make_pictures.py",
-        nyu,
-        "--coarse_ckpt_model",
-        checkpoints[0],
-        "--fine_ckpt_model",
-        checkpoints[1],
-        cwd=tmp_path,
-    )
-    assert result.returncode == 0, result.stderr
-    for name in ("predictions.png", "pointcloud.png"):
-        picture = cv2.imread(str(tmp_path / "docs" / name))
-        assert picture.shape[1] > 600 and picture.std() > 10
-
-
 def test_a_flip_average_is_the_mean_with_the_mirror_image():
     """Of a net that sees twice as deep on the left."""
     leans = np.log(np.linspace(2, 1, 74, dtype=np.float32))
@@ -592,42 +470,125 @@ def test_a_longer_lens_means_a_deeper_scene_and_another_camera(onnx, run, tmp_pa
     np.testing.assert_array_equal(np.load(tmp_path / "nyu" / "long_depth.npy"), unknown)
 
 
-def by_brightness(seen, factor=1.0):
-    """A DepthPredictor without a net: a picture of grey level g is 1 + g / 10 metres deep, but for a speck."""
+def test_names_that_are_not_utf_8_go_through_predict(red_onnx, run, tmp_path):
+    folder = tmp_path / ODD
+    folder.mkdir()
+    write_video(tmp_path / "clip.avi", 3).rename(folder / f"{ODD}.avi")
+    Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(tmp_path / "p.png")
+    (tmp_path / "p.png").rename(folder / f"{ODD}.png")
+    (folder / f"{ODD} broken.jpg").write_bytes(b"no picture")
+    result = run(
+        "predict.py",
+        "--input",
+        folder,
+        "--output_dir",
+        tmp_path / "out",
+        "--save",
+        "side",
+        "npy",
+        *onnx_nets(red_onnx),
+        cwd=tmp_path,
+    )
+    assert result.returncode == 1 and "a$_$ \\xff\\xfe café broken.jpg: broken image" in result.stdout, result.stderr
+    made = {os.fsencode(path.name) for path in (tmp_path / "out").iterdir()}
+    stem = os.fsencode(ODD)
+    assert made == {stem + b"_avi_side.mp4", stem + b"_avi_frames", stem + b"_png_side.png", stem + b"_png_depth.npy"}
 
-    def coarse(rgb):
-        seen.extend(np.rint(rgb[:, 0, 100, 100] * 255).astype(int).tolist())
-        return np.log((1 + np.rint(rgb[:, :1, :55, :74] * 255) / 10) * factor)
 
-    def fine(rgb, log_depth):
-        log_depth[:, :, 0, 0] = np.log(9.5)
-        return log_depth
+def test_a_strip_of_pixels_is_refused_and_a_wide_picture_takes_its_own_memory(weights, forked, tmp_path):
+    Image.fromarray(np.zeros((1, 65500), np.uint8)).save(tmp_path / "strip.png")
+    Image.fromarray(np.zeros((200, 9000, 3), np.uint8)).save(tmp_path / "wide.png")
+    code = f"""
+import pathlib, re, runpy, sys
+sys.path.insert(0, {str(ROOT)!r})
+sys.argv = ['predict.py', '--input', 'strip.png', 'wide.png', '--save', 'npy', *{[str(x) for x in nets(weights)]}]
+try:
+    runpy.run_path({str(ROOT / "predict.py")!r}, run_name='__main__')
+finally:
+    peak = re.search('VmHWM: *(.*) kB', pathlib.Path('/proc/self/status').read_text().replace('\\t', ' '))
+    print('peak', int(peak[1]) // 1024)  # ru_maxrss would be that of who started it, where that is larger
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (
+        result.returncode == 1
+        and "strip.png: 1x65500 (height x width): expected a ratio of at most 50:1" in result.stdout
+    )
+    assert np.load(tmp_path / "predictions" / "wide_depth.npy").shape == (200, 9000)
+    assert int(result.stdout.split("peak ")[1]) < 2500  # MB; MindSpore and the net are 1,100
 
-    return DepthPredictor(coarse, fine)
+
+def test_a_photograph_of_108_megapixels_takes_the_memory_of_a_quarter(red_onnx, forked, tmp_path):
+    """And of 249, as far as it is decoded."""
+    small = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
+    for name, size in (("108", (12000, 9000)), ("249", (18200, 13650))):
+        cv2.imwrite(
+            str(tmp_path / f"{name}.jpg"),
+            cv2.resize(small, size, interpolation=cv2.INTER_NEAREST),
+            [cv2.IMWRITE_JPEG_QUALITY, 30],
+        )
+    result = forked(
+        "predict.py", "--input", "108.jpg", "--save", "png16", *onnx_nets(red_onnx), cwd=tmp_path, megabytes=1000
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "108.jpg: 9000x12000 is more than 64,000,000 pixels: read at half its size, 4500x6000" in result.stdout
+    with Image.open(tmp_path / "predictions" / "108_depth16.png") as depth:
+        assert depth.size == (6000, 4500)
+    answer = forked("load_rgb", "249.jpg", cwd=tmp_path, megabytes=800)
+    assert answer.returncode == 0 and "(6825, 9100, 3)" in answer.stdout, answer.stderr
 
 
-def test_one_range_of_colours_covers_all_that_is_there(tmp_path):
-    writer = depth_files.Writer(("npy",), "viridis", "auto", Intrinsics.kinect)
-    jobs = []
-    for number in range(40):
-        path = tmp_path / f"{number}.png"
-        Image.fromarray(np.full((48, 64, 3), number, np.uint8)).save(path)
-        jobs.append(Job(path, tmp_path / str(number)))
-    seen = []
-    deepest, known = depth_files.depth_range(jobs, by_brightness(seen), writer)
-    assert deepest == 5.0  # the deepest that was looked at: 4.9 m
-    assert 10 < len(seen) <= depth_files.SAMPLED and max(seen) >= 36
-    with cli.progress(40, "predicting", "file") as bar:
-        assert depth_files.predict_all(jobs, by_brightness(seen), writer, 8, bar, known) == 0
-    assert sorted(seen) == list(range(40))  # none twice
-    for number in (0, 17, 39):
-        np.testing.assert_allclose(np.load(tmp_path / f"{number}_depth.npy")[24:], 1 + number / 10, rtol=1e-5)
-    (tmp_path / "39.png").write_bytes(b"no picture")
-    assert depth_files.depth_range(jobs[39:], by_brightness(seen), writer) == (10.0, {})
-    video = cv2.VideoWriter(str(tmp_path / "v.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 48))
-    for number in range(0, 240, 6):
-        video.write(np.full((48, 64, 3), number, np.uint8))
-    video.release()
-    seen.clear()
-    deepest, _ = depth_files.depth_range([Job(tmp_path / "v.mp4", tmp_path / "v")], by_brightness(seen, 1 / 4), writer)
-    assert 6.0 <= deepest <= 7.0 and 10 < len(seen) <= depth_files.SAMPLED  # 1/4 of 1 m + 23 m
+# What is not there, or refuses, on one of them; then the command as it is typed.
+ELSEWHERE = """
+import ctypes, os, runpy, signal, sys
+for module in ("fcntl", "resource", "pwd", "mindspore", "scipy", "h5py", "onnx"):
+    sys.modules[module] = None
+for owner, name in ((os, "sched_getaffinity"), (os, "fork"), (signal, "pthread_sigmask"), (signal, "sigwait"),
+                    (signal, "SIGHUP")):
+    delattr(owner, name)
+sys.path.insert(0, os.path.dirname(sys.argv[1]))
+opened = os.open
+def of_a_file(path, *rest, **named):
+    if os.path.isdir(path):
+        raise PermissionError(13, "Permission denied", path)
+    return opened(path, *rest, **named)
+os.open = of_a_file
+load = ctypes.CDLL.__init__
+def of_a_name(self, name, *rest, **named):
+    if name is None:
+        raise TypeError("bad argument type for built-in operation")
+    load(self, name, *rest, **named)
+ctypes.CDLL.__init__ = of_a_name
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_onnx_files_predict_where_linux_is_not(red_onnx, tmp_path):
+    pixels = np.zeros((480, 640, 3), np.uint8)
+    pixels[..., 0] = 102
+    Image.fromarray(pixels).save(tmp_path / "a picture.png")
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            ELSEWHERE,
+            ROOT / "predict.py",
+            "--input",
+            "a picture.png",
+            "--save",
+            "npy",
+            "color",
+            "ply",
+            "--coarse_onnx",
+            red_onnx[0],
+            "--fine_onnx",
+            red_onnx[1],
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    np.testing.assert_allclose(np.load(tmp_path / "predictions" / "a picture_depth.npy"), np.exp(0.8), rtol=1e-4)
+    assert (tmp_path / "predictions" / "a picture.ply").exists()

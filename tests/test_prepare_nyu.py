@@ -1,6 +1,7 @@
 """tools/prepare_nyu.py on miniature downloads in the layouts that NYU is distributed in."""
 
 import filecmp
+import io
 import os
 import shutil
 import signal
@@ -10,15 +11,20 @@ import tarfile
 import time
 import zipfile
 
+import cv2
 import h5py
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
 from src.data import image, listing
 from src.data.listing import DataError
 from tests.conftest import ROOT
+from tests.fuzz import MEGABYTES, bounded, encoded, files, fresh, judge, mutations
+from tests.test_commands import one_line
 from tools import prepare_nyu
 
 
@@ -461,3 +467,118 @@ def test_litter_in_hu_s_zip_and_folder_is_no_picture(hu, nyu, tmp_path):
     (source / "data" / "nyu2_test.csv").unlink()
     assert {item.target for item in items} == {item.target for item in prepare_nyu.hu_items(source, link=False)}
     assert len(items) == len(tree(nyu))
+
+
+def small_zip(path, **members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name.replace("__", "/"), content)
+    return path
+
+
+def png(value=7):
+    return cv2.imencode(".png", np.full((4, 4), value, np.uint8))[1].tobytes()
+
+
+PAIR = {
+    "data/nyu2_train/a_out/1.jpg": b"\xff\xd8\xff\xd9",
+    "data/nyu2_train/a_out/1.png": png(),
+    "data/nyu2_test/00000_colors.png": png(),
+    "data/nyu2_test/00000_depth.png": png(),
+}
+
+
+TRAIN_LIST = "data/nyu2_train/a_out/1.jpg,data/nyu2_train/a_out/1.png\r\n"
+
+
+def test_lists_of_windows_and_a_list_for_one_split_only(tmp_path):
+    for name, text in (
+        ("utf16", TRAIN_LIST.encode("utf-16")),
+        ("backslashes", TRAIN_LIST.replace("/", "\\").encode()),
+        ("plain", TRAIN_LIST.encode()),
+    ):
+        path = small_zip(tmp_path / f"{name}.zip", **PAIR, **{"data/nyu2_train.csv": text})
+        items = prepare_nyu.hu_items(path, link=False)
+        assert len(items) == 4, name  # Test has no list: all of it
+        folder = tmp_path / name / "data"
+        for member, content in (PAIR | {"data/nyu2_train.csv": text}).items():
+            target = folder.parent / member
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+        assert len(prepare_nyu.hu_items(folder.parent, link=False)) == 4, name
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"\x80\x81\xff", "not a text in UTF-8 or UTF-16"),
+        (b"nothing,here\n", "names no NYU file"),
+        (b"0" * (33 << 20), "a list of 34,603,008 bytes: refused"),
+    ],
+)
+def test_lists_that_cannot_be_right_are_named(forked, tmp_path, text, message):
+    path = small_zip(tmp_path / "a.zip", **PAIR, **{"data/nyu2_train.csv": text})
+    line = one_line(forked("tools/prepare_nyu.py", "out", "--hu", path, cwd=tmp_path))
+    assert "nyu2_train.csv" in line and message in line and not (tmp_path / "out").exists()
+
+
+def test_damaged_zips_are_named(forked, tmp_path):
+    whole = small_zip(tmp_path / "a.zip", **PAIR).read_bytes()
+    (tmp_path / "half.zip").write_bytes(whole[: len(whole) // 2])
+    line = one_line(forked("tools/prepare_nyu.py", "out", "--hu", "half.zip", cwd=tmp_path))
+    assert "half.zip: not a whole zip: download it again" in line
+    method = bytearray(whole)
+    central = method.index(b"PK\x01\x02")
+    method[central + 10] = 99  # a method of compression that nobody has
+    (tmp_path / "method.zip").write_bytes(method)
+    line = one_line(forked("tools/prepare_nyu.py", "out", "--hu", "method.zip", cwd=tmp_path))
+    assert "method.zip: data/nyu2_" in line
+
+
+def test_a_cut_file_of_the_labelled_set_is_made_again(tmp_path):
+    target = prepare_nyu.PurePosixPath("Test/00000_colors.png")
+    item = prepare_nyu.Item(target, 999, False, lambda path: path.write_bytes(png()))
+    prepare_nyu.make([item], tmp_path)
+    assert item.is_done(tmp_path)
+    os.truncate(tmp_path / target, 20)
+    prepare_nyu.make([item], tmp_path)
+    assert (tmp_path / target).read_bytes() == png()
+
+
+def hu_zip(listed):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data/nyu2_train/a_out/1.jpg", encoded("RGB", "JPEG"))
+        archive.writestr("data/nyu2_train/a_out/1.png", encoded("L", "PNG"))
+        archive.writestr("data/nyu2_test/00000_colors.png", encoded("RGB", "PNG"))
+        archive.writestr("data/nyu2_test/00000_depth.png", encoded("I;16", "PNG"))
+        if listed:
+            archive.writestr("data/nyu2_train.csv", "data/nyu2_train/a_out/1.jpg,data/nyu2_train/a_out/1.png\n")
+    return buffer.getvalue()
+
+
+@bounded
+@given(content=mutations(hu_zip(True), hu_zip(False)))
+def test_zips(forked, tmp_path_factory, content):
+    folder = fresh(tmp_path_factory.getbasetemp() / "zips")
+    (folder / "a.zip").write_bytes(content)
+    judge(forked("tools/prepare_nyu.py", "out", "--hu", "a.zip", cwd=folder, megabytes=MEGABYTES), ["a.zip"])
+    assert {name.split("/")[0] for name in files(folder)} <= {"a.zip", "out"}
+    assert not [name for name in files(folder) if "partial" in name]
+
+
+@bounded
+@given(
+    text=st.one_of(
+        mutations(b"data/nyu2_train/a_out/1.jpg,data/nyu2_train/a_out/1.png\n" * 3),
+        st.text(max_size=80).map(lambda text: text.encode("utf-16")),
+    )
+)
+def test_lists(forked, tmp_path_factory, text):
+    folder = fresh(tmp_path_factory.getbasetemp() / "lists")
+    with zipfile.ZipFile(io.BytesIO(hu_zip(False))) as archive:
+        archive.extractall(folder / "hu")
+    (folder / "hu" / "data" / "nyu2_train.csv").write_bytes(text)
+    before = files(folder)
+    judge(forked("tools/prepare_nyu.py", "out", "--hu", "hu", cwd=folder, megabytes=MEGABYTES), ["hu"])
+    assert all(name.startswith("out/") for name in files(folder) - before)

@@ -1,5 +1,6 @@
 """Videos as telephones, browsers and recorders make them: which way up, when each frame is to be seen, what plays."""
 
+import io
 import socket
 import struct
 from fractions import Fraction
@@ -8,11 +9,13 @@ import av
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from src.prediction import video
+from tests.conftest import onnx_nets, write_video
+from tests.fuzz import MEGABYTES, files, fresh, judge, mutations, slow
 from tests.test_commands import one_line
-from tests.test_hostile import onnx_nets
-from tests.test_hostile import video as avi
 
 ONE = 1 << 16
 
@@ -106,7 +109,7 @@ def test_frames_keep_their_times(forked, red_onnx, tmp_path, name, times, codec,
 
 
 def test_what_is_written_plays_everywhere(forked, red_onnx, tmp_path):
-    avi(tmp_path / "a.avi", 3, (96, 60))
+    write_video(tmp_path / "a.avi", 3, (96, 60))
     result = predicted(forked, red_onnx, tmp_path, "a.avi", "--save", "side")
     assert result.returncode == 0, result.stdout + result.stderr
     out = tmp_path / "predictions" / "a_side.mp4"
@@ -167,7 +170,7 @@ def patched(path, name, at, form, *values):
     ],
 )
 def test_rates_and_counts_that_cannot_be_are_not_believed(forked, red_onnx, tmp_path, form, at, values):
-    patched(avi(tmp_path / "a.avi", 6), b"strh", at, form, *values)
+    patched(write_video(tmp_path / "a.avi", 6), b"strh", at, form, *values)
     result = predicted(forked, red_onnx, tmp_path, "a.avi", "--save", "color")
     assert result.returncode in (0, 1) and "Traceback" not in result.stderr
     if result.returncode == 0 or "cut off" in result.stdout:
@@ -284,3 +287,66 @@ def test_without_pyav_pictures_are_predicted_and_videos_name_what_to_install(run
     result = run("predict.py", *arguments, "b.mp4", "--overwrite", cwd=tmp_path, PYTHONPATH=str(tmp_path / "path"))
     line = one_line(result)
     assert "videos need PyAV" in line and "pip install -r requirements-predict.txt" in line
+
+
+def test_a_video_on_a_full_disk_is_no_success(red_onnx, forked, tiny_disk, tmp_path):
+    path = write_video(tmp_path / "clip.avi", 60, (640, 480))
+    result = forked(
+        "predict.py", "--input", path, "--output_dir", tiny_disk, "--save", "side", *onnx_nets(red_onnx), cwd=tmp_path
+    )
+    assert result.returncode == 1 and "clip" in result.stdout and "0 predicted" in result.stdout, result.stdout
+    assert "1 of 1 failed" in result.stderr and not list(tiny_disk.iterdir())
+
+
+def test_a_video_that_was_cut_off_is_said(red_onnx, forked, tmp_path):
+    whole = write_video(tmp_path / "whole.avi", 10, (320, 240)).read_bytes()
+    (tmp_path / "cut.avi").write_bytes(whole[: int(len(whole) * 0.6)])
+    result = forked("predict.py", "--input", "cut.avi", "--save", "color", *onnx_nets(red_onnx), cwd=tmp_path)
+    assert result.returncode == 1, result.stdout
+    assert "cut.avi: cut off: " in result.stdout and " of its 10 frames could be read" in result.stdout
+
+
+def test_a_shorter_video_leaves_no_stale_frames(red_onnx, forked, tmp_path):
+    arguments = ["--save", "npy", "--overwrite", *onnx_nets(red_onnx)]
+    for frames in (5, 3):
+        write_video(tmp_path / "clip.avi", frames)
+        assert forked("predict.py", "--input", "clip.avi", *arguments, cwd=tmp_path).returncode == 0
+        (tmp_path / "predictions" / "clip_frames" / "mine.txt").write_text("mine")
+    names = sorted(path.name for path in (tmp_path / "predictions" / "clip_frames").iterdir())
+    assert names == ["000000_depth.npy", "000001_depth.npy", "000002_depth.npy", "mine.txt"]
+
+
+def video_seeds():
+    rng, contents = np.random.default_rng(6), []
+    for file_format, codec in (
+        ("mp4", "libx264"),
+        ("mp4", "mpeg4"),
+        ("avi", "mjpeg"),
+        ("matroska", "libvpx-vp9"),
+        ("webm", "libvpx"),
+        ("mpegts", "libx264"),
+    ):
+        buffer = io.BytesIO()
+        with av.open(buffer, "w", format=file_format) as container:
+            stream = container.add_stream(codec, 10, width=64, height=48)
+            stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            for _ in range(4):
+                pixels = rng.integers(0, 256, (48, 64, 3), np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))
+            container.mux(stream.encode(None))
+        contents.append(buffer.getvalue())
+    return contents
+
+
+@slow
+@given(content=mutations(*video_seeds()), ending=st.sampled_from([".mp4", ".avi", ".webm", ".mkv"]))
+def test_videos(forked, tmp_path_factory, content, ending):
+    folder = fresh(tmp_path_factory.getbasetemp() / "videos")
+    (folder / "in").mkdir()
+    (folder / "in" / f"a{ending}").write_bytes(content)
+    answer = forked("predict", "in", "out", cwd=folder, megabytes=MEGABYTES)
+    judge(answer)
+    made = {name for name in files(folder) if name != f"in/a{ending}"}
+    assert made == {name for name in made if name == "out/a_depth.mp4" or name.startswith("out/a_frames/")}
+    assert bool(made) == (answer.returncode == 0 or "cut off" in answer.stdout), answer.stdout
+    assert answer.returncode == 0 or f"in/a{ending}" in answer.stdout

@@ -1,19 +1,11 @@
-"""Weights that come from elsewhere: fetched from a real HTTP server, in the published form, as factors, in float16."""
+"""tools/get_weights.py against a real HTTP server."""
 
 import hashlib
 import http.server
 import threading
 
-import mindspore as ms
-import numpy as np
 import pytest
-from mindspore.train import checkpoint_pb2
 
-from src.data.plain import PlainPairs
-from src.data.sampling import Schedule
-from src.data_loader import TrainingData
-from src.net import CoarseNet, FineNet, PaperCoarseNet
-from src.nets import checkpoint
 from tests.test_commands import one_line
 from tools import get_weights
 
@@ -116,83 +108,3 @@ def test_a_file_that_was_not_published_is_refused(run, tmp_path):
         run("tools/get_weights.py", "--from", "x.ckpt", cwd=tmp_path)
     )
     assert "absent: no such file" in one_line(run("tools/get_weights.py", "--from", "absent", cwd=tmp_path))
-
-
-def write_published(path, net, dtype):
-    """A checkpoint as the published files are: the net's own parameters in their order, one protobuf message, no entry
-    beside them; made without src.checkpoint."""
-    rng, message, arrays = np.random.default_rng(0), checkpoint_pb2.Checkpoint(), {}
-    for parameter in net.get_parameters():
-        arrays[parameter.name] = array = (rng.normal(size=parameter.shape) / 50).astype(dtype)
-        entry = message.value.add(tag=parameter.name)
-        entry.tensor.dims.extend(array.shape)
-        entry.tensor.tensor_type = {"float32": "Float32", "float16": "Float16"}[dtype]
-        entry.tensor.tensor_content = array.tobytes()
-    path.write_bytes(message.SerializeToString())
-    return arrays
-
-
-LAYERS = (
-    "conv1",
-    "conv2",
-    "conv3",
-    "conv4",
-    "conv5",
-    "deconv6",
-    "conv7",
-    "deconv8",
-    "conv9",
-    "conv10",
-    "conv11",
-    "conv12",
-    "fc13",
-)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_a_checkpoint_in_the_published_form_loads(tmp_path, dtype):
-    coarse = write_published(tmp_path / "coarse.ckpt", CoarseNet(), dtype)
-    fine = write_published(tmp_path / "fine.ckpt", FineNet(), dtype)
-    assert list(coarse) == [f"{layer}.{part}" for layer in LAYERS for part in ("weight", "bias")]
-    assert list(fine) == ["conv1.weight", "conv2.weight", "conv3.weight"]
-    for net, arrays in (
-        (checkpoint.load_coarse(tmp_path / "coarse.ckpt"), coarse),
-        (checkpoint.load_fine(tmp_path / "fine.ckpt"), fine),
-    ):
-        for parameter in net.get_parameters():
-            assert parameter.dtype == ms.float32
-            np.testing.assert_array_equal(parameter.asnumpy(), arrays[parameter.name].astype(np.float32))
-
-
-def test_factors_are_multiplied_out_and_must_belong_together(tmp_path):
-    ms.set_seed(0)
-    rng = np.random.default_rng(0)
-    left, right = rng.normal(size=(4070, 3)).astype(np.float16), rng.normal(size=(3, 4096)).astype(np.float16)
-    arrays = {p.name: p.asnumpy() for p in PaperCoarseNet().get_parameters() if p.name != "fc7.weight"}
-    factors = {"fc7.weight.left": left, "fc7.weight.right": right}
-    checkpoint.save(tmp_path / "a.ckpt", {**arrays, **factors}, {})
-    net = checkpoint.load_coarse(tmp_path / "a.ckpt")
-    assert isinstance(net, PaperCoarseNet)
-    np.testing.assert_allclose(net.fc7.weight.asnumpy(), left.astype(np.float64) @ right.astype(np.float64), atol=1e-2)
-    for broken in ({"fc7.weight.left": left}, {**factors, "fc7.weight.right": right[:2]}):
-        checkpoint.save(tmp_path / "b.ckpt", {**arrays, **broken}, {})
-        with pytest.raises(checkpoint.CheckpointError, match=r"b\.ckpt: factors that do not belong together"):
-            checkpoint.load(tmp_path / "b.ckpt")
-
-
-def test_compressed_weights_predict_what_the_whole_ones_do(nyu, run, forked, tmp_path):
-    """On the pictures that the directions were taken of: there are no others in so small a set."""
-    data = TrainingData(PlainPairs(nyu), Schedule(8, 8, seed=0), augmentation="paper")
-    net, whole = PaperCoarseNet(), tmp_path / "FinalCoarseNet.ckpt"
-    for layer in (net.fc6, net.fc7):  # as after a training: outputs that differ from picture to picture
-        layer.weight.set_data(layer.weight * 3)
-    ms.save_checkpoint(net, str(whole))
-    refused = forked("tools/compress_weights.py", whole, "small.ckpt", cwd=tmp_path)
-    assert "PaperCoarseNet: expected --data_url" in one_line(refused)
-    done = run("tools/compress_weights.py", whole, "small.ckpt", "--data_url", nyu, "--rank_fc6", 40, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "small.ckpt").stat().st_size < whole.stat().st_size / 10
-    rgb = ms.Tensor(next(data.batches(0, 1))[0].astype(np.float32) / 255)
-    ours, theirs = (checkpoint.load_coarse(path)(rgb).asnumpy() for path in (tmp_path / "small.ckpt", whole))
-    assert theirs.std() > 0.1 and np.abs(ours - theirs).max() < 0.05 * theirs.std()
-    assert "already there" in one_line(forked("tools/compress_weights.py", whole, "small.ckpt", cwd=tmp_path))
