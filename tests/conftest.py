@@ -32,6 +32,7 @@ import cv2  # noqa: E402
 import mindspore as ms  # noqa: E402
 import numpy as np  # noqa: E402
 from mindspore import nn, ops  # noqa: E402
+from PIL import ExifTags, Image  # noqa: E402
 
 import src  # noqa: E402, F401
 from src.data import image  # noqa: E402
@@ -136,15 +137,43 @@ def nyu(once):
     return once("NYU", lambda folder: make_sample_nyu.make(folder, 2, 4, 4, seed=1))
 
 
+# A program of the repo as it is typed, behind code that takes something from it.
+AS_TYPED = """
+import os, runpy, sys
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+# What OpenCV 4.6 and Pillow 9.4 lack, which Debian 12 has.
+DEBIAN_12 = """
+import sys
+sys.modules["mindspore"] = None
+import cv2
+from PIL import ImageOps
+del cv2.IMREAD_COLOR_RGB
+whole = ImageOps.exif_transpose
+ImageOps.exif_transpose = lambda image: whole(image)
+"""
+
+
+def split(line):
+    """The program and its first arguments, which hold no space; a Path is a program."""
+    return line.split() if isinstance(line, str) else [line]
+
+
 @pytest.fixture(scope="session")
 def run():
-    """Run a command of the repo in a folder: run("train.py", ..., cwd=folder) -> CompletedProcess with text."""
+    """Run a command of the repo in a folder: run("eval.py --test_data x", *more, cwd=folder) -> CompletedProcess with
+    text. What follows the first string is taken as it is; `before` is Python that runs first."""
 
-    def run_command(program, *arguments, cwd, **environment):
+    def run_command(line, *arguments, cwd, before=None, **environment):
+        program, *options = split(line)
         launcher = ["bash"] if str(program).endswith(".sh") else [sys.executable]
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        if before:
+            launcher += ["-c", before + AS_TYPED]
+        path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
         return subprocess.run(
-            [*launcher, str(ROOT / program), *map(str, arguments)],
+            [*launcher, str(ROOT / program), *options, *map(str, arguments)],
             cwd=cwd,
             text=True,
             timeout=900,
@@ -164,10 +193,11 @@ def forked():
         [sys.executable, ROOT / "tests" / "forks.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
 
-    def run_forked(target, *arguments, cwd, megabytes=None, killed_at=None, **environment):
+    def run_forked(line, *arguments, cwd, megabytes=None, killed_at=None, **environment):
+        target, *options = split(line)
         request = {
-            "target": target,
-            "arguments": list(map(str, arguments)),
+            "target": str(target),
+            "arguments": [*options, *map(str, arguments)],
             "cwd": str(cwd),
             "megabytes": megabytes,
             "killed_at": killed_at,
@@ -176,7 +206,7 @@ def forked():
         server.stdin.write(json.dumps(request) + "\n")
         server.stdin.flush()
         answer = json.loads(server.stdout.readline())
-        return subprocess.CompletedProcess([target, *arguments], answer["code"], answer["output"], answer["errors"])
+        return subprocess.CompletedProcess([line, *arguments], answer["code"], answer["output"], answer["errors"])
 
     yield run_forked
     server.stdin.close()
@@ -184,19 +214,31 @@ def forked():
 
 
 @pytest.fixture(scope="session")
-def fine_stage(tmp_path_factory):
+def untrained(once):
+    """A folder with coarse.ckpt and fine.ckpt, untrained, and nan.ckpt, a CoarseNet that predicts no number."""
+
+    def make(folder):
+        rng = np.random.default_rng(0)
+        ms.set_seed(0)
+        arrays = {parameter.name: parameter.asnumpy() for parameter in PaperCoarseNet().get_parameters()}
+        for name in ("fc6.weight", "fc7.weight"):  # of rank one, as factors: 15 MB instead of 283
+            rows, columns = arrays.pop(name).shape
+            arrays |= {
+                name + checkpoint.LEFT: rng.normal(0, 0.01, (rows, 1)).astype(np.float32),
+                name + checkpoint.RIGHT: rng.normal(0, 0.01, (1, columns)).astype(np.float32),
+            }
+        info = {"stage": "coarse", "coarse_net": "paper"}
+        checkpoint.save(folder / "coarse.ckpt", arrays, info)
+        checkpoint.save(folder / "nan.ckpt", arrays | {"fc7.bias": np.full(4070, np.nan, np.float32)}, info)
+        checkpoint.save(folder / "fine.ckpt", {one.name: one for one in FineNet().get_parameters()}, {"stage": "fine"})
+
+    return once("untrained", make)
+
+
+@pytest.fixture(scope="session")
+def fine_stage(untrained):
     """train.py's arguments for the training that costs least: FineNet's, on an untrained CoarseNet."""
-    path, rng = tmp_path_factory.mktemp("untrained") / "coarse.ckpt", np.random.default_rng(0)
-    ms.set_seed(0)
-    arrays = {parameter.name: parameter.asnumpy() for parameter in PaperCoarseNet().get_parameters()}
-    for name in ("fc6.weight", "fc7.weight"):  # of rank one, as factors: 15 MB instead of 283
-        rows, columns = arrays.pop(name).shape
-        arrays |= {
-            name + checkpoint.LEFT: rng.normal(0, 0.01, (rows, 1)).astype(np.float32),
-            name + checkpoint.RIGHT: rng.normal(0, 0.01, (1, columns)).astype(np.float32),
-        }
-    checkpoint.save(path, arrays, {"stage": "coarse", "coarse_net": "paper"})
-    return ["--stage", "fine", "--pre_trained", str(path)]
+    return ["--stage", "fine", "--pre_trained", str(untrained / "coarse.ckpt")]
 
 
 @pytest.fixture(scope="session")
@@ -206,21 +248,8 @@ def trained(nyu, run, once):
     def train(folder):
         folder.mkdir()
         result = run(
-            "train.py",
-            "--data_url",
-            nyu,
-            "--val_data",
-            nyu,
-            "--batch_size",
-            1,
-            "--epochs_coarse",
-            2,
-            "--epochs_fine",
-            1,
-            "--learning_rate_fine",
-            1e-3,
-            "--save_checkpoint_steps",
-            6,
+            f"train.py --data_url {nyu} --val_data {nyu} --batch_size 1 --epochs_coarse 2 --epochs_fine 1",
+            *("--learning_rate_fine", 1e-3, "--save_checkpoint_steps", 6),
             cwd=folder,
         )
         assert result.returncode == 0, result.stdout + result.stderr
@@ -256,18 +285,8 @@ def sanitized(lite, tmp_path_factory):
 @pytest.fixture(scope="session")
 def infer(sanitized):
     def run_program(coarse, fine, data, cwd, *arguments):
-        command = [
-            sanitized / "depthnet_infer",
-            "--coarse_mindir",
-            coarse,
-            "--fine_mindir",
-            fine,
-            "--dataset_path",
-            data,
-            "--device_type",
-            "CPU",
-            *arguments,
-        ]
+        models = ["--coarse_mindir", coarse, "--fine_mindir", fine]
+        command = [sanitized / "depthnet_infer", *models, "--dataset_path", data, "--device_type", "CPU", *arguments]
         return subprocess.run(
             list(map(str, command)),
             cwd=cwd,
@@ -361,17 +380,7 @@ def serving(onnx, *arguments, **environment):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process = subprocess.Popen(
-        [
-            sys.executable,
-            ROOT / "app.py",
-            "--coarse_onnx",
-            onnx[0],
-            "--fine_onnx",
-            onnx[1],
-            "--port",
-            str(port),
-            *map(str, arguments),
-        ],
+        [sys.executable, ROOT / "app.py", *onnx_nets(onnx), "--port", str(port), *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -389,50 +398,77 @@ def serving(onnx, *arguments, **environment):
         process.wait(20)
 
 
-ODD = os.fsdecode(b"a$_$ \xff\xfe caf\xc3\xa9")  # mathematics for matplotlib, and not UTF-8
+def paint(path, level=90, size=(48, 64), **options):
+    """A picture of one grey level or colour, or of these pixels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = level if isinstance(level, np.ndarray) else np.full((*size, 3), level, np.uint8)
+    Image.fromarray(pixels).save(path, **options)
+    return path
 
 
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory):
-    """Untrained PaperCoarseNet and FineNet; and a PaperCoarseNet that predicts NaN for bright pictures only."""
-    folder = tmp_path_factory.mktemp("weights")
-    ms.set_seed(0)
-    net = PaperCoarseNet()
-    ms.save_checkpoint(net, str(folder / "coarse.ckpt"))
-    ms.save_checkpoint(FineNet(), str(folder / "fine.ckpt"))
-    net.fc7.bias.set_data(ms.Tensor(np.full(4070, np.nan, np.float32)))
-    ms.save_checkpoint(net, str(folder / "nan.ckpt"))
-    return folder
+def taken_by(focal_mm):
+    """The EXIF of a photograph by a lens of this focal length, in 35-mm terms."""
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FocalLengthIn35mmFilm] = focal_mm
+    return exif
 
 
-def nets(weights, coarse="coarse.ckpt"):
-    return ["--coarse_ckpt_model", weights / coarse, "--fine_ckpt_model", weights / "fine.ckpt"]
-
-
-def onnx_nets(red_onnx):
-    """For what has nothing to do with the runtime: a process without MindSpore starts in a fifth of the time."""
-    return ["--coarse_onnx", red_onnx[0], "--fine_onnx", red_onnx[1]]
-
-
-def write_video(path, frames, size=(160, 120)):
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 12, size)
+def write_video(path, frames, size=(160, 120), codec="MJPG", rate=12):
+    """A video of noise, or with these frames, each of one grey level."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), rate, size)
     rng = np.random.default_rng(0)
-    for _ in range(frames):
-        writer.write(rng.integers(0, 256, (size[1], size[0], 3), np.uint8))
+    for frame in range(frames) if isinstance(frames, int) else frames:
+        shape = (size[1], size[0], 3)
+        noise = isinstance(frames, int)
+        writer.write(rng.integers(0, 256, shape, np.uint8) if noise else np.full(shape, frame, np.uint8))
     writer.release()
     return path
 
 
+ODD = os.fsdecode(b"a$_$ \xff\xfe caf\xc3\xa9")  # mathematics for matplotlib, and not UTF-8
+
+
 @pytest.fixture
 def tiny_disk(tmp_path):
+    """A folder on a disk of 1 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, check=False
-    ).returncode:
-        pytest.skip("mounting a tmpfs is not permitted here")
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
+    if subprocess.run(mounting, capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount a tmpfs")
     yield folder
     subprocess.run(["umount", folder], check=True)
+
+
+def ckpt_nets(folder, coarse="coarse.ckpt"):
+    """The arguments that name two checkpoints of a folder such as `untrained`."""
+    return ["--coarse_ckpt_model", folder / coarse, "--fine_ckpt_model", folder / "fine.ckpt"]
+
+
+def onnx_nets(red_onnx):
+    """The arguments that name the nets of red_onnx: without MindSpore a process starts in a fifth of the time."""
+    return ["--coarse_onnx", red_onnx[0], "--fine_onnx", red_onnx[1]]
+
+
+@pytest.fixture
+def predict(forked, red_onnx, tmp_path):
+    """predict("--input a.png", *more): predict.py in the test's folder on the nets of red_onnx."""
+
+    def run_predict(line, *more, **named):
+        return forked(f"predict.py {line}", *more, *onnx_nets(red_onnx), cwd=tmp_path, **named)
+
+    return run_predict
+
+
+def red_is_depth(rgb):
+    """A coarse net whose depth is what one can check: 1 m to 9 m by how red the picture is there."""
+    red = [image.resize(one[0], image.DEPTH_SIZE) for one in rgb]
+    return np.log(1 + 8 * np.stack(red)[:, None]).astype(np.float32)
+
+
+def as_it_is(rgb, coarse_log_depth):
+    """A fine net that changes nothing."""
+    return coarse_log_depth
 
 
 def shell(text, cwd, **environment):
@@ -449,69 +485,36 @@ def shell(text, cwd, **environment):
     )
 
 
-# What OpenCV 4.6 and Pillow 9.4 lack, which Debian 12 has.
-DEBIAN_12 = """
-import os, runpy, sys
-sys.modules["mindspore"] = None
-import cv2
-from PIL import ImageOps
-del cv2.IMREAD_COLOR_RGB
-whole = ImageOps.exif_transpose
-ImageOps.exif_transpose = lambda image: whole(image)
-sys.argv = sys.argv[1:]
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def red_is_depth(rgb):
-    """A coarse net whose depth is what one can check: 1 m to 9 m by how red the picture is there."""
-    red = [image.resize(one[0], image.DEPTH_SIZE) for one in rgb]
-    return np.log(1 + 8 * np.stack(red)[:, None]).astype(np.float32)
-
-
-def as_it_is(rgb, coarse_log_depth):
-    return coarse_log_depth
-
-
 @pytest.fixture(scope="session")
 def bare(tmp_path_factory):
-    """A PYTHONPATH in which MindSpore, matplotlib, tqdm and tabulate cannot be imported."""
+    """A PYTHONPATH on which a 310 host's missing modules cannot be imported."""
     folder = tmp_path_factory.mktemp("bare")
     for name in ("mindspore", "matplotlib", "tqdm", "tabulate", "scipy"):
-        (folder / f"{name}.py").write_text('raise ImportError("a 310 host has no MindSpore")')
+        (folder / f"{name}.py").write_text(f"raise ModuleNotFoundError('No module named {name}', name='{name}')")
     return str(folder)
 
 
 @pytest.fixture(scope="session")
 def preprocessed(nyu, run, bare, tmp_path_factory):
+    """What preprocess.py writes of the test pairs."""
     folder = tmp_path_factory.mktemp("preprocessed")
-    result = run("preprocess.py", "--dataset_path", nyu / "Test", "--output_path", folder, cwd=folder, PYTHONPATH=bare)
+    result = run(f"preprocess.py --dataset_path {nyu}/Test --output_path {folder}", cwd=folder, PYTHONPATH=bare)
     assert result.returncode == 0, result.stdout + result.stderr
     return folder
 
 
 @pytest.fixture(scope="session")
-def evaluated(nyu, forked, trained, tmp_path_factory):
-    """Three evaluations of the small training: in plain, "a flipped" and eigen; and what the last one printed."""
-    folder, checkpoints = tmp_path_factory.mktemp("evaluated"), trained / "Model" / "Ckpt"
-    for name, data, more in (
-        ("plain", nyu, ["--baselines"]),
-        ("a flipped", nyu, ["--baselines", "--flip_average"]),
-        ("eigen", nyu / "Test", ["--baselines", "--protocol", "eigen"]),
-    ):
-        result = forked(
-            "eval.py",
-            "--test_data",
-            data,
-            "--coarse_ckpt_model",
-            checkpoints / "FinalCoarseNet.ckpt",
-            "--fine_ckpt_model",
-            checkpoints / "FinalFineNet.ckpt",
-            *more,
-            "--output_dir",
-            name,
-            cwd=folder,
-        )
-        assert result.returncode == 0, result.stdout + result.stderr
-    return folder, result.stdout
+def evaluated(nyu, forked, trained, once):
+    """Three evaluations of the small training: plain, "a flipped" and eigen, with what each printed in stdout.txt."""
+
+    def evaluate(folder):
+        folder.mkdir()
+        of_the_run = [trained / "Model" / "Ckpt" / f"Final{net}Net.ckpt" for net in ("Coarse", "Fine")]
+        for name, more in (("plain", []), ("a flipped", ["--flip_average"]), ("eigen", ["--protocol", "eigen"])):
+            checkpoints = ["--coarse_ckpt_model", of_the_run[0], "--fine_ckpt_model", of_the_run[1]]
+            options = ["--baselines", "--output_dir", name, *checkpoints, *more]
+            result = forked(f"eval.py --test_data {nyu}{'/Test' * (name == 'eigen')}", *options, cwd=folder)
+            assert result.returncode == 0, result.stdout + result.stderr
+            (folder / name / "stdout.txt").write_text(result.stdout)
+
+    return once("evaluated", evaluate)

@@ -13,7 +13,7 @@ from tools import check_nyu
 
 
 def test_a_good_folder_is_described(nyu, run, tmp_path):
-    result = run("tools/check_nyu.py", nyu, "--output_dir", "report", cwd=tmp_path)
+    result = run(f"tools/check_nyu.py {nyu} --output_dir report", cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "nothing is wrong" in result.stdout
     found = json.loads((tmp_path / "report" / "check.json").read_text())
@@ -102,7 +102,7 @@ def test_each_kind_of_damage_is_named(nyu, tmp_path, damage, split, kind, text):
 
 
 def test_no_such_folder_is_the_user_s_mistake(run, tmp_path):
-    result = run("tools/check_nyu.py", "absent", cwd=tmp_path)
+    result = run("tools/check_nyu.py absent", cwd=tmp_path)
     assert result.returncode == 2 and "absent: no such folder" in result.stderr
 
 

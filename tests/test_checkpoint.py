@@ -225,7 +225,7 @@ def test_checkpoints(forked, tmp_path):
     @given(content=mutations(checkpoint_seed(tmp_path), checkpoint_seed(tmp_path)[:2000]))
     def one(content):
         (tmp_path / "a.ckpt").write_bytes(content)
-        judge(forked("load_checkpoint", "a.ckpt", cwd=tmp_path, megabytes=MEGABYTES), ["a.ckpt"])
+        judge(forked("load_checkpoint a.ckpt", cwd=tmp_path, megabytes=MEGABYTES), ["a.ckpt"])
 
     one()
 

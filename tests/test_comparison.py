@@ -13,7 +13,7 @@ from tests.test_commands import one_line
 
 def test_two_evaluations_side_by_side(evaluated, forked, tmp_path):
     folder, _ = evaluated
-    result = forked("eval.py", "--compare", "plain", folder / "a flipped" / "metrics.json", cwd=folder)
+    result = forked("eval.py --compare plain", folder / "a flipped" / "metrics.json", cwd=folder)
     assert result.returncode == 0, result.stderr
     assert "mean training map: the same" in result.stdout
     metrics = [
@@ -34,7 +34,7 @@ def test_two_evaluations_side_by_side(evaluated, forked, tmp_path):
         (tmp_path / "odd", "odd: not an evaluation"),
         ("absent", "absent/metrics.json: no such file"),
     ):
-        assert expected in one_line(forked("eval.py", "--compare", "plain", other, cwd=folder))
+        assert expected in one_line(forked(f"eval.py --compare plain {other}", cwd=folder))
 
 
 def test_evaluations_of_other_nets_or_pictures_are_not_compared(tmp_path):

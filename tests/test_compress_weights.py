@@ -18,12 +18,12 @@ def test_compressed_weights_predict_what_the_whole_ones_do(nyu, run, forked, tmp
     for layer in (net.fc6, net.fc7):  # as after a training: outputs that differ from picture to picture
         layer.weight.set_data(layer.weight * 3)
     ms.save_checkpoint(net, str(whole))
-    refused = forked("tools/compress_weights.py", whole, "small.ckpt", cwd=tmp_path)
+    refused = forked(f"tools/compress_weights.py {whole} small.ckpt", cwd=tmp_path)
     assert "PaperCoarseNet: expected --data_url" in one_line(refused)
-    done = run("tools/compress_weights.py", whole, "small.ckpt", "--data_url", nyu, "--rank_fc6", 40, cwd=tmp_path)
+    done = run(f"tools/compress_weights.py {whole} small.ckpt --data_url {nyu} --rank_fc6 40", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "small.ckpt").stat().st_size < whole.stat().st_size / 10
     rgb = ms.Tensor(next(data.batches(0, 1))[0].astype(np.float32) / 255)
     ours, theirs = (checkpoint.load_coarse(path)(rgb).asnumpy() for path in (tmp_path / "small.ckpt", whole))
     assert theirs.std() > 0.1 and np.abs(ours - theirs).max() < 0.05 * theirs.std()
-    assert "already there" in one_line(forked("tools/compress_weights.py", whole, "small.ckpt", cwd=tmp_path))
+    assert "already there" in one_line(forked(f"tools/compress_weights.py {whole} small.ckpt", cwd=tmp_path))

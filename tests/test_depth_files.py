@@ -5,7 +5,6 @@ import os
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
 
 from src.base import cli
 from src.base.errors import NotFinite
@@ -13,25 +12,15 @@ from src.prediction import depth_files
 from src.prediction.job import Job
 from src.prediction.pointcloud import Intrinsics
 from src.prediction.predict import DepthPredictor
-from tests.conftest import as_it_is, onnx_nets, red_is_depth
+from tests.conftest import as_it_is, paint, red_is_depth, taken_by, write_video
 from tests.test_image import exif_of
 
 
-def test_pictures_on_a_full_disk_fail_by_name_and_the_rest_is_tried(red_onnx, forked, tiny_disk, tmp_path):
+def test_pictures_on_a_full_disk_fail_by_name_and_the_rest_is_tried(predict, tiny_disk, tmp_path):
     rng = np.random.default_rng(0)
     for name in "abc":
-        Image.fromarray(rng.integers(0, 256, (480, 640, 3), np.uint8)).save(tmp_path / f"{name}.png")
-    result = forked(
-        "predict.py",
-        "--input",
-        *tmp_path.glob("?.png"),
-        "--output_dir",
-        tiny_disk,
-        "--save",
-        "npy",
-        *onnx_nets(red_onnx),
-        cwd=tmp_path,
-    )
+        paint(tmp_path / f"{name}.png", rng.integers(0, 256, (480, 640, 3), np.uint8))
+    result = predict("--input a.png b.png c.png --output_dir disk --save npy")
     assert result.returncode == 1 and result.stdout.count("No space left on device") == 3, result.stdout
     assert not list(tiny_disk.iterdir())
 
@@ -42,70 +31,41 @@ def test_one_picture_that_is_not_finite_does_not_take_the_others_with_it(tmp_pat
         log_depth[rgb.mean((1, 2, 3)) > 0.9] = np.inf
         return log_depth
 
-    paths = []
-    for name, level in (("dark", 10), ("bright", 255), ("grey", 100)):
-        paths.append(tmp_path / f"{name}.png")
-        Image.fromarray(np.full((48, 64, 3), level, np.uint8)).save(paths[-1])
+    levels = (("dark", 10), ("bright", 255), ("grey", 100))
+    paths = [paint(tmp_path / f"{name}.png", level) for name, level in levels]
     with pytest.raises(NotFinite, match=r"bright\.png"):
         DepthPredictor(coarse, as_it_is).predict(paths)
     writer = depth_files.Writer(("npy",), "viridis", 10.0, None)
     jobs = [Job(path, tmp_path / path.stem) for path in paths]
-    bar = type("Bar", (), {"update": lambda self, count=1: None})()
-    assert depth_files.predict_all(jobs, DepthPredictor(coarse, as_it_is), writer, 8, bar) == 1
+    with cli.progress(3, "predicting", "file") as bar:
+        assert depth_files.predict_all(jobs, DepthPredictor(coarse, as_it_is), writer, 8, bar) == 1
     assert {path.name for path in tmp_path.glob("*.npy")} == {"dark_depth.npy", "grey_depth.npy"}
 
 
-def test_predictions_may_go_beside_their_pictures_again_and_again(red_onnx, forked, tmp_path):
-    Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(tmp_path / "photo.png")
-    for source, more in (("photo.png", []), (".", ["--overwrite"]), (".", ["--overwrite"])):
-        result = forked(
-            "predict.py",
-            "--input",
-            source,
-            "--output_dir",
-            ".",
-            "--save",
-            "color",
-            "side",
-            *more,
-            *onnx_nets(red_onnx),
-            cwd=tmp_path,
-        )
+def test_predictions_may_go_beside_their_pictures_again_and_again(predict, tmp_path):
+    paint(tmp_path / "photo.png")
+    for inputs in ("photo.png", ". --overwrite", ". --overwrite"):
+        result = predict(f"--input {inputs} --output_dir . --save color side")
         assert result.returncode == 0 and "1 predicted" in result.stdout, result.stdout + result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"photo.png", "photo_depth.png", "photo_side.png"}
 
 
-def test_an_output_that_cannot_be_written_does_not_stop_the_rest(red_onnx, forked, tmp_path):
+def test_an_output_that_cannot_be_written_does_not_stop_the_rest(predict, tmp_path):
     for name in ("n" * 250, "m" * 245, "short"):  # with _depth.npy: too long; as long as it may be; short
-        Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(tmp_path / f"{name}.png")
-    pictures = tmp_path.glob("*.png")
-    result = forked("predict.py", "--input", *pictures, "--save", "npy", *onnx_nets(red_onnx), cwd=tmp_path)
+        paint(tmp_path / f"{name}.png")
+    result = predict("--input . --save npy")
     assert result.returncode == 1 and "File name too long" in result.stdout and "2 predicted" in result.stdout
     assert len(list((tmp_path / "predictions").iterdir())) == 2
 
 
-def test_photographs_whose_metadata_are_absurd(red_onnx, forked, tmp_path):
-    """A lens of 600 mm takes the depth beyond what 16 bits hold; a rational of -1/0; HEIC that is called JPEG."""
+def test_photographs_whose_metadata_are_absurd(predict, tmp_path):
+    """A lens of 600 mm takes the depth beyond what 16 bits hold; a rational of -1/0."""
     pixels = np.zeros((60, 80, 3), np.uint8)
     pixels[:, 40:] = 200, 0, 0
-    for name, focal_mm in (("tele", 600), ("absurd", 65535)):
-        exif = Image.Exif()
-        exif.get_ifd(0x8769)[0xA405] = focal_mm
-        Image.fromarray(pixels).save(tmp_path / f"{name}.jpg", exif=exif)
-    Image.fromarray(pixels).save(tmp_path / "turned.jpg", exif=exif_of(6))
-    (tmp_path / "phone.jpg").write_bytes(b"\0\0\0\x18ftypheic".ljust(99, b"\0"))
-    result = forked(
-        "predict.py",
-        "--input",
-        *sorted(tmp_path.glob("*.jpg")),
-        "--save",
-        "npy",
-        "png16",
-        *onnx_nets(red_onnx),
-        cwd=tmp_path,
-    )
-    assert result.returncode == 1 and "1 of 4 failed" in result.stderr
-    assert "phone.jpg: HEIC is not read: save it as JPEG" in result.stdout
+    for name, exif in (("tele", taken_by(600)), ("absurd", taken_by(65535)), ("turned", exif_of(6))):
+        paint(tmp_path / f"{name}.jpg", pixels, exif=exif)
+    result = predict("--input . --save npy png16")
+    assert result.returncode == 0, result.stdout + result.stderr
     out = tmp_path / "predictions"
     depth_m = np.load(out / "tele_depth.npy")
     millimetres = cv2.imread(str(out / "tele_depth16.png"), cv2.IMREAD_UNCHANGED)
@@ -117,15 +77,15 @@ def test_photographs_whose_metadata_are_absurd(red_onnx, forked, tmp_path):
     assert turned.shape == (80, 60) and turned[70:].min() > turned[:10].max()  # its right side is below
 
 
-def test_exr_holds_what_npy_holds(red_onnx, forked, tmp_path):
+def test_exr_holds_what_npy_holds(predict, tmp_path, monkeypatch):
     """One channel Y of 32-bit floats, by the format's own header."""
     pixels = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
-    Image.fromarray(cv2.GaussianBlur(pixels, (9, 9), 0)).save(tmp_path / "a.png")
-    result = forked("predict.py", "--input", "a.png", "--save", "npy", "exr", *onnx_nets(red_onnx), cwd=tmp_path)
+    paint(tmp_path / "a.png", cv2.GaussianBlur(pixels, (9, 9), 0))
+    result = predict("--input a.png --save npy exr")
     assert result.returncode == 0, result.stderr
     content = (tmp_path / "predictions" / "a_depth.exr").read_bytes()
     assert content[:4] == b"\x76\x2f\x31\x01" and b"channels\0chlist\0\x13\0\0\0Y\0\x02\0\0\0" in content
-    os.environ["OPENCV_IO_ENABLE_OPENEXR"] = "1"
+    monkeypatch.setitem(os.environ, "OPENCV_IO_ENABLE_OPENEXR", "1")
     found = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     np.testing.assert_array_equal(found, np.load(tmp_path / "predictions" / "a_depth.npy"))
 
@@ -146,11 +106,7 @@ def by_brightness(seen, factor=1.0):
 
 def test_one_range_of_colours_covers_all_that_is_there(tmp_path):
     writer = depth_files.Writer(("npy",), "viridis", "auto", Intrinsics.kinect)
-    jobs = []
-    for number in range(40):
-        path = tmp_path / f"{number}.png"
-        Image.fromarray(np.full((48, 64, 3), number, np.uint8)).save(path)
-        jobs.append(Job(path, tmp_path / str(number)))
+    jobs = [Job(paint(tmp_path / f"{number}.png", number), tmp_path / str(number)) for number in range(40)]
     seen = []
     deepest, known = depth_files.depth_range(jobs, by_brightness(seen), writer)
     assert deepest == 5.0  # the deepest that was looked at: 4.9 m
@@ -162,10 +118,7 @@ def test_one_range_of_colours_covers_all_that_is_there(tmp_path):
         np.testing.assert_allclose(np.load(tmp_path / f"{number}_depth.npy")[24:], 1 + number / 10, rtol=1e-5)
     (tmp_path / "39.png").write_bytes(b"no picture")
     assert depth_files.depth_range(jobs[39:], by_brightness(seen), writer) == (10.0, {})
-    video = cv2.VideoWriter(str(tmp_path / "v.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 48))
-    for number in range(0, 240, 6):
-        video.write(np.full((48, 64, 3), number, np.uint8))
-    video.release()
+    write_video(tmp_path / "v.mp4", range(0, 240, 6), (64, 48), "mp4v", 10)
     seen.clear()
     deepest, _ = depth_files.depth_range([Job(tmp_path / "v.mp4", tmp_path / "v")], by_brightness(seen, 1 / 4), writer)
     assert 6.0 <= deepest <= 7.0 and 10 < len(seen) <= depth_files.SAMPLED  # 1/4 of 1 m + 23 m

@@ -104,7 +104,5 @@ def test_what_goes_wrong_is_one_line(server, run, tmp_path, where, expected):
 
 def test_a_file_that_was_not_published_is_refused(run, tmp_path):
     (tmp_path / "x.ckpt").write_text("x")
-    assert "x.ckpt: not one of the published files" in one_line(
-        run("tools/get_weights.py", "--from", "x.ckpt", cwd=tmp_path)
-    )
-    assert "absent: no such file" in one_line(run("tools/get_weights.py", "--from", "absent", cwd=tmp_path))
+    assert "x.ckpt: not one of the published files" in one_line(run("tools/get_weights.py --from x.ckpt", cwd=tmp_path))
+    assert "absent: no such file" in one_line(run("tools/get_weights.py --from absent", cwd=tmp_path))

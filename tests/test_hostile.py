@@ -30,7 +30,7 @@ def test_a_manifest_or_a_log_of_another_kind_is_named(nyu, fine_stage, forked, t
     ):
         (tmp_path / "set").mkdir(exist_ok=True)
         (tmp_path / "set" / "manifest.json").write_text(content)
-        assert "not a manifest" in one_line(forked("train.py", "--data_url", "set", cwd=tmp_path))
+        assert "not a manifest" in one_line(forked("train.py --data_url set", cwd=tmp_path))
     arguments = ["--data_url", nyu, *fine_stage, "--batch_size", 8]
     assert forked("train.py", *arguments, "--max_steps", 1, cwd=tmp_path).returncode == 0
     (tmp_path / "Model" / "Log" / "fine.csv").write_text("a,b\n1,2\n")

@@ -457,7 +457,7 @@ def test_pictures(forked, tmp_path_factory, content, ending):
     folder = fresh(tmp_path_factory.getbasetemp() / "pictures")
     (folder / "in").mkdir()
     (folder / "in" / f"a{ending}").write_bytes(content)
-    answer = forked("predict", "in", "out", cwd=folder, megabytes=MEGABYTES)
+    answer = forked("predict in out", cwd=folder, megabytes=MEGABYTES)
     judge(answer)
     made = files(folder) - {f"in/a{ending}"}
     assert made == ({"out/a_depth.png", "out/a_depth.npy"} if answer.returncode == 0 else set())

@@ -61,7 +61,7 @@ def test_run_infer_310_gives_eval_s_accuracy_and_mindspore_s_numbers(models, tra
     assert (tmp_path / "acc.log.1").read_text() == "before" and len(list((tmp_path / "result_Files").iterdir())) == 4
     assert re.search(r"^NN inference cost average time: [\d.]+ ms of infer_count 3$", result.stdout, re.M)
     printed = [float(value) for value in FINAL_LINE.findall((tmp_path / "acc.log").read_text())[0][1:]]
-    evaluated = forked("eval.py", "--test_data", nyu, cwd=trained).stdout
+    evaluated = forked(f"eval.py --test_data {nyu}", cwd=trained).stdout
     expected = {line[0]: [float(value) for value in line[1:]] for line in FINAL_LINE.findall(evaluated)}
     assert printed == pytest.approx(expected["FineNet"], abs=1e-4)
 
@@ -159,13 +159,13 @@ def test_bad_models_and_folders_get_one_error(infer, tiny, models, tmp_path):
 
 def test_run_infer_310_stops_at_the_first_failure(models, tiny, nyu, run, tmp_path):
     coarse, fine = models
-    result = run("scripts/run_infer_310.sh", fine, coarse, nyu / "Test", 0, cwd=tmp_path, DEVICE_TARGET="CPU")
+    result = run(f"scripts/run_infer_310.sh {fine} {coarse} {nyu}/Test 0", cwd=tmp_path, DEVICE_TARGET="CPU")
     assert result.returncode == 2
     assert "2 inputs, expected 1" in result.stderr and "infer failed with exit code 2: infer.log" in result.stderr
     assert not (tmp_path / "acc.log").exists()
-    line = one_line(run("scripts/run_infer_310.sh", "absent.mindir", fine, nyu / "Test", 0, cwd=tmp_path))
+    line = one_line(run(f"scripts/run_infer_310.sh absent.mindir {fine} {nyu}/Test 0", cwd=tmp_path))
     assert "absent.mindir: no such file" in line
-    result = run("scripts/run_infer_310.sh", coarse, fine, cwd=tmp_path)
+    result = run(f"scripts/run_infer_310.sh {coarse} {fine}", cwd=tmp_path)
     assert result.returncode == 2 and "MINDIR1_PATH MINDIR2_PATH DATA_PATH DEVICE_ID" in result.stderr
 
 

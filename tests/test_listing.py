@@ -16,7 +16,7 @@ from tests.test_commands import one_line
 def test_two_files_of_one_name_are_no_training_set(nyu, forked, tmp_path):
     folder = shutil.copytree(nyu, tmp_path / "NYU")
     doubled(folder)
-    line = one_line(forked("train.py", "--data_url", folder, "--batch_size", 2, cwd=tmp_path))
+    line = one_line(forked(f"train.py --data_url {folder} --batch_size 2", cwd=tmp_path))
     assert "two files of one name" in line
 
 

@@ -6,8 +6,7 @@ import cv2
 def test_the_pictures_of_the_readme_are_made(nyu, trained, run, tmp_path):
     checkpoints = [trained / "Model" / "Ckpt" / f"Final{net}Net.ckpt" for net in ("Coarse", "Fine")]
     result = run(
-        "tools/make_pictures.py",
-        nyu,
+        f"tools/make_pictures.py {nyu}",
         "--coarse_ckpt_model",
         checkpoints[0],
         "--fine_ckpt_model",

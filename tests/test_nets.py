@@ -35,9 +35,7 @@ def evaluated(forked, tmp_path_factory):
     def evaluate(data, protocol):
         folder = tmp_path_factory.mktemp("evaluated")
         result = forked(
-            "eval.py",
-            "--test_data",
-            data,
+            f"eval.py --test_data {data}",
             "--coarse_ckpt_model",
             COARSE,
             "--fine_ckpt_model",
@@ -59,9 +57,7 @@ def models(forked, tmp_path_factory):
     """The Model folder with both nets exported in both formats."""
     folder = tmp_path_factory.mktemp("shipped")
     for net, path in (("coarse", COARSE), ("fine", FINE)):
-        result = forked(
-            "export.py", "--coarse_or_fine", net, "--ckpt_file", path, "--file_format", "MINDIR", "ONNX", cwd=folder
-        )
+        result = forked(f"export.py --coarse_or_fine {net} --ckpt_file {path} --file_format MINDIR ONNX", cwd=folder)
         assert result.returncode == 0, result.stderr
     return folder / "Model"
 
@@ -124,7 +120,7 @@ def test_fine_net_knows_its_coarse_net():
 
 def test_a_photo_in_a_fresh_clone(nyu, forked, tmp_path):
     shutil.copy(next((nyu / "Test").glob("*_colors.png")), tmp_path / "photo.png")
-    result = forked("predict.py", "--input", "photo.png", "--save", "color", "npy", cwd=tmp_path)
+    result = forked("predict.py --input photo.png --save color npy", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert f"no {cli.MODEL}/Ckpt/FinalCoarseNet.ckpt: taking the weights of this repo" in result.stdout
     depth_m = np.load(tmp_path / "predictions" / "photo_depth.npy")
@@ -138,7 +134,7 @@ def test_a_net_of_the_user_s_own_comes_first(nyu, forked, tmp_path):
     """With one of the two in Model/Ckpt the other is asked for: the two of a pair belong together."""
     (tmp_path / "Model" / "Ckpt").mkdir(parents=True)
     shutil.copy(COARSE, tmp_path / "Model" / "Ckpt" / "FinalCoarseNet.ckpt")
-    line = one_line(forked("predict.py", "--input", nyu / "Test", cwd=tmp_path))
+    line = one_line(forked(f"predict.py --input {nyu}/Test", cwd=tmp_path))
     assert "FinalFineNet.ckpt: no such checkpoint" in line and "tools/get_weights.py" in line
 
 
@@ -201,5 +197,5 @@ def test_evaluation_and_export_take_these_weights_where_nothing_is_named(nyu, fo
         assert result.stdout.count("taking the weights of this repo") == 1
         assert "another CoarseNet" not in result.stdout
     assert (tmp_path / "Model" / "MindIR" / "FinalCoarseNet.mindir").exists()
-    result = forked("eval.py", "--test_data", nyu, "--fine_ckpt_model", FINE, cwd=tmp_path)
+    result = forked(f"eval.py --test_data {nyu}", "--fine_ckpt_model", FINE, cwd=tmp_path)
     assert result.returncode == 0 and result.stdout.count("taking the weights of this repo") == 1, result.stderr

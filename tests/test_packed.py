@@ -105,29 +105,13 @@ def test_packing_that_was_stopped_is_named_and_done_anew(nyu, tmp_path):
 
 
 def test_the_commands_pack_and_train_to_the_same_bits(nyu, run, forked, tmp_path):
-    result = run("tools/pack_nyu.py", nyu, "set", cwd=tmp_path)
+    result = run(f"tools/pack_nyu.py {nyu} set", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert forked("tools/pack_nyu.py", "set", "--verify", cwd=tmp_path).returncode == 0
+    assert forked("tools/pack_nyu.py set --verify", cwd=tmp_path).returncode == 0
     weights = []
     for data, form in ((nyu, "plain"), ("set", "packed")):
-        result = forked(
-            "train.py",
-            "--data_url",
-            data,
-            "--stage",
-            "coarse",
-            "--coarse_net",
-            "paper",
-            "--start",
-            "imagenet",
-            "--batch_size",
-            2,
-            "--max_steps",
-            3,
-            "--train_url",
-            form,
-            cwd=tmp_path,
-        )
+        line = f"train.py --data_url {data} --stage coarse --coarse_net paper --start imagenet --train_url {form}"
+        result = forked(f"{line} --batch_size 2 --max_steps 3", cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         assert f"{data}, {form} form, 8 pairs" in result.stdout
         weights.append(checkpoint.load(tmp_path / form / "Ckpt" / "FinalCoarseNet.ckpt").arrays)
@@ -150,7 +134,7 @@ def test_packed_sets(forked, nyu, tmp_path):
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(tmp_path / "whole", folder)
         (folder / name).write_bytes(content)
-        answer = forked("read_packed", folder, cwd=tmp_path)
+        answer = forked(f"read_packed {folder}", cwd=tmp_path)
         lines = answer.stderr.splitlines(keepends=True)
         answer.stderr = "".join(line for line in lines if not line.startswith(("[WARNING]", "[ERROR]")))
         judge(answer, [str(folder)])

@@ -1,6 +1,7 @@
-"""preprocess.py and postprocess.py: what they write, what they score, and that they need no MindSpore."""
+"""postprocess.py: known results get known scores, without MindSpore."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -19,13 +20,7 @@ def write_results(preprocessed, folder, factor):
 def test_known_results_get_known_scores(preprocessed, run, bare, tmp_path):
     results = write_results(preprocessed, tmp_path / "results", 1.2)
     result = run(
-        "postprocess.py",
-        "--result_path",
-        results,
-        "--label_file",
-        preprocessed / "label",
-        "--output_dir",
-        tmp_path / "report",
+        f"postprocess.py --result_path {results} --label_file {preprocessed}/label --output_dir {tmp_path}/report",
         cwd=tmp_path,
         PYTHONPATH=bare,
     )
@@ -36,24 +31,17 @@ def test_known_results_get_known_scores(preprocessed, run, bare, tmp_path):
     assert report["images"] == 4 and set(metrics.METRICS) <= report["metrics"]["FineNet"].keys()
 
 
-def test_missing_short_surplus_and_broken_results_are_named(preprocessed, run, tmp_path):
-    def complain(change):
-        results = write_results(preprocessed, tmp_path / f"results{len(list(tmp_path.iterdir()))}", 1)
-        change(results)
-        return one_line(
-            run("postprocess.py", "--result_path", results, "--label_file", preprocessed / "label", cwd=tmp_path)
-        )
-
-    assert "1 missing: 00002_0.bin" in complain(lambda folder: (folder / "00002_0.bin").unlink())
-    assert "1 without a label: 7_0.bin" in complain(lambda folder: (folder / "7_0.bin").write_bytes(b"x"))
-    line = complain(lambda folder: (folder / "00001_0.bin").write_bytes(b"12345"))
-    assert "00001_0.bin: 5 bytes, expected 16280" in line
-    line = complain(lambda folder: np.full(4070, np.nan, np.float32).tofile(folder / "00003_0.bin"))
-    assert "00003_0.bin: not finite" in line
-
-
-def test_mistakes_get_one_line(preprocessed, run, tmp_path):
-    assert "absent: no such folder" in one_line(run("preprocess.py", "--dataset_path", "absent", cwd=tmp_path))
-    assert "absent: no such folder" in one_line(
-        run("postprocess.py", "--result_path", "absent", "--label_file", preprocessed / "label", cwd=tmp_path)
-    )
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda folder: (folder / "00002_0.bin").unlink(), "1 missing: 00002_0.bin"),
+        (lambda folder: (folder / "7_0.bin").write_bytes(b"x"), "1 without a label: 7_0.bin"),
+        (lambda folder: (folder / "00001_0.bin").write_bytes(b"12345"), "00001_0.bin: 5 bytes, expected 16280"),
+        (lambda folder: np.full(4070, np.nan, "f4").tofile(folder / "00003_0.bin"), "00003_0.bin: not finite"),
+        (shutil.rmtree, "results: no such folder"),
+    ],
+)
+def test_missing_short_surplus_and_broken_results_are_named(preprocessed, forked, tmp_path, change, text):
+    change(write_results(preprocessed, tmp_path / "results", 1))
+    line = f"postprocess.py --result_path results --label_file {preprocessed}/label"
+    assert text in one_line(forked(line, cwd=tmp_path))

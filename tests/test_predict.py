@@ -2,8 +2,6 @@
 
 import argparse
 import os
-import subprocess
-import sys
 
 import cv2
 import mindspore as ms
@@ -22,7 +20,8 @@ from src.nets.checkpoint import CheckpointError
 from src.prediction import predict
 from src.prediction.pointcloud import Intrinsics
 from src.prediction.predict import DepthPredictor
-from tests.conftest import ODD, ROOT, as_it_is, onnx_nets, red_is_depth, write_video
+from tests.conftest import DEBIAN_12, ODD, as_it_is, ckpt_nets, onnx_nets, paint, red_is_depth, taken_by, write_video
+from tests.test_commands import one_line
 
 
 def cli_options(*arguments):
@@ -106,20 +105,6 @@ def test_predictions_do_not_depend_on_the_batch():
     together = DepthPredictor(red_is_depth, as_it_is, batch_size=4).predict(pictures)
     for picture, depth_m in zip(pictures, together, strict=True):
         np.testing.assert_array_equal(DepthPredictor(red_is_depth, as_it_is, batch_size=1)(picture), depth_m)
-
-
-@pytest.fixture(scope="module")
-def onnx(exported):
-    return [exported / "ONNX" / f"Final{name}Net.onnx" for name in ("Coarse", "Fine")]
-
-
-def test_both_runtimes_predict_the_same(trained, onnx, nyu):
-    checkpoints = [trained / "Model" / "Ckpt" / f"Final{net}Net.ckpt" for net in ("Coarse", "Fine")]
-    pictures = [image.load_rgb(path) for path in sorted((nyu / "Test").glob("*_colors.png"))]
-    for ours, theirs in zip(
-        DepthPredictor(*checkpoints).predict(pictures), DepthPredictor(*onnx).predict(pictures), strict=True
-    ):
-        np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 def test_swapped_or_missing_nets_are_named(red_onnx, tmp_path):
@@ -280,60 +265,30 @@ def test_what_is_no_picture_is_said_in_a_sentence(given, text):
         DepthPredictor(red_is_depth, as_it_is)(given)
 
 
-def test_the_class_says_what_a_fork_does():
-    assert "fork" in DepthPredictor.__doc__
-
-
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """A folder of pictures in folders, one of them broken, and a video."""
+    """A folder of pictures in folders, one of them broken."""
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(5)
     for name, size in (("a.jpg", (300, 420)), ("inner/b.png", (480, 640)), ("inner/b.jpg", (120, 90))):
-        path = folder / name
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(cv2.GaussianBlur(rng.integers(0, 256, (*size, 3), np.uint8), (9, 9), 0)).save(path)
+        paint(folder / name, cv2.GaussianBlur(rng.integers(0, 256, (*size, 3), np.uint8), (9, 9), 0))
     (folder / "inner" / "broken.jpg").write_bytes((folder / "a.jpg").read_bytes()[:700])
     (folder / "notes.txt").write_text("not a picture")
     return folder
 
 
-@pytest.fixture(scope="module")
-def without_mindspore(tmp_path_factory):
-    """A PYTHONPATH on which importing MindSpore fails."""
-    folder = tmp_path_factory.mktemp("path")
-    (folder / "mindspore.py").write_text("raise ImportError('no MindSpore here')\n")
-    return str(folder)
-
-
-def test_the_command_on_a_folder_without_mindspore(pictures, onnx, run, without_mindspore, tmp_path):
-    arguments = [
-        "--coarse_onnx",
-        onnx[0],
-        "--fine_onnx",
-        onnx[1],
-        "--output_dir",
-        "out",
-        "--save",
-        "color",
-        "png16",
-        "npy",
-        "ply",
-        "side",
-    ]
-    result = run("predict.py", "--input", pictures, *arguments, cwd=tmp_path, PYTHONPATH=without_mindspore)
+def test_the_command_on_a_folder_without_mindspore(pictures, red_onnx, run, tmp_path):
+    arguments = ["--output_dir", "out", "--save", "color", "png16", "npy", "ply", "side", *onnx_nets(red_onnx)]
+    result = run(f"predict.py --input {pictures}", *arguments, cwd=tmp_path, before=DEBIAN_12)
     assert result.returncode == 1, result.stdout + result.stderr
     assert "inner/broken.jpg: broken image" in result.stdout and "1 of 4 failed" in result.stderr
     out = tmp_path / "out"
-    made = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    assert made == {
-        f"{name}{ending}"
-        for name in ("a", "inner/b_png", "inner/b_jpg")
-        for ending in ("_depth.png", "_depth16.png", "_depth.npy", ".ply", "_side.png")
-    }
+    endings = ("_depth.png", "_depth16.png", "_depth.npy", ".ply", "_side.png")
+    expected = {f"{name}{ending}" for name in ("a", "inner/b_png", "inner/b_jpg") for ending in endings}
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} == expected
     rgb, depth_m = image.load_rgb(pictures / "a.jpg"), np.load(out / "a_depth.npy")
     assert depth_m.shape == (300, 420) and depth_m.dtype == np.float32
-    np.testing.assert_allclose(depth_m, DepthPredictor(*onnx)(rgb), rtol=1e-6)
+    np.testing.assert_allclose(depth_m, DepthPredictor(*red_onnx)(rgb), rtol=1e-6)
     millimetres = cv2.imread(str(out / "a_depth16.png"), cv2.IMREAD_UNCHANGED)
     assert millimetres.dtype == np.uint16 and np.abs(millimetres / 1000 - depth_m).max() <= 0.00051
     coloured, side = image.load_rgb(out / "a_depth.png"), image.load_rgb(out / "a_side.png")
@@ -345,39 +300,19 @@ def test_the_command_on_a_folder_without_mindspore(pictures, onnx, run, without_
     np.testing.assert_allclose(vertices["z"], depth_m.ravel())
     np.testing.assert_array_equal(np.stack([vertices[c] for c in ("red", "green", "blue")], 1), rgb.reshape(-1, 3))
     camera = Intrinsics.kinect(300, 420)
-    np.testing.assert_allclose(
-        camera.fx * vertices["x"] / vertices["z"] + camera.cx, np.tile(np.arange(420), 300), atol=1e-2
-    )
-    again = run("predict.py", "--input", pictures / "a.jpg", *arguments, cwd=tmp_path)
-    assert again.returncode == 2 and "out/a_depth.png is there already: --overwrite" in again.stderr
-    again = run("predict.py", "--input", str(pictures / "*.jpg"), *arguments, "--overwrite", cwd=tmp_path)
+    columns = camera.fx * vertices["x"] / vertices["z"] + camera.cx
+    np.testing.assert_allclose(columns, np.tile(np.arange(420), 300), atol=1e-2)
+    again = run(f"predict.py --input {pictures}/a.jpg", *arguments, cwd=tmp_path)
+    assert "out/a_depth.png is there already: --overwrite" in one_line(again)
+    again = run(f"predict.py --input {pictures}/*.jpg --overwrite", *arguments, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
 
 
-def test_the_command_on_a_video_and_with_checkpoints(pictures, trained, forked, tmp_path):
-    path = tmp_path / "clip.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 12, (160, 120))
-    for level in range(5):
-        writer.write(np.full((120, 160, 3), 50 * level, np.uint8))
-    writer.release()
+def test_the_command_on_a_video_and_with_checkpoints(untrained, forked, tmp_path):
+    write_video(tmp_path / "clip.avi", range(0, 250, 50))
     (tmp_path / "broken.mp4").write_bytes(b"no video")
-    checkpoints = [trained / "Model" / "Ckpt" / f"Final{net}Net.ckpt" for net in ("Coarse", "Fine")]
-    result = forked(
-        "predict.py",
-        "--input",
-        path,
-        tmp_path / "broken.mp4",
-        "--coarse_ckpt_model",
-        checkpoints[0],
-        "--fine_ckpt_model",
-        checkpoints[1],
-        "--save",
-        "side",
-        "npy",
-        "--batch_size",
-        2,
-        cwd=tmp_path,
-    )
+    line = "predict.py --input clip.avi broken.mp4 --save side npy --batch_size 2"
+    result = forked(line, *ckpt_nets(untrained), cwd=tmp_path)
     assert result.returncode == 1 and "broken.mp4: not a readable video" in result.stdout, result.stdout + result.stderr
     video = cv2.VideoCapture(str(tmp_path / "predictions" / "clip_side.mp4"))
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 5 and video.get(cv2.CAP_PROP_FPS) == 12
@@ -390,15 +325,17 @@ def test_the_command_on_a_video_and_with_checkpoints(pictures, trained, forked, 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--input", "absent.jpg"], "absent.jpg: no picture or video"),
-        (["--input", ".", "--colormap", "rainbows"], "rainbows: unknown to matplotlib"),
-        (["--input", ".", "--coarse_onnx", "a.onnx"], "belong together"),
-        (["--input", ".", "--fx", "500"], "--fx --fy --cx --cy together"),
-        (["--input", ".", "--fov", "190"], "less than 180"),
+        ("absent.jpg", "absent.jpg: no picture or video"),
+        (". --colormap rainbows", "rainbows: unknown to matplotlib"),
+        (". --coarse_onnx a.onnx", "belong together"),
+        (". --fx 500", "--fx --fy --cx --cy together"),
+        (". --fx 0 --fy 1 --cx 1 --cy 1", "0 is not a number above 0"),
+        (". --fx 1 --fy 1 --cx nan --cy 1", "nan is not a finite number"),
+        (". --fov 190", "less than 180"),
     ],
 )
 def test_mistakes_get_one_line(forked, tmp_path, arguments, text):
-    result = forked("predict.py", *arguments, cwd=tmp_path)
+    result = forked(f"predict.py --input {arguments}", cwd=tmp_path)
     assert result.returncode == 2 and text in result.stderr and "Traceback" not in result.stderr
 
 
@@ -410,39 +347,22 @@ def test_a_flip_average_is_the_mean_with_the_mirror_image():
     def coarse(rgb):
         return red_is_depth(rgb) + leans
 
-    average = DepthPredictor(coarse, as_it_is, flip_average=True)
-    ours, mirrored = average(rgb), average(np.ascontiguousarray(rgb[:, ::-1]))
-    np.testing.assert_allclose(ours, mirrored[:, ::-1], rtol=1e-4)
-    alone = [DepthPredictor(coarse, as_it_is)(one) for one in (rgb, np.ascontiguousarray(rgb[:, ::-1]))]
-    assert np.abs(alone[0] - alone[1][:, ::-1]).max() > 0.5
+    mirrored = np.ascontiguousarray(rgb[:, ::-1])
+    average, alone = (DepthPredictor(coarse, as_it_is, flip_average=both) for both in (True, False))
+    np.testing.assert_allclose(average(rgb), average(mirrored)[:, ::-1], rtol=1e-4)
+    one, other = alone(rgb), alone(mirrored)[:, ::-1]
+    assert np.abs(one - other).max() > 0.5
     seen = (slice(20, 460), slice(24, 616))
-    np.testing.assert_allclose(np.log(ours)[seen], (np.log(alone[0]) + np.log(alone[1][:, ::-1]))[seen] / 2, atol=0.1)
+    np.testing.assert_allclose(np.log(average(rgb))[seen], (np.log(one) + np.log(other))[seen] / 2, atol=0.1)
 
 
-def test_a_longer_lens_means_a_deeper_scene_and_another_camera(onnx, run, tmp_path):
+def test_a_longer_lens_means_a_deeper_scene_and_another_camera(predict, tmp_path):
     """One picture, as if taken by three lenses: what fills as much of the picture of a lens twice as long is twice as
     far away, and as wide."""
-    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8))
-    for name, focal_mm in (("short", 25), ("long", 50), ("unknown", None)):
-        exif = Image.Exif()
-        if focal_mm:
-            exif.get_ifd(0x8769)[0xA405] = focal_mm
-        pixels.save(tmp_path / f"{name}.jpg", exif=exif)
-    result = run(
-        "predict.py",
-        "--input",
-        tmp_path,
-        "--coarse_onnx",
-        onnx[0],
-        "--fine_onnx",
-        onnx[1],
-        "--save",
-        "npy",
-        "ply",
-        "--output_dir",
-        "out",
-        cwd=tmp_path,
-    )
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    for name, exif in (("short", taken_by(25)), ("long", taken_by(50)), ("unknown", Image.Exif())):
+        paint(tmp_path / f"{name}.jpg", pixels, exif=exif)
+    result = predict("--input . --save npy ply --output_dir out")
     assert result.returncode == 0, result.stderr
     short, long, unknown = (np.load(tmp_path / "out" / f"{name}_depth.npy") for name in ("short", "long", "unknown"))
     np.testing.assert_allclose(long, 2 * short, rtol=1e-5)
@@ -451,101 +371,56 @@ def test_a_longer_lens_means_a_deeper_scene_and_another_camera(onnx, run, tmp_pa
     assert result.stdout.count("long.jpg: another lens than the Kinect's, by its EXIF: depth times") == 1
     wide = [np.ptp(PlyData.read(tmp_path / "out" / f"{name}.ply")["vertex"]["x"]) for name in ("short", "long")]
     np.testing.assert_allclose(wide[1], wide[0], rtol=1e-4)
-    result = run(
-        "predict.py",
-        "--input",
-        tmp_path / "long.jpg",
-        "--coarse_onnx",
-        onnx[0],
-        "--fine_onnx",
-        onnx[1],
-        "--save",
-        "npy",
-        "--camera",
-        "nyu",
-        "--output_dir",
-        "nyu",
-        cwd=tmp_path,
-    )
+    predict("--input long.jpg --save npy --camera nyu --output_dir nyu")
     np.testing.assert_array_equal(np.load(tmp_path / "nyu" / "long_depth.npy"), unknown)
 
 
 def test_names_that_are_not_utf_8_go_through_predict(red_onnx, run, tmp_path):
     folder = tmp_path / ODD
     folder.mkdir()
+    paint(tmp_path / "p.png").rename(folder / f"{ODD}.png")
     write_video(tmp_path / "clip.avi", 3).rename(folder / f"{ODD}.avi")
-    Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(tmp_path / "p.png")
-    (tmp_path / "p.png").rename(folder / f"{ODD}.png")
     (folder / f"{ODD} broken.jpg").write_bytes(b"no picture")
-    result = run(
-        "predict.py",
-        "--input",
-        folder,
-        "--output_dir",
-        tmp_path / "out",
-        "--save",
-        "side",
-        "npy",
-        *onnx_nets(red_onnx),
-        cwd=tmp_path,
-    )
+    line = "predict.py --output_dir out --save side npy"
+    result = run(line, *onnx_nets(red_onnx), "--input", folder, cwd=tmp_path)
     assert result.returncode == 1 and "a$_$ \\xff\\xfe café broken.jpg: broken image" in result.stdout, result.stderr
     made = {os.fsencode(path.name) for path in (tmp_path / "out").iterdir()}
-    stem = os.fsencode(ODD)
-    assert made == {stem + b"_avi_side.mp4", stem + b"_avi_frames", stem + b"_png_side.png", stem + b"_png_depth.npy"}
+    endings = (b"_avi_side.mp4", b"_avi_frames", b"_png_side.png", b"_png_depth.npy")
+    assert made == {os.fsencode(ODD) + ending for ending in endings}
 
 
-def test_a_strip_of_pixels_is_refused_and_a_wide_picture_takes_its_own_memory(weights, forked, tmp_path):
-    Image.fromarray(np.zeros((1, 65500), np.uint8)).save(tmp_path / "strip.png")
-    Image.fromarray(np.zeros((200, 9000, 3), np.uint8)).save(tmp_path / "wide.png")
-    code = f"""
-import pathlib, re, runpy, sys
-sys.path.insert(0, {str(ROOT)!r})
-sys.argv = ['predict.py', '--input', 'strip.png', 'wide.png', '--save', 'npy', *{[str(x) for x in nets(weights)]}]
-try:
-    runpy.run_path({str(ROOT / "predict.py")!r}, run_name='__main__')
-finally:
-    peak = re.search('VmHWM: *(.*) kB', pathlib.Path('/proc/self/status').read_text().replace('\\t', ' '))
-    print('peak', int(peak[1]) // 1024)  # ru_maxrss would be that of who started it, where that is larger
-"""
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (
-        result.returncode == 1
-        and "strip.png: 1x65500 (height x width): expected a ratio of at most 50:1" in result.stdout
-    )
+def test_a_strip_of_pixels_is_refused_and_a_wide_picture_takes_its_own_memory(predict, tmp_path):
+    paint(tmp_path / "strip.png", size=(1, 65500))
+    paint(tmp_path / "wide.png", size=(200, 9000))
+    result = predict("--input strip.png wide.png --save npy", megabytes=400)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "strip.png: 1x65500 (height x width): expected a ratio of at most 50:1" in result.stdout
     assert np.load(tmp_path / "predictions" / "wide_depth.npy").shape == (200, 9000)
-    assert int(result.stdout.split("peak ")[1]) < 2500  # MB; MindSpore and the net are 1,100
 
 
-def test_a_photograph_of_108_megapixels_takes_the_memory_of_a_quarter(red_onnx, forked, tmp_path):
+def test_a_photograph_of_108_megapixels_takes_the_memory_of_a_quarter(predict, forked, tmp_path):
     """And of 249, as far as it is decoded."""
     small = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
     for name, size in (("108", (12000, 9000)), ("249", (18200, 13650))):
-        cv2.imwrite(
-            str(tmp_path / f"{name}.jpg"),
-            cv2.resize(small, size, interpolation=cv2.INTER_NEAREST),
-            [cv2.IMWRITE_JPEG_QUALITY, 30],
-        )
-    result = forked(
-        "predict.py", "--input", "108.jpg", "--save", "png16", *onnx_nets(red_onnx), cwd=tmp_path, megabytes=1000
-    )
+        pixels = cv2.resize(small, size, interpolation=cv2.INTER_NEAREST)
+        cv2.imwrite(str(tmp_path / f"{name}.jpg"), pixels, [cv2.IMWRITE_JPEG_QUALITY, 30])
+    result = predict("--input 108.jpg --save png16", megabytes=1000)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "108.jpg: 9000x12000 is more than 64,000,000 pixels: read at half its size, 4500x6000" in result.stdout
     with Image.open(tmp_path / "predictions" / "108_depth16.png") as depth:
         assert depth.size == (6000, 4500)
-    answer = forked("load_rgb", "249.jpg", cwd=tmp_path, megabytes=800)
+    answer = forked("load_rgb 249.jpg", cwd=tmp_path, megabytes=800)
     assert answer.returncode == 0 and "(6825, 9100, 3)" in answer.stdout, answer.stderr
 
 
-# What is not there, or refuses, on one of them; then the command as it is typed.
+# What is not there, or refuses, on Windows or macOS.
 ELSEWHERE = """
-import ctypes, os, runpy, signal, sys
+import ctypes, os, signal, sys
 for module in ("fcntl", "resource", "pwd", "mindspore", "scipy", "h5py", "onnx"):
     sys.modules[module] = None
 for owner, name in ((os, "sched_getaffinity"), (os, "fork"), (signal, "pthread_sigmask"), (signal, "sigwait"),
                     (signal, "SIGHUP")):
     delattr(owner, name)
-sys.path.insert(0, os.path.dirname(sys.argv[1]))
 opened = os.open
 def of_a_file(path, *rest, **named):
     if os.path.isdir(path):
@@ -558,37 +433,13 @@ def of_a_name(self, name, *rest, **named):
         raise TypeError("bad argument type for built-in operation")
     load(self, name, *rest, **named)
 ctypes.CDLL.__init__ = of_a_name
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_onnx_files_predict_where_linux_is_not(red_onnx, tmp_path):
-    pixels = np.zeros((480, 640, 3), np.uint8)
-    pixels[..., 0] = 102
-    Image.fromarray(pixels).save(tmp_path / "a picture.png")
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            ELSEWHERE,
-            ROOT / "predict.py",
-            "--input",
-            "a picture.png",
-            "--save",
-            "npy",
-            "color",
-            "ply",
-            "--coarse_onnx",
-            red_onnx[0],
-            "--fine_onnx",
-            red_onnx[1],
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_onnx_files_predict_where_linux_is_not(red_onnx, run, tmp_path):
+    paint(tmp_path / "a picture.png", (102, 0, 0), (480, 640))
+    options = ["--input", "a picture.png", *onnx_nets(red_onnx)]
+    result = run("predict.py --save npy color ply", *options, cwd=tmp_path, before=ELSEWHERE)
     assert result.returncode == 0, result.stderr
     np.testing.assert_allclose(np.load(tmp_path / "predictions" / "a picture_depth.npy"), np.exp(0.8), rtol=1e-4)
     assert (tmp_path / "predictions" / "a picture.ply").exists()

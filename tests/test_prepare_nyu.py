@@ -94,7 +94,7 @@ def test_only_what_the_lists_name_is_taken_and_must_be_there(hu, tmp_path):
 
 def test_links_take_no_space_and_lead_to_the_pictures(hu, nyu, run, tmp_path):
     for _ in range(2):  # the second goes on where nothing is left to do
-        result = run("tools/prepare_nyu.py", "NYU", "--hu", hu, "--link", cwd=tmp_path)
+        result = run(f"tools/prepare_nyu.py NYU --hu {hu} --link", cwd=tmp_path)
         assert result.returncode == 0, result.stdout + result.stderr
         assert "nothing is wrong" in result.stdout
     assert all(path.is_symlink() for path in (tmp_path / "NYU").rglob("*.*g"))
@@ -113,7 +113,7 @@ def test_links_take_no_space_and_lead_to_the_pictures(hu, nyu, run, tmp_path):
 )
 def test_a_zip_that_leaves_the_target_folder_is_refused(hu, run, tmp_path, name):
     path = write_zip(tmp_path / "evil.zip", hu, **{name: b"x"})
-    result = run("tools/prepare_nyu.py", "out/NYU", "--hu", path, cwd=tmp_path)
+    result = run(f"tools/prepare_nyu.py out/NYU --hu {path}", cwd=tmp_path)
     assert result.returncode == 2 and "leaves the target folder: refused" in result.stderr
     assert {entry.name for entry in tmp_path.iterdir()} == {"evil.zip"}
 
@@ -204,7 +204,7 @@ def labeled(tmp_path_factory):
 def test_the_labelled_set(labeled, run, tmp_path):
     folder, rgb, depth_m = labeled
     arguments = ["--labeled", folder / "nyu_depth_v2_labeled.mat", "--splits", folder / "splits.mat"]
-    result = run("tools/prepare_nyu.py", "NYU", *arguments, cwd=tmp_path)
+    result = run("tools/prepare_nyu.py NYU", *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     made = tmp_path / "NYU"
     train, test = listing.list_train(made), listing.list_test(made)
@@ -220,7 +220,7 @@ def test_the_labelled_set(labeled, run, tmp_path):
         np.testing.assert_allclose(image.load_test_depth(pair.depth), depth_m[index], atol=0.00051)
     kept = {name: (made / name).stat().st_mtime_ns for name in tree(made)}
     (made / "Test" / "00001_colors.png").unlink()
-    assert run("tools/prepare_nyu.py", "NYU", *arguments, cwd=tmp_path).returncode == 0
+    assert run("tools/prepare_nyu.py NYU", *arguments, cwd=tmp_path).returncode == 0
     again = {name: (made / name).stat().st_mtime_ns for name in tree(made)}
     assert {name for name in kept if kept[name] != again[name]} == {"Test/00001_colors.png"}
 
@@ -252,9 +252,9 @@ def test_wrong_mat_files_are_named(labeled, run, tmp_path):
         (folder / "nyu_depth_v2_labeled.mat", "both.mat", "both.mat: overlapping splits"),
         (folder / "nyu_depth_v2_labeled.mat", "cut.mat", "no trainNdxs and testNdxs"),
     ):
-        result = run("tools/prepare_nyu.py", "NYU", "--labeled", mat, "--splits", splits, cwd=tmp_path)
+        result = run("tools/prepare_nyu.py NYU", "--labeled", mat, "--splits", splits, cwd=tmp_path)
         assert result.returncode == 2 and text in result.stderr, result.stderr
-    result = run("tools/prepare_nyu.py", "NYU", "--labeled", "absent.mat", cwd=tmp_path)
+    result = run("tools/prepare_nyu.py NYU --labeled absent.mat", cwd=tmp_path)
     assert result.returncode == 2 and "--splits" in result.stderr
 
 
@@ -307,7 +307,7 @@ def test_fastdepth_s_set_in_each_layout(rooms, forked, tmp_path, layout):
         with tarfile.open(tmp_path / "all.tar", "w") as archive:
             archive.add(source, "nyudepthv2")
         source = tmp_path / "all.tar"
-    result = forked("tools/prepare_nyu.py", "NYU", "--fastdepth", source, cwd=tmp_path)
+    result = forked("tools/prepare_nyu.py NYU", "--fastdepth", source, cwd=tmp_path)
     assert result.returncode == 0 and "nothing is wrong" in result.stdout, result.stdout + result.stderr
     for pair, (*_, rgb, _) in zip(assert_same_rooms(tmp_path / "NYU", rooms), rooms[1], strict=True):
         if pair.name == rooms[1][0][1]:
@@ -328,7 +328,7 @@ def test_bts_s_set_in_each_layout(rooms, forked, tmp_path, layout):
     (train / "notes.txt").touch()
     (train / rooms[0][0][0] / "sync_depth_dense_00000.png").touch()
     given = root / "sync" if layout == "sync itself" else root
-    result = forked("tools/prepare_nyu.py", "NYU", "--bts", given, cwd=tmp_path)
+    result = forked("tools/prepare_nyu.py NYU", "--bts", given, cwd=tmp_path)
     assert "sync_depth_dense_00000.png" in result.stdout
     if layout == "sync itself":
         assert result.returncode == 1 and "no Test folder" in result.stdout  # the check says what is not there
@@ -386,7 +386,7 @@ def test_a_picture_of_bts_set_that_is_no_jpeg_becomes_one(rooms, forked, tmp_pat
     (tmp_path / "bts" / "a").mkdir(parents=True)
     Image.fromarray(rgb).save(tmp_path / "bts" / "a" / "rgb_00001.png")
     Image.fromarray(np.rint(depth_m * 1000).astype(np.uint16)).save(tmp_path / "bts" / "a" / "sync_depth_00001.png")
-    forked("tools/prepare_nyu.py", "NYU", "--bts", "bts", cwd=tmp_path)
+    forked("tools/prepare_nyu.py NYU --bts bts", cwd=tmp_path)
     with Image.open(tmp_path / "NYU" / "Train" / "a_out" / "1.jpg") as made:
         assert made.format == "JPEG"
         assert np.abs(np.asarray(made).astype(int) - rgb).mean() < 3
@@ -426,7 +426,7 @@ def test_wrong_sources_of_other_layouts_are_named(rooms, forked, tmp_path):
             (["--bts", "empty", "--link"], "expected --hu PATH [--link]"),
         )
     ):
-        result = forked("tools/prepare_nyu.py", f"out{number}", *arguments, cwd=tmp_path)
+        result = forked(f"tools/prepare_nyu.py out{number}", *arguments, cwd=tmp_path)
         assert result.returncode == 2 and text in result.stderr, (arguments, result.stderr)
 
 
@@ -518,20 +518,20 @@ def test_lists_of_windows_and_a_list_for_one_split_only(tmp_path):
 )
 def test_lists_that_cannot_be_right_are_named(forked, tmp_path, text, message):
     path = small_zip(tmp_path / "a.zip", **PAIR, **{"data/nyu2_train.csv": text})
-    line = one_line(forked("tools/prepare_nyu.py", "out", "--hu", path, cwd=tmp_path))
+    line = one_line(forked(f"tools/prepare_nyu.py out --hu {path}", cwd=tmp_path))
     assert "nyu2_train.csv" in line and message in line and not (tmp_path / "out").exists()
 
 
 def test_damaged_zips_are_named(forked, tmp_path):
     whole = small_zip(tmp_path / "a.zip", **PAIR).read_bytes()
     (tmp_path / "half.zip").write_bytes(whole[: len(whole) // 2])
-    line = one_line(forked("tools/prepare_nyu.py", "out", "--hu", "half.zip", cwd=tmp_path))
+    line = one_line(forked("tools/prepare_nyu.py out --hu half.zip", cwd=tmp_path))
     assert "half.zip: not a whole zip: download it again" in line
     method = bytearray(whole)
     central = method.index(b"PK\x01\x02")
     method[central + 10] = 99  # a method of compression that nobody has
     (tmp_path / "method.zip").write_bytes(method)
-    line = one_line(forked("tools/prepare_nyu.py", "out", "--hu", "method.zip", cwd=tmp_path))
+    line = one_line(forked("tools/prepare_nyu.py out --hu method.zip", cwd=tmp_path))
     assert "method.zip: data/nyu2_" in line
 
 
@@ -562,7 +562,7 @@ def hu_zip(listed):
 def test_zips(forked, tmp_path_factory, content):
     folder = fresh(tmp_path_factory.getbasetemp() / "zips")
     (folder / "a.zip").write_bytes(content)
-    judge(forked("tools/prepare_nyu.py", "out", "--hu", "a.zip", cwd=folder, megabytes=MEGABYTES), ["a.zip"])
+    judge(forked("tools/prepare_nyu.py out --hu a.zip", cwd=folder, megabytes=MEGABYTES), ["a.zip"])
     assert {name.split("/")[0] for name in files(folder)} <= {"a.zip", "out"}
     assert not [name for name in files(folder) if "partial" in name]
 
@@ -580,5 +580,5 @@ def test_lists(forked, tmp_path_factory, text):
         archive.extractall(folder / "hu")
     (folder / "hu" / "data" / "nyu2_train.csv").write_bytes(text)
     before = files(folder)
-    judge(forked("tools/prepare_nyu.py", "out", "--hu", "hu", cwd=folder, megabytes=MEGABYTES), ["hu"])
+    judge(forked("tools/prepare_nyu.py out --hu hu", cwd=folder, megabytes=MEGABYTES), ["hu"])
     assert all(name.startswith("out/") for name in files(folder) - before)

@@ -1,10 +1,8 @@
 """preprocess.py: what it writes, and that it needs neither MindSpore nor new libraries."""
 
-import io
 import os
 import pty
 import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -13,8 +11,8 @@ from hypothesis import given
 from PIL import Image
 
 from src.data import image, listing
-from tests.conftest import DEBIAN_12, ROOT
-from tests.fuzz import MEGABYTES, bounded, files, fresh, judge, mutations
+from tests.conftest import DEBIAN_12, ROOT, paint
+from tests.fuzz import MEGABYTES, bounded, encoded, files, fresh, judge, mutations
 from tests.test_commands import one_line
 
 
@@ -23,47 +21,34 @@ def test_a_preprocessed_folder_of_other_pictures_is_not_mixed_in(nyu, forked, tm
     other.mkdir(parents=True)
     for part in ("colors", "depth"):
         shutil.copy(nyu / "Test" / f"00000_{part}.png", other / f"77777_{part}.png")
-    assert forked("preprocess.py", "--dataset_path", other, cwd=tmp_path).returncode == 0
-    assert "77777.bin: of another run" in one_line(forked("preprocess.py", "--dataset_path", nyu, cwd=tmp_path))
+    assert forked(f"preprocess.py --dataset_path {other}", cwd=tmp_path).returncode == 0
+    assert "77777.bin: of another run" in one_line(forked(f"preprocess.py --dataset_path {nyu}", cwd=tmp_path))
     (tmp_path / "preprocess_Result" / "img_data" / ".partial-0123.bin").write_bytes(b"left by a kill")
-    assert forked("preprocess.py", "--dataset_path", other, cwd=tmp_path).returncode == 0
+    assert forked(f"preprocess.py --dataset_path {other}", cwd=tmp_path).returncode == 0
 
 
 @pytest.mark.long
-def test_preprocess_needs_no_tqdm_on_a_terminal(nyu, tmp_path):
-    (tmp_path / "tqdm.py").write_text("raise ModuleNotFoundError(\"No module named 'tqdm'\", name='tqdm')\n")
-    pid, descriptor = pty.fork()
-    if pid == 0:
-        os.chdir(tmp_path)
-        os.execve(
-            sys.executable,
-            [sys.executable, str(ROOT / "preprocess.py"), "--dataset_path", str(nyu)],
-            {**os.environ, "PYTHONPATH": str(tmp_path)},
-        )
-    screen = b""
-    try:
-        while chunk := os.read(descriptor, 4096):
-            screen += chunk
-    except OSError:
-        pass
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, screen
-    assert b"4 images in preprocess_Result" in screen
+def test_preprocess_needs_no_tqdm_on_a_terminal(nyu, bare, tmp_path, monkeypatch):
+    screen = []
+
+    def read(descriptor):
+        screen.append(os.read(descriptor, 4096))
+        return screen[-1]
+
+    monkeypatch.setenv("PYTHONPATH", bare)
+    monkeypatch.chdir(tmp_path)
+    assert pty.spawn([sys.executable, str(ROOT / "preprocess.py"), "--dataset_path", str(nyu)], read) == 0, screen
+    assert b"4 images in preprocess_Result" in b"".join(screen)
 
 
-def test_a_310_host_has_the_libraries_of_its_distribution(nyu, tmp_path):
+def test_a_310_host_has_the_libraries_of_its_distribution(nyu, run, tmp_path):
     """PNG and, under the name of one, JPEG."""
     (tmp_path / "Test").mkdir()
     for pair in listing.list_test(nyu):
         shutil.copy(pair.depth, tmp_path / "Test")
         Image.open(pair.rgb).save(tmp_path / "Test" / pair.rgb.name, "JPEG" if pair.name == "00000" else "PNG")
-    for name, prefix in (("plain", []), ("old", ["-c", DEBIAN_12])):
-        result = subprocess.run(
-            [sys.executable, *prefix, ROOT / "preprocess.py", "--dataset_path", "Test", "--output_path", name],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    for name, before in (("plain", None), ("old", DEBIAN_12)):
+        result = run(f"preprocess.py --dataset_path Test --output_path {name}", cwd=tmp_path, before=before)
         assert result.returncode == 0, result.stderr
     for path in tmp_path.glob("plain/*/*.bin"):
         assert path.read_bytes() == (tmp_path / "old" / path.relative_to(tmp_path / "plain")).read_bytes()
@@ -71,41 +56,31 @@ def test_a_310_host_has_the_libraries_of_its_distribution(nyu, tmp_path):
         expected = np.asarray(jpeg)[12:468, 16:624].reshape(228, 2, 304, 2, 3).mean((1, 3)) / 255
     found = np.fromfile(tmp_path / "old" / "img_data" / "00000.bin", np.float32).reshape(3, 228, 304)
     np.testing.assert_allclose(found.transpose(1, 2, 0), expected, atol=1e-5)
-    result = subprocess.run(
-        [sys.executable, "-c", DEBIAN_12, ROOT / "postprocess.py", "--result_path", "absent"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 2 and "no such folder" in result.stderr
+    result = run("postprocess.py --result_path absent", cwd=tmp_path, before=DEBIAN_12)
+    assert "no such folder" in one_line(result)
 
 
-def depth_seeds():
-    rng = np.random.default_rng(4)
-    deep, flat = rng.integers(0, 9999, (240, 320)).astype(np.uint16), rng.integers(0, 256, (240, 320), np.uint8)
-    buffers = []
-    for pixels in (deep, flat, np.zeros_like(deep)):
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "PNG")
-        buffers.append(buffer.getvalue())
-    return buffers
+rng = np.random.default_rng(4)
+DEPTH_MAPS = [
+    encoded("I;16", "PNG", pixels=rng.integers(0, 9999, (240, 320)).astype(np.uint16)),
+    encoded("L", "PNG", pixels=rng.integers(0, 256, (240, 320), np.uint8)),
+    encoded("I;16", "PNG", pixels=np.zeros((240, 320), np.uint16)),
+]
 
 
 @bounded
-@given(content=mutations(*depth_seeds()))
+@given(content=mutations(*DEPTH_MAPS))
 def test_depth_maps(forked, tmp_path_factory, content):
     folder = fresh(tmp_path_factory.getbasetemp() / "depth")
     for split, rgb, depth in (("Test", "0_colors.png", "0_depth.png"), ("Train/a_out", "1.jpg", "1.png")):
-        (folder / "NYU" / split).mkdir(parents=True)
-        Image.fromarray(np.zeros((240, 320, 3), np.uint8)).save(folder / "NYU" / split / rgb)
+        paint(folder / "NYU" / split / rgb, size=(240, 320))
         (folder / "NYU" / split / depth).write_bytes(content)
     before = files(folder)
-    answer = forked("preprocess.py", "--dataset_path", "NYU", "--output_path", "out", cwd=folder, megabytes=MEGABYTES)
+    answer = forked("preprocess.py --dataset_path NYU --output_path out", cwd=folder, megabytes=MEGABYTES)
     judge(answer, ["0_depth.png", "0_colors.png"])
     assert {name.split("/")[0] for name in files(folder) - before} <= {"out"}
     assert not [name for name in files(folder) if "partial" in name]
-    answer = forked("tools/check_nyu.py", "NYU", cwd=folder, megabytes=MEGABYTES)
+    answer = forked("tools/check_nyu.py NYU", cwd=folder, megabytes=MEGABYTES)
     judge(answer)
 
 

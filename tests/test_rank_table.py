@@ -30,5 +30,5 @@ json_values = st.recursive(
 def test_rank_tables(forked, tmp_path_factory, content):
     folder = fresh(tmp_path_factory.getbasetemp() / "ranks")
     (folder / "table.json").write_bytes(content)
-    answer = forked("tools/rank_table.py", "table.json", cwd=folder, megabytes=MEGABYTES)
+    answer = forked("tools/rank_table.py table.json", cwd=folder, megabytes=MEGABYTES)
     judge(answer, ["table.json"])

@@ -18,13 +18,7 @@ def watched(nyu, fine_stage, forked, tmp_path_factory):
     folder, steps = tmp_path_factory.mktemp("watched"), []
     for more in (["--epochs_fine", 1], ["--epochs_fine", 2, "--resume"]):
         result = forked(
-            "train.py",
-            "--data_url",
-            nyu,
-            "--val_data",
-            nyu,
-            "--batch_size",
-            2,
+            f"train.py --data_url {nyu} --val_data {nyu} --batch_size 2",
             *fine_stage,
             "--tensorboard",
             "--val_panels",
@@ -74,5 +68,5 @@ def test_a_training_shows_how_a_net_learns_and_what_it_has_to_beat(
     measured = json.loads((log / "mean_map.json").read_text())
     for name in ("delta1", "abs_rel", "rmse_log"):
         assert measured[name] == pytest.approx(expected[name], abs=1e-5)
-    refused = forked("train.py", "--data_url", nyu, "--val_panels", cwd=tmp_path)
+    refused = forked(f"train.py --data_url {nyu} --val_panels", cwd=tmp_path)
     assert refused.returncode == 2 and "--val_panels has no effect here: it needs --val_data" in refused.stderr

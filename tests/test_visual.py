@@ -27,7 +27,7 @@ def test_neither_a_notebook_nor_a_matplotlibrc_changes_a_picture(nyu, run, tmp_p
         folder = tmp_path / name
         folder.mkdir()
         (folder / "matplotlibrc").write_text(rc)
-        result = run("tools/check_nyu.py", nyu, "--output_dir", "check", cwd=folder, **environment)
+        result = run(f"tools/check_nyu.py {nyu} --output_dir check", cwd=folder, **environment)
         assert (result.returncode, result.stderr) == (0, ""), result.stderr
         return (folder / "check" / "check.png").read_bytes()
 
@@ -42,7 +42,7 @@ def test_ids_of_any_script_are_drawn_or_escaped(nyu, run, tmp_path):
     (data / "Train" / "sample_0001_out").rename(data / "Train" / "厨房 кухня مطبخ_out")
     for part in ("colors", "depth"):
         (data / "Test" / f"00000_{part}.png").rename(data / "Test" / f"台所🛋_{part}.png")
-    result = run("tools/check_nyu.py", data, "--output_dir", "check", cwd=tmp_path, PYTHONWARNINGS="always")
+    result = run(f"tools/check_nyu.py {data} --output_dir check", cwd=tmp_path, PYTHONWARNINGS="always")
     assert result.returncode == 0 and "Glyph" not in result.stdout + result.stderr, result.stderr
     assert visual.label("кухня $5") == r"кухня \$5"
 
