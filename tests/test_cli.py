@@ -34,12 +34,6 @@ def test_numbers_out_of_range_are_said(forked, tmp_path):
     assert "4294967296 is not a whole number from 0 to 4294967295" in result.stderr and result.returncode == 2
 
 
-@pytest.mark.parametrize("program", ["train.py", "eval.py", "predict.py", "export.py", "tools/check_nyu.py"])
-def test_help_names_no_default_that_is_none(forked, tmp_path, program):
-    text = forked(f"{program} --help", cwd=tmp_path).stdout
-    assert "default: None" not in text and "default: False" not in text and "default:" in text.replace("\n", " ")
-
-
 @pytest.mark.long
 def test_a_current_folder_that_is_gone_is_said(nyu, tmp_path):
     result = shell(f"mkdir gone && cd gone && rmdir ../gone && python $ROOT/eval.py --test_data {nyu}", tmp_path)

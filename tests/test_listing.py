@@ -9,13 +9,12 @@ import pytest
 
 from src.data import listing
 from src.data.listing import DataError
-from tests.test_check_nyu import doubled
 from tests.test_commands import one_line
 
 
 def test_two_files_of_one_name_are_no_training_set(nyu, forked, tmp_path):
     folder = shutil.copytree(nyu, tmp_path / "NYU")
-    doubled(folder)
+    shutil.copy(folder / "Train/sample_0001_out/1.jpg", folder / "Train/sample_0001_out/1.jpeg")
     line = one_line(forked(f"train.py --data_url {folder} --batch_size 2", cwd=tmp_path))
     assert "two files of one name" in line
 
