@@ -1,17 +1,14 @@
-"""Listing, the schedule of samples, augmentation, and that nothing depends on the number of workers."""
+"""Batches: whatever the number of workers, the same; bad samples are named, or replaced by others."""
 
-import contextlib
 import ctypes
 import re
 import shutil
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from src import data_loader
 from src.data import image, listing
@@ -19,8 +16,8 @@ from src.data.listing import DataError
 from src.data.plain import PlainPairs
 from src.data.sampling import Schedule
 from src.data_loader import TrainingData
-from src.training import log, options, run_folder, stage, trainer
-from tests.tiny import TinyCoarse
+from tests.conftest import paint
+from tests.test_commands import one_line
 
 
 def test_test_pairs_come_in_batches_as_they_are_alone(nyu):
@@ -104,14 +101,6 @@ def test_the_files_of_a_step_are_those_it_was_fed(nyu):
         assert np.allclose(fed, target, rtol=1e-6) or np.allclose(fed, target[..., ::-1], rtol=1e-6)
 
 
-def test_a_broken_training_image_is_named_while_feeding(nyu, tmp_path):
-    folder = shutil.copytree(nyu, tmp_path / "NYU")
-    broken = folder / "Train" / "sample_0001_out" / "3.jpg"
-    broken.write_bytes(broken.read_bytes()[:2000])
-    with pytest.raises(image.ImageError, match=r"sample_0001_out/3\.jpg: broken image"):
-        batches(folder, 2, 0, 12)  # six epochs: each drops two of the eight
-
-
 def break_picture(path):
     path.write_bytes(path.read_bytes()[:200])
 
@@ -125,12 +114,9 @@ def break_pictures(folder, count):
 def hundred(tmp_path_factory):
     """120 small pairs in one scene; pair n has depth pixels 1 + 2 n."""
     folder = tmp_path_factory.mktemp("hundred") / "NYU"
-    scene = folder / "Train" / "one_out"
-    scene.mkdir(parents=True)
     for number in range(120):
-        rgb = np.full((240, 320, 3), 2 * number, np.uint8)
-        Image.fromarray(rgb).save(scene / f"{number}.jpg")
-        Image.fromarray(np.full((240, 320), 1 + 2 * number, np.uint8)).save(scene / f"{number}.png")
+        paint(folder / "Train" / "one_out" / f"{number}.jpg", 2 * number, (240, 320))
+        paint(folder / "Train" / "one_out" / f"{number}.png", np.full((240, 320), 1 + 2 * number, np.uint8))
     return folder
 
 
@@ -170,17 +156,16 @@ def test_one_percent_of_bad_samples_is_borne(hundred, tmp_path):
     assert len(list(data.batches(0, 25))) == 25 and data.bad == {0}
 
 
-@pytest.mark.long
-def test_one_bad_sample_is_borne_by_a_small_set_too(nyu, fine_stage, forked, tmp_path):
-    folder = shutil.copytree(nyu, tmp_path / "NYU")
-    pairs = PlainPairs(folder).pairs
+def test_one_bad_sample_is_borne_by_a_small_set_too(nyu, forked, tmp_path):
+    pairs = PlainPairs(shutil.copytree(nyu, tmp_path / "NYU")).pairs
     break_picture(pairs[3].rgb)
-    arguments = ["--data_url", "NYU", *fine_stage, "--batch_size", 4, "--max_steps", 2, "--bad_samples", "skip"]
-    result = forked("train.py", *arguments, cwd=tmp_path)
-    assert result.returncode == 0 and "bad samples: 1" in result.stdout, result.stderr
+    line = "train_tiny --data_url NYU --batch_size 4 --stage coarse --epochs_coarse 1 --bad_samples skip"
+    result = forked(line, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"epoch: 1 mean loss: .*, bad samples: 1$", result.stdout, re.MULTILINE)
     break_picture(pairs[5].rgb)
-    result = forked("train.py", *arguments, "--overwrite", cwd=tmp_path)
-    assert result.returncode == 2 and "2 of 8 samples are bad, 1 may be; the last: " in result.stderr
+    line = one_line(forked(f"{line} --overwrite", cwd=tmp_path))
+    assert "2 of 8 samples are bad, 1 may be; the last: " in line
 
 
 def test_a_shard_of_bad_samples_alone_ends(nyu, tmp_path):
@@ -202,49 +187,29 @@ def test_more_than_one_percent_of_bad_samples_stop_the_run(hundred, tmp_path):
         fed_samples(folder, skip_bad=False)
 
 
-def test_the_command_stops_at_a_broken_picture_or_skips_it(hundred, fine_stage, forked, tmp_path):
-    folder = shutil.copytree(hundred, tmp_path / "NYU")
+def test_the_command_stops_at_a_broken_picture_or_skips_it(hundred, forked, tmp_path):
+    source = PlainPairs(shutil.copytree(hundred, tmp_path / "NYU"))
     (index,) = Schedule(120, 1, seed=0).batch(0)[1]  # what the first step is fed
-    path = PlainPairs(folder).pairs[index].rgb
+    path = source.pairs[index].rgb
     break_picture(path)
-    arguments = ["--data_url", folder, *fine_stage, "--batch_size", 1, "--max_steps", 2]
-    stopped = forked("train.py", *arguments, "--train_url", "stopped", cwd=tmp_path)
-    assert stopped.returncode == 2 and f"one_out/{path.name}: broken image" in stopped.stderr
-    skipped = forked("train.py", *arguments, "--train_url", "skipped", "--bad_samples", "skip", cwd=tmp_path)
+    line = "train_tiny --data_url NYU --batch_size 1 --stage coarse --max_steps 2"
+    assert f"one_out/{path.name}: broken image" in one_line(forked(f"{line} --train_url stopped", cwd=tmp_path))
+    skipped = forked(f"{line} --train_url skipped --bad_samples skip", cwd=tmp_path)
     assert skipped.returncode == 0, skipped.stderr
     assert skipped.stdout.count("bad sample, replaced by another:") == 1
-
-
-def test_an_epoch_ends_with_the_number_of_its_bad_samples(hundred, tmp_path, caplog):
-    folder = shutil.copytree(hundred, tmp_path / "NYU")
-    break_pictures(folder, 1)
-    data = TrainingData(PlainPairs(folder), Schedule(120, 60, seed=0), skip_bad=True)
-    fine, run = options.Stage("fine", 1, None, 3, None, {}), run_folder.Folder(tmp_path / "Model")
-    for path in (run.checkpoints, run.log):
-        path.mkdir(parents=True)
-    nobody_stops = SimpleNamespace(deferred=contextlib.nullcontext, signal_number=0)
-    caplog.set_level("INFO")
-    stage.train_stage(
-        fine,
-        trainer.Trainer(TinyCoarse(), "composite", 1e-4),
-        data,
-        run,
-        log.StageLog(run.log_file("fine.csv")),
-        nobody_stops,
-    )
-    assert re.search(r"epoch: 1 mean loss: .*, bad samples: 1$", caplog.text, re.MULTILINE)
-
-
-MALL_INFO = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
 
 
 class MallInfo(ctypes.Structure):
     """struct mallinfo2 of <malloc.h>."""
 
-    _fields_ = tuple((name, ctypes.c_size_t) for name in MALL_INFO)
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = tuple((name, ctypes.c_size_t) for name in names.split())
 
 
-@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc's accounts")
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallinfo2"),
+    reason="no glibc 2.33, which counts what it maps",
+)
 def test_freed_memory_is_kept_for_the_next_picture():
     """Up to 32 MB a piece come from the heap, and it is not given back until 256 MB of it are free."""
     libc = ctypes.CDLL(None)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
 from src.data import image
+from tests.conftest import paint, taken_by
 from tests.fuzz import MEGABYTES, PICTURES, bounded, files, fresh, judge, mutations
 
 
@@ -128,15 +129,6 @@ def test_rgb_variants_are_read_as_three_channels(tmp_path, picture):
     assert image.load_rgb(tmp_path / "palette.png").shape == (480, 640, 3)
 
 
-def test_exif_rotation_is_applied(tmp_path, picture):
-    """Orientation 6 is stored turned a quarter to the left: reading turns it back."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    stored = np.rot90(picture)
-    Image.fromarray(stored).save(tmp_path / "turned.png", exif=exif)
-    np.testing.assert_array_equal(image.load_rgb(tmp_path / "turned.png"), picture)
-
-
 def test_depth_is_read_with_its_true_bits(tmp_path):
     millimetres = np.arange(480 * 640, dtype=np.uint16).reshape(480, 640) % 10000
     eight = (millimetres % 256).astype(np.uint8)
@@ -165,12 +157,6 @@ def test_every_kind_of_picture_is_read_whatever_it_is_called(tmp_path, kind):
     assert found.shape == (30, 40, 3) and np.abs(found.astype(int) - (200, 100, 50)).max() <= 3
 
 
-def test_other_kinds_are_not_tried(tmp_path):
-    Image.new("RGB", (40, 30)).save(tmp_path / "picture.jpg", "PPM")
-    with pytest.raises(image.ImageError, match="not one of JPEG, PNG, WEBP, TIFF, BMP, GIF"):
-        image.load_rgb(tmp_path / "picture.jpg")
-
-
 def test_sixteen_bit_depth_may_be_in_tiff_of_either_byte_order_or_in_32_bits(tmp_path):
     millimetres = np.arange(1, 301, dtype=np.uint16).reshape(15, 20) * 30
     for order, mode in (("<u2", "I;16"), (">u2", "I;16B"), ("<i4", "I")):
@@ -182,21 +168,10 @@ def test_sixteen_bit_depth_may_be_in_tiff_of_either_byte_order_or_in_32_bits(tmp
 
 
 def test_the_lens_is_what_exif_tells(tmp_path):
-    for told, expected in (
-        (28, 28.0),
-        (5, 5.0),
-        (3000, 3000.0),
-        (0, None),
-        (-28, None),
-        (4, None),
-        (3001, None),
-        (65535, None),
-        (None, None),
-    ):
-        exif = Image.Exif()
-        if told is not None:
-            exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FocalLengthIn35mmFilm] = told
-        Image.new("RGB", (8, 6)).save(tmp_path / "photo.jpg", exif=exif)
+    read, absurd = (28, 5, 3000), (0, -28, 4, 3001, 65535)
+    for told, expected in (*((one, float(one)) for one in read), *((one, None) for one in absurd), (None, None)):
+        exif = Image.Exif() if told is None else taken_by(told)
+        paint(tmp_path / "photo.jpg", exif=exif)
         assert image.focal_length_35mm(tmp_path / "photo.jpg") == expected
     assert image.focal_length_35mm(tmp_path / "absent.jpg") is None
 
@@ -289,9 +264,8 @@ def test_formats_that_are_not_read_are_called_by_their_names(tmp_path, beginning
 def test_a_large_photograph_is_read_at_half_its_size(tmp_path, monkeypatch, caplog, picture):
     smooth = cv2.GaussianBlur(picture, (31, 31), 0)
     for orientation in (1, 6):
-        exif = Image.Exif()
+        exif = taken_by(26)
         exif[0x112] = orientation
-        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FocalLengthIn35mmFilm] = 26
         Image.fromarray(smooth).save(tmp_path / f"{orientation}.jpg", quality=95, exif=exif)
     Image.fromarray(smooth).save(tmp_path / "progressive.jpg", progressive=True)
     monkeypatch.setattr(image, "MAX_PIXELS", 640 * 480 - 1)
@@ -314,20 +288,19 @@ def test_broken_files_are_named(tmp_path, picture, ending):
     whole = tmp_path / f"whole.{ending}"
     Image.fromarray(picture).save(whole)
     content = whole.read_bytes()
-    for name, damaged in {"empty": b"", "text": b"not a picture", "half": content[: len(content) // 2]}.items():
+    for name, damaged, text in (
+        ("empty", b"", "the file is empty"),
+        ("text", b"not a picture", "not one of JPEG, PNG, WEBP, TIFF, BMP, GIF"),
+        ("eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not one of JPEG"),
+        ("ppm", b"P6 9 9 255\n" + b"\0" * 243, "not one of JPEG"),
+        ("half", content[: len(content) // 2], ""),
+    ):
         path = tmp_path / f"{name}.{ending}"
         path.write_bytes(damaged)
-        with pytest.raises(image.ImageError, match=rf"{name}\.{ending}: broken image"):
+        with pytest.raises(image.ImageError, match=rf"{name}\.{ending}: broken image: .*{text}"):
             image.load_rgb(path)
     with pytest.raises(image.ImageError, match="no such file"):
         image.load_rgb(tmp_path / f"absent.{ending}")
-
-
-def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path):
-    path = tmp_path / "bomb.png"
-    Image.new("1", (20_000, 20_000)).save(path)
-    with pytest.raises(image.ImageError, match="pixels: refused"):
-        image.load_rgb(path)
 
 
 def test_the_most_that_is_read(tmp_path, monkeypatch):
@@ -437,18 +410,6 @@ def test_a_broken_depth_map_is_named(tmp_path):
         path.write_bytes(content)
         with pytest.raises(image.ImageError, match=r"depth\.png: broken image"):
             image.load_train_depth(path)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"", b"P6 9 9 255\n" + b"\0" * 243],
-    ids=["eps", "empty", "ppm"],
-)
-def test_a_file_of_another_kind_is_no_picture(tmp_path, content):
-    path = tmp_path / "a.jpg"
-    path.write_bytes(content)
-    with pytest.raises(image.ImageError, match=r"a\.jpg: broken image: (not one of JPEG|the file is empty)"):
-        image.load_rgb(path)
 
 
 @bounded

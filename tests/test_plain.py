@@ -3,31 +3,26 @@
 import os
 import shutil
 
-import cv2
 import numpy as np
 import pytest
-from PIL import Image
 
 from src.data import image, listing, plain
 from src.data.plain import PlainPairs
 from src.data.sampling import Schedule
 from src.data_loader import TrainingData
 from src.prediction.predict import DepthPredictor
-from tests.conftest import as_it_is, red_is_depth
+from tests.conftest import NEEDS_NYU, REAL_NYU, as_it_is, paint, red_is_depth
 
 
-def test_every_command_sees_a_larger_picture_in_the_same_way(nyu, tmp_path):
+def test_every_command_sees_a_larger_picture_in_the_same_way(tmp_path):
     """960x1280: what training, evaluation and prediction give the nets is one thing."""
     rng = np.random.default_rng(0)
     rgb = rng.integers(0, 256, (960, 1280, 3), np.uint8)
-    folder = tmp_path / "NYU" / "Train" / "x_out"
-    folder.mkdir(parents=True)
-    (tmp_path / "NYU" / "Test").mkdir()
-    cv2.imwrite(str(folder / "1.jpg"), rgb, [cv2.IMWRITE_JPEG_QUALITY, 95])
-    decoded = image.load_rgb(folder / "1.jpg")
-    cv2.imwrite(str(folder / "1.png"), np.full((960, 1280), 99, np.uint8))
-    Image.fromarray(decoded).save(tmp_path / "NYU" / "Test" / "1_colors.png")
-    cv2.imwrite(str(tmp_path / "NYU" / "Test" / "1_depth.png"), np.full((960, 1280), 999, np.uint16))
+    train, test = tmp_path / "NYU" / "Train" / "x_out", tmp_path / "NYU" / "Test"
+    decoded = image.load_rgb(paint(train / "1.jpg", rgb, quality=95))
+    paint(train / "1.png", np.full((960, 1280), 99, np.uint8))
+    paint(test / "1_colors.png", decoded)
+    paint(test / "1_depth.png", np.full((960, 1280), 999, np.uint16))
     trained = plain.load_train_pair(listing.list_train(tmp_path / "NYU")[0])[0].transpose(2, 0, 1)
     evaluated = plain.load_test_pair(listing.list_test(tmp_path / "NYU")[0])[0]
     seen = []
@@ -89,11 +84,9 @@ def test_a_depth_map_is_decoded_once_as_far_as_targets_are_kept(nyu, tmp_path, m
             list(one.batches(2, 4))
 
 
-FOLDER = os.environ.get("DEPTHNET_NYU")
-
-
+@NEEDS_NYU
 def test_pairs_are_listed_and_readable_in_metres():
-    train, test = listing.list_train(FOLDER), listing.list_test(FOLDER)
+    train, test = listing.list_train(REAL_NYU), listing.list_test(REAL_NYU)
     medians = []
     for pair in train[::50]:
         rgb, depth_m = plain.load_train_pair(pair)
@@ -107,10 +100,11 @@ def test_pairs_are_listed_and_readable_in_metres():
     assert min(medians) > 0.3 and max(medians) < 10
 
 
+@NEEDS_NYU
 def test_depth_lies_over_the_picture():
     """Depth edges coincide with picture edges more often than when one of the two is flipped."""
     agreement = []
-    for pair in listing.list_train(FOLDER)[::50]:
+    for pair in listing.list_train(REAL_NYU)[::50]:
         rgb, depth_m = plain.load_train_pair(pair)
         grey = image.resize(rgb.mean(2).astype(np.float32), image.DEPTH_SIZE)
         edges = [np.abs(np.diff(array, axis=1)).ravel() for array in (grey, np.log(depth_m), np.log(depth_m[:, ::-1]))]

@@ -219,15 +219,6 @@ def test_the_labelled_set(labeled, forked, tmp_path):
     assert {name for name in kept if kept[name] != again[name]} == {"Test/00001_colors.png"}
 
 
-def test_what_is_nearest_stays_measured_in_eight_bits():
-    pixels = image.encode_train_depth(np.array([[0, 0.001, 5, 10, 11]], np.float32))
-    np.testing.assert_array_equal(pixels, [[0, 1, 128, 255, 255]])
-    millimetres = image.encode_test_depth(np.array([[0, 1.2344, 9.9996]]))
-    np.testing.assert_array_equal(millimetres, [[0, 1234, 10000]])
-    for encode in (image.encode_train_depth, image.encode_test_depth):  # what is no number is not measured
-        np.testing.assert_array_equal(encode(np.float32([[np.nan, np.inf, -np.inf, -1, 0]])), [[0] * 5])
-
-
 def test_wrong_mat_files_are_named(labeled, forked, tmp_path):
     folder = labeled[0]
     (tmp_path / "cut.mat").write_bytes((folder / "nyu_depth_v2_labeled.mat").read_bytes()[:100_000])
