@@ -506,16 +506,14 @@ def preprocessed(nyu, run, bare, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def evaluated(nyu, forked, trained, once):
-    """Three evaluations of the small training: plain, "a flipped" and eigen, with what each printed in stdout.txt."""
+def evaluated(nyu, forked, once):
+    """Evaluations of the weights of this repo: plain, "a flipped" and eigen, with what each printed in stdout.txt."""
 
     def evaluate(folder):
         folder.mkdir()
-        of_the_run = [trained / "Model" / "Ckpt" / f"Final{net}Net.ckpt" for net in ("Coarse", "Fine")]
         for name, more in (("plain", []), ("a flipped", ["--flip_average"]), ("eigen", ["--protocol", "eigen"])):
-            checkpoints = ["--coarse_ckpt_model", of_the_run[0], "--fine_ckpt_model", of_the_run[1]]
-            options = ["--baselines", "--output_dir", name, *checkpoints, *more]
-            result = forked(f"eval.py --test_data {nyu}{'/Test' * (name == 'eigen')}", *options, cwd=folder)
+            line = f"eval.py --baselines --test_data {nyu}{'/Test' * (name == 'eigen')} --output_dir"
+            result = forked(line, name, *more, cwd=folder)
             assert result.returncode == 0, result.stdout + result.stderr
             (folder / name / "stdout.txt").write_text(result.stdout)
 

@@ -12,14 +12,12 @@ from tests.test_commands import one_line
 
 
 def test_two_evaluations_side_by_side(evaluated, forked, tmp_path):
-    folder, _ = evaluated
-    result = forked("eval.py --compare plain", folder / "a flipped" / "metrics.json", cwd=folder)
+    result = forked("eval.py --compare plain", evaluated / "a flipped" / "metrics.json", cwd=evaluated)
     assert result.returncode == 0, result.stderr
     assert "mean training map: the same" in result.stdout
-    metrics = [
-        json.loads((folder / name / "metrics.json").read_text())["metrics"]["FineNet"]
-        for name in ("plain", "a flipped")
-    ]
+    reports = [json.loads((evaluated / name / "metrics.json").read_text()) for name in ("plain", "a flipped")]
+    metrics = [report["metrics"]["FineNet"] for report in reports]
+    assert metrics[0] != metrics[1]
     rows = result.stdout.split("FineNet ")[1].splitlines()[2:]
     for column, name in enumerate(("delta1", "delta2", "delta3", "abs_rel", "sq_rel", "rmse", "rmse_log", "si"), -8):
         figures = [float(row.split()[column]) for row in rows[:5]]
@@ -34,7 +32,7 @@ def test_two_evaluations_side_by_side(evaluated, forked, tmp_path):
         (tmp_path / "odd", "odd: not an evaluation"),
         ("absent", "absent/metrics.json: no such file"),
     ):
-        assert expected in one_line(forked(f"eval.py --compare plain {other}", cwd=folder))
+        assert expected in one_line(forked(f"eval.py --compare plain {other}", cwd=evaluated))
 
 
 def test_evaluations_of_other_nets_or_pictures_are_not_compared(tmp_path):
@@ -56,7 +54,6 @@ def test_the_interval_is_scipy_s_bootstrap():
     differences = np.random.default_rng(1).normal(0.02, 0.1, (60, 2))
     low, high = comparison.interval(differences)
     for column in range(2):
-        expected = scipy.stats.bootstrap(
-            (differences[:, column],), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(2)
-        ).confidence_interval
+        options = {"n_resamples": 10_000, "method": "percentile", "rng": np.random.default_rng(2)}
+        expected = scipy.stats.bootstrap((differences[:, column],), np.mean, **options).confidence_interval
         assert (low[column], high[column]) == pytest.approx(tuple(expected), abs=0.002)

@@ -11,7 +11,7 @@ from src.nets import checkpoint
 from tests.test_commands import one_line
 
 
-def test_compressed_weights_predict_what_the_whole_ones_do(nyu, run, forked, tmp_path):
+def test_compressed_weights_predict_what_the_whole_ones_do(nyu, forked, tmp_path):
     """On the pictures that the directions were taken of: there are no others in so small a set."""
     data = TrainingData(PlainPairs(nyu), Schedule(8, 8, seed=0), augmentation="paper")
     net, whole = PaperCoarseNet(), tmp_path / "FinalCoarseNet.ckpt"
@@ -20,7 +20,7 @@ def test_compressed_weights_predict_what_the_whole_ones_do(nyu, run, forked, tmp
     ms.save_checkpoint(net, str(whole))
     refused = forked(f"tools/compress_weights.py {whole} small.ckpt", cwd=tmp_path)
     assert "PaperCoarseNet: expected --data_url" in one_line(refused)
-    done = run(f"tools/compress_weights.py {whole} small.ckpt --data_url {nyu} --rank_fc6 40", cwd=tmp_path)
+    done = forked(f"tools/compress_weights.py {whole} small.ckpt --data_url {nyu} --rank_fc6 40", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "small.ckpt").stat().st_size < whole.stat().st_size / 10
     rgb = ms.Tensor(next(data.batches(0, 1))[0].astype(np.float32) / 255)

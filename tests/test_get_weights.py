@@ -88,21 +88,17 @@ def test_files_from_elsewhere_are_taken_by_their_checksum(published, monkeypatch
         ("http://127.0.0.1:9", "port=9"),
     ],
 )
-def test_what_goes_wrong_is_one_line(server, run, tmp_path, where, expected):
-    result = run(
-        "tools/get_weights.py",
-        "--base_url",
-        where.format(server=server.url),
-        cwd=tmp_path,
-        XDG_CACHE_HOME=str(tmp_path / "cache"),
-    )
-    line = one_line(result)
+def test_what_goes_wrong_is_one_line(server, forked, tmp_path, where, expected):
+    line = f"tools/get_weights.py --base_url {where.format(server=server.url)}"
+    line = one_line(forked(line, cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache")))
     assert expected in line and "depthnet_coarsenet_ascend" in line and "--from" in line
     assert not (tmp_path / "Model").exists()
     assert not any(path.is_file() for path in (tmp_path / "cache").rglob("*"))
 
 
-def test_a_file_that_was_not_published_is_refused(run, tmp_path):
+def test_a_file_that_was_not_published_is_refused(forked, tmp_path):
     (tmp_path / "x.ckpt").write_text("x")
-    assert "x.ckpt: not one of the published files" in one_line(run("tools/get_weights.py --from x.ckpt", cwd=tmp_path))
-    assert "absent: no such file" in one_line(run("tools/get_weights.py --from absent", cwd=tmp_path))
+    assert "x.ckpt: not one of the published files" in one_line(
+        forked("tools/get_weights.py --from x.ckpt", cwd=tmp_path)
+    )
+    assert "absent: no such file" in one_line(forked("tools/get_weights.py --from absent", cwd=tmp_path))

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import re
 import shutil
 
@@ -13,62 +12,53 @@ from PIL import Image
 from src import metrics
 from src.base import cli
 from src.data import image, listing
-from src.net import FineNet
+from src.net import CoarseNet, FineNet
 from src.nets import checkpoint
 from src.nets.nets import Nets
 from src.prediction.predict import DepthPredictor
 from src.scoring import evaluation
-from tests.conftest import NEEDS_CPP, ROOT
-from tests.test_commands import one_line
+from tests.conftest import NEEDS_CPP, NEEDS_NYU, REAL_NYU, ROOT
+from tests.test_commands import FINAL_LINE, one_line
 
 COARSE, FINE = cli.SHIPPED.values()
 TOLERANCE = 1e-4
-REAL = os.environ.get("DEPTHNET_NYU")
-FOLDERS = ["rendered", pytest.param("real", marks=pytest.mark.skipif(not REAL, reason="DEPTHNET_NYU is not set"))]
+FOLDERS = ["rendered", pytest.param("real", marks=NEEDS_NYU)]
 
 
 @pytest.fixture(scope="module")
-def evaluated(forked, tmp_path_factory):
-    """evaluated(data, protocol): both nets' metrics as eval.py has them."""
+def figures(nyu, evaluated, forked, tmp_path_factory):
+    """figures(data, protocol): both nets' metrics as eval.py has them."""
 
     @functools.cache
-    def evaluate(data, protocol):
-        folder = tmp_path_factory.mktemp("evaluated")
-        result = forked(
-            f"eval.py --test_data {data}",
-            "--coarse_ckpt_model",
-            COARSE,
-            "--fine_ckpt_model",
-            FINE,
-            "--protocol",
-            protocol,
-            "--output_dir",
-            "report",
-            cwd=folder,
-        )
-        assert result.returncode == 0, result.stderr
-        return json.loads((folder / "report" / "metrics.json").read_text())["metrics"]
+    def figures_on(data, protocol):
+        folder = evaluated / ("plain" if protocol == "depthnet" else protocol)
+        if data != nyu:
+            folder = tmp_path_factory.mktemp("real")
+            result = forked(f"eval.py --test_data {data} --protocol {protocol} --output_dir {folder}", cwd=folder)
+            assert result.returncode == 0, result.stderr
+        return json.loads((folder / "metrics.json").read_text())["metrics"]
 
-    return evaluate
+    return figures_on
 
 
 @pytest.fixture(scope="module")
 def models(forked, tmp_path_factory):
-    """The Model folder with both nets exported in both formats."""
+    """The Model folder with both nets exported in both formats, and none named."""
     folder = tmp_path_factory.mktemp("shipped")
-    for net, path in (("coarse", COARSE), ("fine", FINE)):
-        result = forked(f"export.py --coarse_or_fine {net} --ckpt_file {path} --file_format MINDIR ONNX", cwd=folder)
-        assert result.returncode == 0, result.stderr
+    for net in ("coarse", "fine"):
+        result = forked(f"export.py --coarse_or_fine {net} --file_format MINDIR ONNX", cwd=folder)
+        assert result.returncode == 0 and "another CoarseNet" not in result.stdout, result.stderr
+        assert result.stdout.count("taking the weights of this repo") == 1
     return folder / "Model"
 
 
 @pytest.fixture(params=FOLDERS)
 def data(request, nyu):
-    return nyu if request.param == "rendered" else REAL
+    return nyu if request.param == "rendered" else REAL_NYU
 
 
-def test_onnx_gives_the_same_figures(models, evaluated, data):
-    expected = evaluated(data, "depthnet")["FineNet"]
+def test_onnx_gives_the_same_figures(models, figures, data):
+    expected = figures(data, "depthnet")["FineNet"]
     nets = Nets(*(models / "ONNX" / f"Final{net}Net.onnx" for net in ("Coarse", "Fine")))
     scores = evaluation.score(listing.list_test(data), nets, "depthnet", 4, 2)["FineNet"].means()
     for name in metrics.METRICS:
@@ -76,30 +66,20 @@ def test_onnx_gives_the_same_figures(models, evaluated, data):
 
 
 @NEEDS_CPP
-def test_the_cpp_program_gives_the_same_figures(models, evaluated, data, lite, run, tmp_path):
-    expected = evaluated(data, "depthnet")["FineNet"]
+def test_the_cpp_program_gives_the_same_figures(models, figures, data, lite, run, tmp_path):
+    expected = figures(data, "depthnet")["FineNet"]
     mindir = [models / "MindIR" / f"Final{net}Net.mindir" for net in ("Coarse", "Fine")]
     result = run("scripts/run_infer_310.sh", *mindir, data, 0, cwd=tmp_path, DEVICE_TARGET="CPU", MS_LITE_HOME=lite)
     assert result.returncode == 0, result.stdout + result.stderr
     line = (tmp_path / "acc.log").read_text().strip().splitlines()[-1]
-    labels = {
-        "delta1": "delta1_loss",
-        "delta2": "delta2_loss",
-        "delta3": "delta3_loss",
-        "abs_rel": "abs_relative_loss",
-        "sq_rel": "sqr_relative_loss",
-        "rmse": "rmse_linear_loss",
-        "rmse_log": "rmse_log_loss",
-    }
-    for name, label in labels.items():
-        found = float(re.search(rf"{label}: ([\d.]+)", line)[1])
-        assert found == pytest.approx(expected[name], abs=TOLERANCE), name
+    printed = list(map(float, FINAL_LINE.search(line).groups()[1:]))
+    assert printed == pytest.approx([expected[name] for name in metrics.METRICS[:7]], abs=TOLERANCE)
 
 
-@pytest.mark.skipif(not REAL, reason="DEPTHNET_NYU is not set")
+@NEEDS_NYU
 @pytest.mark.parametrize("protocol", ["depthnet", "eigen"])
-def test_the_card_s_figures_are_these(evaluated, protocol):
-    found = evaluated(REAL, protocol)
+def test_the_card_s_figures_are_these(figures, protocol):
+    found = figures(REAL_NYU, protocol)
     card = (ROOT / "weights" / "README.md").read_text()
     rows = re.findall(rf"^\| (CoarseNet|FineNet) \| {protocol} \| (.*) \|$", card, re.MULTILINE)
     assert {net for net, _ in rows} == {"CoarseNet", "FineNet"}
@@ -138,64 +118,42 @@ def test_a_net_of_the_user_s_own_comes_first(nyu, forked, tmp_path):
     assert "FinalFineNet.ckpt: no such checkpoint" in line and "tools/get_weights.py" in line
 
 
-def other_coarse(folder):
-    """FineNet of this repo, and a CoarseNet that differs from its own in one bias."""
-    folder.mkdir(parents=True)
+@pytest.fixture
+def other_coarse(tmp_path):
+    """A Model/Ckpt with FineNet of this repo and a CoarseNet that is not its own."""
+    folder = tmp_path / "Model" / "Ckpt"
+    arrays = {parameter.name: parameter for parameter in CoarseNet().get_parameters()}
+    checkpoint.save(folder / "FinalCoarseNet.ckpt", arrays, {"stage": "coarse", "coarse_net": "default"})
     shutil.copy(FINE, folder / "FinalFineNet.ckpt")
-    net = checkpoint.load_coarse(COARSE)
-    net.fc7.bias.set_data(net.fc7.bias + 0.1)
-    checkpoint.save(
-        folder / "FinalCoarseNet.ckpt",
-        {one.name: one for one in net.get_parameters()},
-        {"stage": "coarse", "coarse_net": "paper"},
-    )
-    return net
+    return folder
 
 
-def test_a_fine_net_on_another_coarse_net_is_said(nyu, forked, tmp_path):
-    other_coarse(tmp_path / "Model" / "Ckpt")
-    line = (
+def test_a_fine_net_on_another_coarse_net_is_said(nyu, other_coarse, forked, tmp_path):
+    told = (
         "Model/Ckpt/FinalFineNet.ckpt was trained on another CoarseNet than Model/Ckpt/FinalCoarseNet.ckpt: "
         "together they predict worse than with its own"
     )
     picture = next((nyu / "Test").glob("*_colors.png"))
-    for command in (
-        ["eval.py", "--test_data", nyu],
-        ["predict.py", "--input", picture],
-        ["export.py", "--coarse_or_fine", "fine"],
-    ):
-        result = forked(*command, cwd=tmp_path)
-        assert result.returncode == 0 and result.stdout.splitlines().count(line) == 1, result.stdout + result.stderr
+    lines = (f"eval.py --test_data {nyu}", f"predict.py --input {picture}", "export.py --coarse_or_fine fine")
+    for line in lines:
+        result = forked(line, cwd=tmp_path)
+        assert result.returncode == 0 and result.stdout.splitlines().count(told) == 1, result.stdout + result.stderr
 
 
-def test_a_fine_net_on_its_own_coarse_net_is_nothing_to_tell(tmp_path, caplog):
-    net = other_coarse(tmp_path / "a")
-    folder = tmp_path / "a"
-    fine = checkpoint.load(FINE)
-    options = {**fine.info["options"], checkpoint.COARSE_SHA256: checkpoint.digest(net)}
-    checkpoint.save(folder / "FinalFineNet.ckpt", fine.arrays, {**fine.info, "options": options})
-    DepthPredictor(folder / "FinalCoarseNet.ckpt", folder / "FinalFineNet.ckpt")
+def test_a_fine_net_on_its_own_coarse_net_is_nothing_to_tell(other_coarse, tmp_path, caplog):
+    coarse, fine = other_coarse / "FinalCoarseNet.ckpt", checkpoint.load(FINE)
+    digest = checkpoint.digest(checkpoint.load_coarse(coarse))
+    options = {**fine.info["options"], checkpoint.COARSE_SHA256: digest}
+    checkpoint.save(tmp_path / "fine.ckpt", fine.arrays, {**fine.info, "options": options})
+    DepthPredictor(coarse, tmp_path / "fine.ckpt")
     DepthPredictor(COARSE, FINE)  # compressed: not to be told
     assert "another CoarseNet" not in caplog.text
-    checkpoint.save(
-        tmp_path / "c.ckpt",
-        checkpoint.load(COARSE).arrays | {"fc6.bias": np.zeros(4096, np.float16)},
-        {"stage": "coarse", checkpoint.WHOLE_SHA256: "of another"},
-    )
-    DepthPredictor(tmp_path / "c.ckpt", folder / "FinalFineNet.ckpt")
+    whole = checkpoint.load(COARSE).arrays | {"fc6.bias": np.zeros(4096, np.float16)}
+    checkpoint.save(tmp_path / "c.ckpt", whole, {"stage": "coarse", checkpoint.WHOLE_SHA256: "of another"})
+    DepthPredictor(tmp_path / "c.ckpt", tmp_path / "fine.ckpt")
     assert "another CoarseNet" in caplog.text
 
 
-def test_evaluation_and_export_take_these_weights_where_nothing_is_named(nyu, forked, tmp_path):
-    for command in (
-        ["eval.py", "--test_data", nyu],
-        ["export.py", "--coarse_or_fine", "fine"],
-        ["export.py", "--coarse_or_fine", "coarse", "--file_format", "MINDIR"],
-    ):
-        result = forked(*command, cwd=tmp_path)
-        assert result.returncode == 0, result.stderr
-        assert result.stdout.count("taking the weights of this repo") == 1
-        assert "another CoarseNet" not in result.stdout
-    assert (tmp_path / "Model" / "MindIR" / "FinalCoarseNet.mindir").exists()
-    result = forked(f"eval.py --test_data {nyu}", "--fine_ckpt_model", FINE, cwd=tmp_path)
-    assert result.returncode == 0 and result.stdout.count("taking the weights of this repo") == 1, result.stderr
+def test_evaluation_takes_these_weights_where_nothing_is_named(evaluated):
+    printed = (evaluated / "plain" / "stdout.txt").read_text()
+    assert printed.count("taking the weights of this repo") == 1 and "another CoarseNet" not in printed

@@ -1,4 +1,4 @@
-"""What the evaluation shows beside its numbers: the HTML report, and TensorBoard's events while training."""
+"""What eval.py writes: its figures, and the HTML report."""
 
 import base64
 import csv
@@ -11,6 +11,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 
+from src.base import cli
 from src.scoring import evaluation, report
 from tests.test_commands import is_picture
 
@@ -32,27 +33,24 @@ class Page(html.parser.HTMLParser):
         self.cells.append(data.strip())
 
 
-def test_the_files_of_an_evaluation_are_complete_and_agree(evaluated, trained):
-    folder, output = evaluated
-    assert {"constant depth", "mean training map", "CoarseNet", "FineNet"} <= {
-        line.split("  ")[0] for line in output.splitlines()
-    }
-    facts = json.loads((folder / "eigen" / "metrics.json").read_text(), parse_constant=pytest.fail)  # NaN is no JSON
+def test_the_files_of_an_evaluation_are_complete_and_agree(evaluated):
+    folder = evaluated / "eigen"
+    nets = {"constant depth", "mean training map", "CoarseNet", "FineNet"}
+    assert nets <= {line.split("  ")[0] for line in (folder / "stdout.txt").read_text().splitlines()}
+    facts = json.loads((folder / "metrics.json").read_text(), parse_constant=pytest.fail)  # NaN is no JSON
     assert facts["protocol"] == "eigen" and facts["images"] == 4 and facts["versions"]["mindspore"] == ms.__version__
-    assert facts["checkpoints"] == {
-        net: str(trained / "Model" / "Ckpt" / f"Final{net}.ckpt") for net in ("CoarseNet", "FineNet")
-    }
+    assert list(facts["checkpoints"].values()) == list(map(str, cli.SHIPPED.values()))
     one = facts["metrics"]["FineNet"]
     assert one["rmse_mean_over_images"] == one["rmse"] <= one["rmse_pooled_over_pixels"] + 1e-12
-    with open(folder / "eigen" / "per_image.csv", newline="") as file:
+    with open(folder / "per_image.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["net"] == "FineNet"]
     assert [row["image"] for row in rows] == ["00000", "00001", "00002", "00003"]
     assert np.mean([float(row["abs_rel"]) for row in rows]) == pytest.approx(one["abs_rel"])
-    assert is_picture(folder / "eigen" / "panels.png")
+    assert is_picture(folder / "panels.png")
 
 
 def test_the_report_is_one_file_with_the_numbers_and_pictures(evaluated):
-    folder = evaluated[0] / "eigen"
+    folder = evaluated / "eigen"
     text = (folder / "report.html").read_text()
     page = Page(text)
     assert not page.outside and "http" not in re.sub(r"base64,[^\"]*", "", text)
@@ -78,15 +76,8 @@ def test_published_figures_stand_beside_a_set_of_their_size_only(tmp_path):
     scores.add(["a", "b", "c"], log_depth, depth_m)
     details.add(log_depth, depth_m)
     for pairs in (60, 654):
-        report.write(
-            tmp_path / "r.html",
-            {"FineNet": scores},
-            {"FineNet": details},
-            b"",
-            {},
-            {},
-            {"pairs": pairs, "fingerprint": "0123"},
-        )
+        data = {"pairs": pairs, "fingerprint": "0123"}
+        report.write(tmp_path / "r.html", {"FineNet": scores}, {"FineNet": details}, b"", {}, {}, data)
         text = (tmp_path / "r.html").read_text()
         assert ("model zoo, Ascend 910" in text) == (pairs == 654)
         assert f"{pairs} pairs, fingerprint 0123" in text
