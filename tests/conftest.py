@@ -54,33 +54,11 @@ ms.set_device("CPU")
 # What needs one of these starts programs or builds the C++ one; so does what is marked `long`, or trains for minutes.
 PROCESSES = {"run", "forked", "lite"}  # what the other fixtures of that kind are made with
 # The files that take longest, first: each is one processor's work, and the short ones fill what is left at the end.
-LONGEST = (
-    "test_graphs",
-    "test_programs",
-    "test_commands",
-    "test_overwrite",
-    "test_interruption",
-    "test_validation",
-    "test_options",
-    "test_zoo",
-    "test_app",
-    "test_resume",
-    "test_start",
-    "test_recipe",
-    "test_distributed",
-    "test_inference",
-    "test_hostile",
-    "test_shipped",
-    "test_training",
-    "test_report",
-    "test_weights",
-    "test_predict",
-    "test_environment",
-    "test_fuzz",
-    "test_benchmarks",
-    "test_data_loader",
-    "test_packed",
-)
+LONGEST = """
+graphs programs commands overwrite interruption validation options zoo app resume start recipe distributed inference
+nets training gate export style prepare_nyu predict compress_weights tensorboard video report docs environment
+folders checkpoint check_nyu data_loader scripts files visual packed preprocess benchmarks
+"""
 
 
 def pytest_addoption(parser):
@@ -94,7 +72,7 @@ def pytest_xdist_auto_num_workers():
 
 
 def pytest_collection_modifyitems(config, items):
-    places = {name: place for place, name in enumerate(LONGEST)}
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST.split())}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
     if config.getoption("--quick"):
         long = [item for item in items if PROCESSES & set(item.fixturenames) or item.get_closest_marker("long")]

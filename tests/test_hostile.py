@@ -22,17 +22,8 @@ def test_bad_samples_are_counted_over_all_ranks(nyu):
         pace.settle()
 
 
-def test_a_manifest_or_a_log_of_another_kind_is_named(nyu, fine_stage, forked, tmp_path):
-    for content in (
-        '{"names": 3, "geometry": {}, "shards": []}',
-        '{"names": [1], "geometry": {}, "shards": [{"files": 1}]}',
-        "[]",
-    ):
-        (tmp_path / "set").mkdir(exist_ok=True)
-        (tmp_path / "set" / "manifest.json").write_text(content)
-        assert "not a manifest" in one_line(forked("train.py --data_url set", cwd=tmp_path))
-    arguments = ["--data_url", nyu, *fine_stage, "--batch_size", 8]
-    assert forked("train.py", *arguments, "--max_steps", 1, cwd=tmp_path).returncode == 0
-    (tmp_path / "Model" / "Log" / "fine.csv").write_text("a,b\n1,2\n")
-    line = one_line(forked("train.py", *arguments, "--max_steps", 2, "--resume", cwd=tmp_path))
-    assert "fine.csv: not a training log" in line
+def test_a_log_of_another_kind_is_named(nyu, forked, tmp_path):
+    line = f"train_tiny --data_url {nyu} --stage coarse --batch_size 8 --max_steps"
+    assert forked(f"{line} 1", cwd=tmp_path).returncode == 0
+    (tmp_path / "Model" / "Log" / "coarse.csv").write_text("a,b\n1,2\n")
+    assert "coarse.csv: not a training log" in one_line(forked(f"{line} 2 --resume", cwd=tmp_path))

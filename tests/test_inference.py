@@ -47,14 +47,8 @@ def test_run_infer_310_gives_eval_s_accuracy_and_mindspore_s_numbers(models, tra
         (tmp_path / name).mkdir()
         (tmp_path / name / "99999_0.bin").write_text(of_before)
     (tmp_path / "acc.log").write_text("before")
-    result = run(
-        "scripts/run_infer_310.sh",
-        *(os.path.relpath(path, tmp_path) for path in models),
-        nyu / "Test",
-        0,
-        cwd=tmp_path,
-        DEVICE_TARGET="CPU",
-    )
+    relative = [os.path.relpath(path, tmp_path) for path in models]
+    result = run("scripts/run_infer_310.sh", *relative, nyu / "Test", 0, cwd=tmp_path, DEVICE_TARGET="CPU")
     assert result.returncode == 0, result.stdout + result.stderr
     for name, of_before in (("result_Files.1", "long before"), ("result_Files.2", "before")):  # moved aside, and whole
         assert (tmp_path / name / "99999_0.bin").read_text() == of_before
@@ -171,13 +165,8 @@ def test_run_infer_310_stops_at_the_first_failure(models, tiny, nyu, run, tmp_pa
 
 def test_build_names_what_is_missing(tmp_path):
     def build(**environment):
-        result = subprocess.run(
-            ["/bin/bash", SOURCE / "build.sh"],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={"BUILD_DIR": str(tmp_path), **environment},
-        )
+        command, variables = ["/bin/bash", SOURCE / "build.sh"], {"BUILD_DIR": str(tmp_path), **environment}
+        result = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
         return result.returncode, result.stderr.strip()
 
     (tmp_path / "bin").mkdir()
@@ -208,23 +197,18 @@ def test_what_could_not_be_written_is_not_counted_and_unknown_options_are_named(
         assert result.returncode == 2 and text in result.stderr, result.stderr
 
 
-@NEEDS_CPP
 @pytest.mark.long
 def test_the_units_hold_with_the_filesystem_library_of_gcc_7(tmp_path):
     cmake = shutil.which("cmake") or next(SOURCE.glob("build/cmake-wheel/cmake/data/bin/cmake"), None)
     if cmake is None:
-        pytest.skip("no cmake before build.sh has fetched it")
-    result = shell(
-        f"{cmake} -S {SOURCE} -B build -DBUILD_TESTS=ON -DEXPERIMENTAL_FILESYSTEM=ON "
-        f"-DCMAKE_BUILD_TYPE=Debug && {cmake} --build build && build/utils_test",
-        tmp_path,
-    )
+        pytest.skip("no cmake, and build.sh has fetched none yet")
+    options = "-DBUILD_TESTS=ON -DEXPERIMENTAL_FILESYSTEM=ON -DCMAKE_BUILD_TYPE=Debug"
+    result = shell(f"{cmake} -S {SOURCE} -B b {options} && {cmake} --build b && b/utils_test", tmp_path)
     passed, of = re.search(r"(\d+) of (\d+) units passed", result.stdout + result.stderr).groups()
     assert result.returncode == 0 and passed == of
-    assert b"experimental10filesystem" in (tmp_path / "build" / "utils_test").read_bytes()
+    assert b"experimental10filesystem" in (tmp_path / "b" / "utils_test").read_bytes()
 
 
-@NEEDS_CPP
 def test_the_c_program(infer, tiny, tmp_path):
     """Damaged .bin files, under AddressSanitizer and UndefinedBehaviorSanitizer."""
     _, (coarse, fine) = tiny
@@ -250,7 +234,6 @@ def test_the_c_program(infer, tiny, tmp_path):
     one()
 
 
-@NEEDS_CPP
 def test_mindir_files(infer, tiny, tmp_path):
     """Damaged models: refused by name, or run."""
     _, (coarse, fine) = tiny
