@@ -31,14 +31,12 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
 import cv2  # noqa: E402
 import mindspore as ms  # noqa: E402
 import numpy as np  # noqa: E402
-from mindspore import nn, ops  # noqa: E402
 from PIL import ExifTags, Image  # noqa: E402
 
 import src  # noqa: E402, F401
 from src.data import image  # noqa: E402
 from src.net import FineNet, PaperCoarseNet  # noqa: E402
-from src.nets import checkpoint, exporting  # noqa: E402
-from tests.tiny import TinyCoarse  # noqa: E402
+from src.nets import checkpoint  # noqa: E402
 from tools import make_sample_nyu  # noqa: E402
 
 SOURCE = ROOT / "ascend310_infer"
@@ -248,39 +246,6 @@ def lite():
 
 
 @pytest.fixture(scope="session")
-def sanitized(lite, tmp_path_factory):
-    """The build folder of the sanitized program and its units."""
-    build = tmp_path_factory.getbasetemp().parent / "build" if WORKERS > 1 else tmp_path_factory.mktemp("build")
-    result = subprocess.run(
-        ["bash", SOURCE / "build.sh", "-DSANITIZE=ON", "-DBUILD_TESTS=ON", "-DCMAKE_BUILD_TYPE=Debug"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "BUILD_DIR": str(build), "MS_LITE_HOME": lite},
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return build
-
-
-@pytest.fixture(scope="session")
-def infer(sanitized):
-    def run_program(coarse, fine, data, cwd, *arguments):
-        models = ["--coarse_mindir", coarse, "--fine_mindir", fine]
-        command = [sanitized / "depthnet_infer", *models, "--dataset_path", data, "--device_type", "CPU", *arguments]
-        return subprocess.run(
-            list(map(str, command)),
-            cwd=cwd,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-            env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"},
-        )
-
-    return run_program
-
-
-@pytest.fixture(scope="session")
 def exported(trained, run, once):
     """The Model folder of the small training with both nets exported in both formats."""
 
@@ -293,36 +258,6 @@ def exported(trained, run, once):
             assert result.stdout.count("verified to") == 2
 
     return once("exported", export) / "Model"
-
-
-@pytest.fixture(scope="session")
-def models(exported):
-    """CoarseNet's and FineNet's MindIR of the small training."""
-    return [exported / "MindIR" / f"Final{name}Net.mindir" for name in ("Coarse", "Fine")]
-
-
-class TinyFine(TinyCoarse):
-    def __init__(self):
-        super().__init__()
-        self.blend = nn.Conv2d(2, 1, 1)
-
-    def construct(self, rgb, coarse_log_depth):
-        return self.blend(ops.concat((self.conv(rgb), coarse_log_depth), 1))
-
-
-def write_mindir(net, path, batch=1):
-    inputs = [ms.Tensor(np.zeros(shape, np.float32)) for shape in ((batch, 3, 228, 304), (batch, 1, 55, 74))]
-    ms.export(net, *inputs[: 1 + isinstance(net, TinyFine)], file_name=str(path), file_format="MINDIR")
-    path.chmod(0o644)
-    path.write_bytes(exporting.to_version_1(path.read_bytes()))
-    return path
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    nets = TinyCoarse(), TinyFine()
-    return nets, [write_mindir(net, folder / f"{type(net).__name__}.mindir") for net in nets]
 
 
 @pytest.fixture(scope="session")
@@ -460,7 +395,7 @@ def shell(text, cwd, **environment):
         text=True,
         capture_output=True,
         check=False,
-        timeout=300,
+        timeout=900,
         env={name: value for name, value in merged.items() if value is not None},
     )
 

@@ -14,16 +14,76 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mindspore import nn, ops
 
 from src.net import PaperCoarseNet
 from src.nets import checkpoint, exporting
 from src.nets.nets import Nets
-from tests.conftest import NEEDS_CPP, SOURCE, shell, write_mindir
+from tests.conftest import NEEDS_CPP, SOURCE, shell
 from tests.fuzz import files, fresh, mutations, slow
 from tests.test_commands import FINAL_LINE, one_line
 from tests.tiny import TinyCoarse
 
 pytestmark = NEEDS_CPP
+
+
+@pytest.fixture(scope="module")
+def sanitized(lite, tmp_path_factory):
+    """The build folder of the sanitized program and its units."""
+    build = tmp_path_factory.mktemp("build")
+    options = "-DSANITIZE=ON -DBUILD_TESTS=ON -DCMAKE_BUILD_TYPE=Debug"
+    line = f"bash $ROOT/ascend310_infer/build.sh {options}"
+    result = shell(line, build, BUILD_DIR=str(build), MS_LITE_HOME=lite)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return build
+
+
+@pytest.fixture(scope="module")
+def infer(sanitized):
+    def run_program(coarse, fine, data, cwd, *arguments):
+        models = ["--coarse_mindir", coarse, "--fine_mindir", fine]
+        command = [sanitized / "depthnet_infer", *models, "--dataset_path", data, "--device_type", "CPU", *arguments]
+        return subprocess.run(
+            list(map(str, command)),
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+            env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"},
+        )
+
+    return run_program
+
+
+@pytest.fixture(scope="module")
+def models(exported):
+    """CoarseNet's and FineNet's MindIR of the small training."""
+    return [exported / "MindIR" / f"Final{name}Net.mindir" for name in ("Coarse", "Fine")]
+
+
+class TinyFine(TinyCoarse):
+    def __init__(self):
+        super().__init__()
+        self.blend = nn.Conv2d(2, 1, 1)
+
+    def construct(self, rgb, coarse_log_depth):
+        return self.blend(ops.concat((self.conv(rgb), coarse_log_depth), 1))
+
+
+def write_mindir(net, path, batch=1):
+    inputs = [ms.Tensor(np.zeros(shape, np.float32)) for shape in ((batch, 3, 228, 304), (batch, 1, 55, 74))]
+    ms.export(net, *inputs[: 1 + isinstance(net, TinyFine)], file_name=str(path), file_format="MINDIR")
+    path.chmod(0o644)
+    path.write_bytes(exporting.to_version_1(path.read_bytes()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    nets = TinyCoarse(), TinyFine()
+    return nets, [write_mindir(net, folder / f"{type(net).__name__}.mindir") for net in nets]
 
 
 def write_images(folder, names):
