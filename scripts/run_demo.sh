@@ -19,14 +19,14 @@ if [[ $# -eq 0 ]]; then
     data=$demo/NYU
     if [[ ! -e $demo/NYU.made ]]; then
         rm -rf -- "$data"
-        "$VENV_PYTHON" "$ROOT/tools/make_sample_nyu.py" "$data"
+        "$VENV_PYTHON" "$ROOT/tools/make_sample_nyu.py" "$data" --scenes 4 --test_pairs 12
         touch -- "$demo/NYU.made"
     fi
 fi
 
 checkpoints=$demo/Model/Ckpt models=$demo/Model/MindIR
 "$VENV_PYTHON" "$ROOT/train.py" --data_url "$data" --val_data "$data" --train_url "$demo/Model" --overwrite \
-    --batch_size 4 --max_steps 60 --coarse_net paper --start imagenet --fine_start coarse --learning_rate_coarse 3e-5 \
+    --batch_size 4 --max_steps 40 --coarse_net paper --start imagenet --fine_start coarse --learning_rate_coarse 3e-5 \
     --dense_lr_scale 0.1 --learning_rate_fine 1e-4
 "$VENV_PYTHON" "$ROOT/eval.py" --test_data "$data" --output_dir "$demo/report" \
     --coarse_ckpt_model "$checkpoints/FinalCoarseNet.ckpt" --fine_ckpt_model "$checkpoints/FinalFineNet.ckpt"

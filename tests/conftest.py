@@ -28,18 +28,22 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
 
+import cv2  # noqa: E402
 import mindspore as ms  # noqa: E402
 import numpy as np  # noqa: E402
-from mindspore import nn, ops  # noqa: E402
+from PIL import ExifTags, Image  # noqa: E402
 
 import src  # noqa: E402, F401
-from src.net import PaperCoarseNet  # noqa: E402
-from src.nets import checkpoint, exporting  # noqa: E402
-from tests.tiny import TinyCoarse  # noqa: E402
+from src.data import image  # noqa: E402
+from src.net import FineNet, PaperCoarseNet  # noqa: E402
+from src.nets import checkpoint  # noqa: E402
 from tools import make_sample_nyu  # noqa: E402
 
 SOURCE = ROOT / "ascend310_infer"
-NEEDS_CPP = pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler (see docs/inference.md)")
+BIN = Path(sys.executable).parent
+REAL_NYU = os.environ.get("DEPTHNET_NYU")
+NEEDS_NYU = pytest.mark.skipif(not REAL_NYU, reason="no folder of the real NYU set (DEPTHNET_NYU=FOLDER)")
+NEEDS_CPP = pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler (on Debian: apt install g++ make)")
 
 ms.set_context(mode=ms.GRAPH_MODE)
 ms.set_device("CPU")
@@ -48,33 +52,11 @@ ms.set_device("CPU")
 # What needs one of these starts programs or builds the C++ one; so does what is marked `long`, or trains for minutes.
 PROCESSES = {"run", "forked", "lite"}  # what the other fixtures of that kind are made with
 # The files that take longest, first: each is one processor's work, and the short ones fill what is left at the end.
-LONGEST = (
-    "test_graphs",
-    "test_programs",
-    "test_commands",
-    "test_overwrite",
-    "test_interruption",
-    "test_validation",
-    "test_options",
-    "test_zoo",
-    "test_app",
-    "test_resume",
-    "test_start",
-    "test_recipe",
-    "test_distributed",
-    "test_inference",
-    "test_hostile",
-    "test_shipped",
-    "test_training",
-    "test_report",
-    "test_weights",
-    "test_predict",
-    "test_environment",
-    "test_fuzz",
-    "test_benchmarks",
-    "test_data_loader",
-    "test_packed",
-)
+LONGEST = """
+graphs programs commands overwrite interruption validation options zoo app resume start recipe distributed inference
+nets training gate export style prepare_nyu predict compress_weights tensorboard video report docs environment
+folders checkpoint check_nyu data_loader scripts files visual packed preprocess benchmarks
+"""
 
 
 def pytest_addoption(parser):
@@ -88,7 +70,7 @@ def pytest_xdist_auto_num_workers():
 
 
 def pytest_collection_modifyitems(config, items):
-    places = {name: place for place, name in enumerate(LONGEST)}
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST.split())}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
     if config.getoption("--quick"):
         long = [item for item in items if PROCESSES & set(item.fixturenames) or item.get_closest_marker("long")]
@@ -133,15 +115,43 @@ def nyu(once):
     return once("NYU", lambda folder: make_sample_nyu.make(folder, 2, 4, 4, seed=1))
 
 
+# A program of the repo as it is typed, behind code that takes something from it.
+AS_TYPED = """
+import os, runpy, sys
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+# What OpenCV 4.6 and Pillow 9.4 lack, which Debian 12 has.
+DEBIAN_12 = """
+import sys
+sys.modules["mindspore"] = None
+import cv2
+from PIL import ImageOps
+del cv2.IMREAD_COLOR_RGB
+whole = ImageOps.exif_transpose
+ImageOps.exif_transpose = lambda image: whole(image)
+"""
+
+
+def split(line):
+    """The program and its first arguments, which hold no space; a Path is a program."""
+    return line.split() if isinstance(line, str) else [line]
+
+
 @pytest.fixture(scope="session")
 def run():
-    """Run a command of the repo in a folder: run("train.py", ..., cwd=folder) -> CompletedProcess with text."""
+    """Run a command of the repo in a folder: run("eval.py --test_data x", *more, cwd=folder) -> CompletedProcess with
+    text. What follows the first string is taken as it is; `before` is Python that runs first."""
 
-    def run_command(program, *arguments, cwd, **environment):
+    def run_command(line, *arguments, cwd, before=None, **environment):
+        program, *options = split(line)
         launcher = ["bash"] if str(program).endswith(".sh") else [sys.executable]
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        if before:
+            launcher += ["-c", before + AS_TYPED]
+        path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
         return subprocess.run(
-            [*launcher, str(ROOT / program), *map(str, arguments)],
+            [*launcher, str(ROOT / program), *options, *map(str, arguments)],
             cwd=cwd,
             text=True,
             timeout=900,
@@ -161,10 +171,11 @@ def forked():
         [sys.executable, ROOT / "tests" / "forks.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
 
-    def run_forked(target, *arguments, cwd, megabytes=None, killed_at=None, **environment):
+    def run_forked(line, *arguments, cwd, megabytes=None, killed_at=None, **environment):
+        target, *options = split(line)
         request = {
-            "target": target,
-            "arguments": list(map(str, arguments)),
+            "target": str(target),
+            "arguments": [*options, *map(str, arguments)],
             "cwd": str(cwd),
             "megabytes": megabytes,
             "killed_at": killed_at,
@@ -173,7 +184,7 @@ def forked():
         server.stdin.write(json.dumps(request) + "\n")
         server.stdin.flush()
         answer = json.loads(server.stdout.readline())
-        return subprocess.CompletedProcess([target, *arguments], answer["code"], answer["output"], answer["errors"])
+        return subprocess.CompletedProcess([line, *arguments], answer["code"], answer["output"], answer["errors"])
 
     yield run_forked
     server.stdin.close()
@@ -181,19 +192,31 @@ def forked():
 
 
 @pytest.fixture(scope="session")
-def fine_stage(tmp_path_factory):
+def untrained(once):
+    """A folder with coarse.ckpt and fine.ckpt, untrained, and nan.ckpt, a CoarseNet that predicts no number."""
+
+    def make(folder):
+        rng = np.random.default_rng(0)
+        ms.set_seed(0)
+        arrays = {parameter.name: parameter.asnumpy() for parameter in PaperCoarseNet().get_parameters()}
+        for name in ("fc6.weight", "fc7.weight"):  # of rank one, as factors: 15 MB instead of 283
+            rows, columns = arrays.pop(name).shape
+            arrays |= {
+                name + checkpoint.LEFT: rng.normal(0, 0.01, (rows, 1)).astype(np.float32),
+                name + checkpoint.RIGHT: rng.normal(0, 0.01, (1, columns)).astype(np.float32),
+            }
+        info = {"stage": "coarse", "coarse_net": "paper"}
+        checkpoint.save(folder / "coarse.ckpt", arrays, info)
+        checkpoint.save(folder / "nan.ckpt", arrays | {"fc7.bias": np.full(4070, np.nan, np.float32)}, info)
+        checkpoint.save(folder / "fine.ckpt", {one.name: one for one in FineNet().get_parameters()}, {"stage": "fine"})
+
+    return once("untrained", make)
+
+
+@pytest.fixture(scope="session")
+def fine_stage(untrained):
     """train.py's arguments for the training that costs least: FineNet's, on an untrained CoarseNet."""
-    path, rng = tmp_path_factory.mktemp("untrained") / "coarse.ckpt", np.random.default_rng(0)
-    ms.set_seed(0)
-    arrays = {parameter.name: parameter.asnumpy() for parameter in PaperCoarseNet().get_parameters()}
-    for name in ("fc6.weight", "fc7.weight"):  # of rank one, as factors: 15 MB instead of 283
-        rows, columns = arrays.pop(name).shape
-        arrays |= {
-            name + checkpoint.LEFT: rng.normal(0, 0.01, (rows, 1)).astype(np.float32),
-            name + checkpoint.RIGHT: rng.normal(0, 0.01, (1, columns)).astype(np.float32),
-        }
-    checkpoint.save(path, arrays, {"stage": "coarse", "coarse_net": "paper"})
-    return ["--stage", "fine", "--pre_trained", str(path)]
+    return ["--stage", "fine", "--pre_trained", str(untrained / "coarse.ckpt")]
 
 
 @pytest.fixture(scope="session")
@@ -203,21 +226,8 @@ def trained(nyu, run, once):
     def train(folder):
         folder.mkdir()
         result = run(
-            "train.py",
-            "--data_url",
-            nyu,
-            "--val_data",
-            nyu,
-            "--batch_size",
-            1,
-            "--epochs_coarse",
-            2,
-            "--epochs_fine",
-            1,
-            "--learning_rate_fine",
-            1e-3,
-            "--save_checkpoint_steps",
-            6,
+            f"train.py --data_url {nyu} --val_data {nyu} --batch_size 1 --epochs_coarse 2 --epochs_fine 1",
+            *("--learning_rate_fine", 1e-3, "--save_checkpoint_steps", 6),
             cwd=folder,
         )
         assert result.returncode == 0, result.stdout + result.stderr
@@ -236,49 +246,6 @@ def lite():
 
 
 @pytest.fixture(scope="session")
-def sanitized(lite, tmp_path_factory):
-    """The build folder of the sanitized program and its units."""
-    build = tmp_path_factory.getbasetemp().parent / "build" if WORKERS > 1 else tmp_path_factory.mktemp("build")
-    result = subprocess.run(
-        ["bash", SOURCE / "build.sh", "-DSANITIZE=ON", "-DBUILD_TESTS=ON", "-DCMAKE_BUILD_TYPE=Debug"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "BUILD_DIR": str(build), "MS_LITE_HOME": lite},
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return build
-
-
-@pytest.fixture(scope="session")
-def infer(sanitized):
-    def run_program(coarse, fine, data, cwd, *arguments):
-        command = [
-            sanitized / "depthnet_infer",
-            "--coarse_mindir",
-            coarse,
-            "--fine_mindir",
-            fine,
-            "--dataset_path",
-            data,
-            "--device_type",
-            "CPU",
-            *arguments,
-        ]
-        return subprocess.run(
-            list(map(str, command)),
-            cwd=cwd,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-            env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"},
-        )
-
-    return run_program
-
-
-@pytest.fixture(scope="session")
 def exported(trained, run, once):
     """The Model folder of the small training with both nets exported in both formats."""
 
@@ -291,36 +258,6 @@ def exported(trained, run, once):
             assert result.stdout.count("verified to") == 2
 
     return once("exported", export) / "Model"
-
-
-@pytest.fixture(scope="session")
-def models(exported):
-    """CoarseNet's and FineNet's MindIR of the small training."""
-    return [exported / "MindIR" / f"Final{name}Net.mindir" for name in ("Coarse", "Fine")]
-
-
-class TinyFine(TinyCoarse):
-    def __init__(self):
-        super().__init__()
-        self.blend = nn.Conv2d(2, 1, 1)
-
-    def construct(self, rgb, coarse_log_depth):
-        return self.blend(ops.concat((self.conv(rgb), coarse_log_depth), 1))
-
-
-def write_mindir(net, path, batch=1):
-    inputs = [ms.Tensor(np.zeros(shape, np.float32)) for shape in ((batch, 3, 228, 304), (batch, 1, 55, 74))]
-    ms.export(net, *inputs[: 1 + isinstance(net, TinyFine)], file_name=str(path), file_format="MINDIR")
-    path.chmod(0o644)
-    path.write_bytes(exporting.to_version_1(path.read_bytes()))
-    return path
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    nets = TinyCoarse(), TinyFine()
-    return nets, [write_mindir(net, folder / f"{type(net).__name__}.mindir") for net in nets]
 
 
 @pytest.fixture(scope="session")
@@ -358,17 +295,7 @@ def serving(onnx, *arguments, **environment):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process = subprocess.Popen(
-        [
-            sys.executable,
-            ROOT / "app.py",
-            "--coarse_onnx",
-            onnx[0],
-            "--fine_onnx",
-            onnx[1],
-            "--port",
-            str(port),
-            *map(str, arguments),
-        ],
+        [sys.executable, ROOT / "app.py", *onnx_nets(onnx), "--port", str(port), *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -384,3 +311,123 @@ def serving(onnx, *arguments, **environment):
     finally:
         process.terminate()
         process.wait(20)
+
+
+def paint(path, level=90, size=(48, 64), **options):
+    """A picture of one grey level or colour, or of these pixels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = level if isinstance(level, np.ndarray) else np.full((*size, 3), level, np.uint8)
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def taken_by(focal_mm):
+    """The EXIF of a photograph by a lens of this focal length, in 35-mm terms."""
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FocalLengthIn35mmFilm] = focal_mm
+    return exif
+
+
+def write_video(path, frames, size=(160, 120), codec="MJPG", rate=12):
+    """A video of noise, or with these frames, each of one grey level."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), rate, size)
+    rng = np.random.default_rng(0)
+    for frame in range(frames) if isinstance(frames, int) else frames:
+        shape = (size[1], size[0], 3)
+        noise = isinstance(frames, int)
+        writer.write(rng.integers(0, 256, shape, np.uint8) if noise else np.full(shape, frame, np.uint8))
+    writer.release()
+    return path
+
+
+ODD = os.fsdecode(b"a$_$ \xff\xfe caf\xc3\xa9")  # mathematics for matplotlib, and not UTF-8
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A folder on a disk of 1 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
+    if subprocess.run(mounting, capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def ckpt_nets(folder, coarse="coarse.ckpt"):
+    """The arguments that name two checkpoints of a folder such as `untrained`."""
+    return ["--coarse_ckpt_model", folder / coarse, "--fine_ckpt_model", folder / "fine.ckpt"]
+
+
+def onnx_nets(red_onnx):
+    """The arguments that name the nets of red_onnx: without MindSpore a process starts in a fifth of the time."""
+    return ["--coarse_onnx", red_onnx[0], "--fine_onnx", red_onnx[1]]
+
+
+@pytest.fixture
+def predict(forked, red_onnx, tmp_path):
+    """predict("--input a.png", *more): predict.py in the test's folder on the nets of red_onnx."""
+
+    def run_predict(line, *more, **named):
+        return forked(f"predict.py {line}", *more, *onnx_nets(red_onnx), cwd=tmp_path, **named)
+
+    return run_predict
+
+
+def red_is_depth(rgb):
+    """A coarse net whose depth is what one can check: 1 m to 9 m by how red the picture is there."""
+    red = [image.resize(one[0], image.DEPTH_SIZE) for one in rgb]
+    return np.log(1 + 8 * np.stack(red)[:, None]).astype(np.float32)
+
+
+def as_it_is(rgb, coarse_log_depth):
+    """A fine net that changes nothing."""
+    return coarse_log_depth
+
+
+def shell(text, cwd, **environment):
+    """What bash does with a line; the variables that are None are unset."""
+    merged = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "ROOT": str(ROOT), **environment}
+    return subprocess.run(
+        ["/bin/bash", "-c", text],
+        cwd=cwd,
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=900,
+        env={name: value for name, value in merged.items() if value is not None},
+    )
+
+
+@pytest.fixture(scope="session")
+def bare(tmp_path_factory):
+    """A PYTHONPATH on which a 310 host's missing modules cannot be imported."""
+    folder = tmp_path_factory.mktemp("bare")
+    for name in ("mindspore", "matplotlib", "tqdm", "tabulate", "scipy"):
+        (folder / f"{name}.py").write_text(f"raise ModuleNotFoundError('No module named {name}', name='{name}')")
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def preprocessed(nyu, run, bare, tmp_path_factory):
+    """What preprocess.py writes of the test pairs."""
+    folder = tmp_path_factory.mktemp("preprocessed")
+    result = run(f"preprocess.py --dataset_path {nyu}/Test --output_path {folder}", cwd=folder, PYTHONPATH=bare)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def evaluated(nyu, forked, once):
+    """Evaluations of the weights of this repo: plain, "a flipped" and eigen, with what each printed in stdout.txt."""
+
+    def evaluate(folder):
+        folder.mkdir()
+        for name, more in (("plain", []), ("a flipped", ["--flip_average"]), ("eigen", ["--protocol", "eigen"])):
+            line = f"eval.py --baselines --test_data {nyu}{'/Test' * (name == 'eigen')} --output_dir"
+            result = forked(line, name, *more, cwd=folder)
+            assert result.returncode == 0, result.stdout + result.stderr
+            (folder / name / "stdout.txt").write_text(result.stdout)
+
+    return once("evaluated", evaluate)

@@ -4,11 +4,7 @@ import contextlib
 import os
 import re
 import shutil
-import signal
 import time
-import urllib.error
-import urllib.request
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -18,9 +14,9 @@ from plyfile import PlyData
 
 from src.data import image
 from src.prediction.pointcloud import Intrinsics, points
-from tests.conftest import ROOT, serving
+from tests.conftest import paint, serving, write_video
 
-playwright = pytest.importorskip("playwright.sync_api")
+playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright (pip install -r tests/requirements.txt)")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
     pytest.mark.long,
@@ -88,9 +84,7 @@ def picture(tmp_path_factory):
     """480x640, near on its left and far on its right; its name is one to be careful with."""
     pixels = np.zeros((480, 640, 3), np.uint8)
     pixels[:, :320, 0], pixels[:, 320:, 0] = 51, 204
-    path = tmp_path_factory.mktemp("pictures") / "my $room & <b>.png"
-    Image.fromarray(pixels).save(path)
-    return path
+    return paint(tmp_path_factory.mktemp("pictures") / "my $room & <b>.png", pixels)
 
 
 def send(tab, path, element="#picture"):
@@ -183,8 +177,7 @@ def test_the_mesh_is_the_right_way_up_and_turns(tab, tmp_path):
     pixels = np.full((480, 640, 3), 128, np.uint8)
     pixels[:240] = (128, 255, 0)  # green above, blue below
     pixels[240:] = (128, 0, 255)
-    Image.fromarray(pixels).save(tmp_path / "halves.png")
-    send(tab, tmp_path / "halves.png")
+    send(tab, paint(tmp_path / "halves.png", pixels))
     shown(tab)
     open_tab(tab, "3D")
     tab.locator("#mesh canvas").wait_for()
@@ -246,12 +239,9 @@ def test_files_that_are_no_pictures_are_named(tab, picture, tmp_path):
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    path = tmp_path_factory.mktemp("clips") / "clip.mp4"
-    video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 10, (480, 360))
-    for number in range(300):
-        video.write(np.full((360, 480, 3), number % 256, np.uint8))
-    video.release()
-    return path
+    return write_video(
+        tmp_path_factory.mktemp("clips") / "clip.mp4", [n % 256 for n in range(300)], (480, 360), "mp4v", 10
+    )
 
 
 def test_a_video_shows_its_progress_stops_and_plays(tab, clip, tmp_path):
@@ -281,10 +271,7 @@ def test_a_video_shows_its_progress_stops_and_plays(tab, clip, tmp_path):
 
 
 def test_a_video_of_over_a_minute_is_refused(tab, tmp_path):
-    video = cv2.VideoWriter(str(tmp_path / "long.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 1, (64, 48))
-    for _ in range(70):
-        video.write(np.zeros((48, 64, 3), np.uint8))
-    video.release()
+    write_video(tmp_path / "long.mp4", [0] * 70, (64, 48), "mp4v", 1)
     open_tab(tab, "Video")
     send(tab, tmp_path / "long.mp4", "#video")
     tab.wait_for_selector("#video video", state="attached")
@@ -293,7 +280,7 @@ def test_a_video_of_over_a_minute_is_refused(tab, tmp_path):
 
 
 def test_two_visitors_do_not_meet(browser, app, picture, tmp_path):
-    Image.fromarray(np.full((480, 640, 3), 102, np.uint8)).save(tmp_path / "other.png")
+    paint(tmp_path / "other.png", 102, (480, 640))
     with watched(browser, app) as one, watched(browser, app, locale="en-GB") as other:  # a context each
         send(one, picture)
         send(other, tmp_path / "other.png")
@@ -324,23 +311,3 @@ def test_on_a_telephone_nothing_is_cut_off(browser, app, picture):
         assert tab.evaluate("document.documentElement.scrollWidth") <= 390
         tab.locator("#pointer canvas.map").tap(position={"x": 0.2 * box["width"], "y": 0.5 * box["height"]})
         assert f"{NEAR_M:.2f} m" in tab.locator("#pointer .read").inner_text()
-
-
-def test_it_serves_this_machine_alone_and_none_of_its_files(app):
-    port = int(app.rsplit(":", 1)[1])
-    listening = Path("/proc/net/tcp").read_text()
-    assert f"0100007F:{port:04X} 00000000:0000 0A" in listening and f"00000000:{port:04X}" not in listening
-    for path in ("/etc/passwd", str(ROOT / "app.py")):
-        with pytest.raises(urllib.error.HTTPError, match=r"403|404"):
-            urllib.request.urlopen(f"{app}/gradio_api/file={path}")
-
-
-def test_it_needs_no_mindspore_and_leaves_nothing_behind(red_onnx, tmp_path):
-    (tmp_path / "mindspore.py").write_text("raise ImportError('MindSpore is not to be imported')")
-    (tmp_path / "work").mkdir()
-    with serving(red_onnx, PYTHONPATH=str(tmp_path), TMPDIR=str(tmp_path / "work")) as (address, process):
-        assert urllib.request.urlopen(address).status == 200
-        assert list((tmp_path / "work").iterdir())
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
-    assert not list((tmp_path / "work").glob("depthnet-temporary-*"))

@@ -9,11 +9,13 @@ import pytest
 from PIL import Image
 
 from src.data import image
+from tests.conftest import paint
+from tests.test_commands import one_line
 from tools import check_nyu
 
 
 def test_a_good_folder_is_described(nyu, run, tmp_path):
-    result = run("tools/check_nyu.py", nyu, "--output_dir", "report", cwd=tmp_path)
+    result = run(f"tools/check_nyu.py {nyu} --output_dir report", cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "nothing is wrong" in result.stdout
     found = json.loads((tmp_path / "report" / "check.json").read_text())
@@ -32,62 +34,50 @@ def test_a_good_folder_is_described(nyu, run, tmp_path):
     assert cv2.imread(str(tmp_path / "report" / "check.png")).shape[1] > 800
 
 
-def to_16_bit(folder):
-    path = folder / "Train" / "sample_0001_out" / "2.png"
-    Image.fromarray(np.asarray(Image.open(path)).astype(np.uint16) * 39).save(path)
+RGB, DEPTH, TEST_RGB, TEST_DEPTH = (
+    "Train/sample_0001_out/2.jpg",
+    "Train/sample_0001_out/2.png",
+    "Test/00001_colors.png",
+    "Test/00001_depth.png",
+)
 
 
-def to_8_bit(folder):
-    path = folder / "Test" / "00001_depth.png"
-    Image.fromarray((np.asarray(Image.open(path)) / 39).astype(np.uint8)).save(path)
+def redrawn(name, change):
+    """A damage: the picture of this name, with its pixels changed."""
+    return lambda folder: paint(folder / name, change(np.asarray(Image.open(folder / name))))
 
 
-def small_unit(folder):
-    path = folder / "Test" / "00001_depth.png"
-    Image.fromarray((np.asarray(Image.open(path)) // 40).astype(np.uint16)).save(path)
+def copied(source, name, **options):
+    """A damage: one picture of the set in the place of another."""
+    return lambda folder: Image.open(folder / source).save(folder / name, **options)
 
 
-def cut(folder):
-    path = folder / "Train" / "sample_0001_out" / "2.jpg"
-    path.write_bytes(path.read_bytes()[:5000])
+def cut(share, end=b""):
+    """A damage: a JPEG that ends early."""
 
+    def damage(folder):
+        content = (folder / RGB).read_bytes()
+        (folder / RGB).write_bytes(content[: int(len(content) * share)] + end)
 
-def resized(folder):
-    path = folder / "Train" / "sample_0001_out" / "2.jpg"
-    Image.open(path).resize((600, 480)).save(path)
-
-
-def unmeasured(folder):
-    Image.fromarray(np.zeros((480, 640), np.uint8)).save(folder / "Train" / "sample_0001_out" / "2.png")
-
-
-def leaked(folder):
-    """A training picture in Test, as PNG."""
-    Image.open(folder / "Train" / "sample_0001_out" / "2.jpg").save(folder / "Test" / "00001_colors.png")
+    return damage
 
 
 @pytest.mark.parametrize(
     ("damage", "split", "kind", "text"),
     [
-        (to_16_bit, "Train", "bit depth", "0001_out/2.png: 16-bit grey, expected 8-bit"),
-        (to_8_bit, "Test", "bit depth", "00001_depth.png: 8-bit grey, expected 16-bit"),
-        (small_unit, "Test", "unit", "00001_depth.png: 16-bit, but no pixel is over 255"),
-        (cut, "Train", "broken file", "0001_out/2.jpg: broken image"),
-        (resized, "Train", "size", "2.jpg is 480x600 but"),
-        (unmeasured, "Train", "no depth", "0001_out/2.png: no measured pixel"),
-        (leaked, "Test", "duplicate", "00001_colors.png is the picture"),
-        (
-            lambda folder: (folder / "Test" / "00002_depth.png").unlink(),
-            "Test",
-            "missing partner",
-            "00002_colors.png has",
-        ),
-        (
-            lambda folder: shutil.rmtree(folder / "Train"),
-            "Train",
-            "missing folder",
-            "no Train folder in it (found: Test)",
-        ),
+        (redrawn(DEPTH, lambda p: p.astype(np.uint16) * 39), "Train", "bit depth", "/2.png: 16-bit grey, expected 8"),
+        (redrawn(TEST_DEPTH, lambda p: (p / 39).astype(np.uint8)), "Test", "bit depth", "8-bit grey, expected 16-bit"),
+        (redrawn(TEST_DEPTH, lambda p: p // 40), "Test", "unit", "00001_depth.png: 16-bit, but no pixel is over 255"),
+        (redrawn(TEST_DEPTH, lambda p: p // 40 * 257), "Test", "unit", "every pixel is a multiple of 257"),
+        (cut(0.1), "Train", "broken file", "0001_out/2.jpg: broken image"),
+        (cut(0.5, b"\xff\xd9"), "Train", "broken file", "rows are of one colour"),
+        (redrawn(RGB, lambda p: p[:, :600]), "Train", "size", "2.jpg is 480x600 but"),
+        (redrawn(DEPTH, np.zeros_like), "Train", "no depth", "0001_out/2.png: no measured pixel"),
+        (copied(RGB, TEST_RGB), "Test", "duplicate", "00001_colors.png is the picture"),
+        (copied(TEST_RGB, RGB, quality=70), "Test", "duplicate", "00001_colors.png is the picture"),
+        (copied(RGB, RGB[:-3] + "jpeg"), "Train", "two files", "2.jpg and"),
+        (lambda folder: (folder / TEST_DEPTH).unlink(), "Test", "missing partner", "00001_colors.png has"),
+        (lambda folder: shutil.rmtree(folder / "Train"), "Train", "missing folder", "no Train folder in it (found: T"),
     ],
 )
 def test_each_kind_of_damage_is_named(nyu, tmp_path, damage, split, kind, text):
@@ -101,9 +91,8 @@ def test_each_kind_of_damage_is_named(nyu, tmp_path, damage, split, kind, text):
     assert f"! {kind}" in check_nyu.table(splits)
 
 
-def test_no_such_folder_is_the_user_s_mistake(run, tmp_path):
-    result = run("tools/check_nyu.py", "absent", cwd=tmp_path)
-    assert result.returncode == 2 and "absent: no such folder" in result.stderr
+def test_no_such_folder_is_the_user_s_mistake(forked, tmp_path):
+    assert "absent: no such folder" in one_line(forked("tools/check_nyu.py absent", cwd=tmp_path))
 
 
 def test_holes_are_counted(nyu, tmp_path):
@@ -111,5 +100,5 @@ def test_holes_are_counted(nyu, tmp_path):
     for path in (folder / "Train").glob("*/*.png"):
         pixels = np.asarray(Image.open(path)).copy()
         pixels[:120] = 0
-        Image.fromarray(pixels).save(path)
+        paint(path, pixels)
     assert check_nyu.check(folder, 2)["Train"].summary()["unmeasured_share"] == 0.25

@@ -8,12 +8,14 @@ import sys
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore.train import serialization
+from hypothesis import given
+from mindspore.train import checkpoint_pb2, serialization
 
 from src.net import CoarseNet, FineNet, PaperCoarseNet
 from src.nets import checkpoint
 from src.nets.checkpoint import CheckpointError
 from tests.conftest import ROOT
+from tests.fuzz import MEGABYTES, bounded, judge, mutations
 
 
 def parameters(net):
@@ -23,8 +25,9 @@ def parameters(net):
 @pytest.fixture
 def saved(tmp_path):
     net = FineNet()
-    checkpoint.save(tmp_path / "fine.ckpt", parameters(net), {"step": 3, "stage": "fine"})
-    return net, tmp_path / "fine.ckpt"
+    path = tmp_path / "a" / "b" / "fine.ckpt"  # in folders that are made
+    checkpoint.save(path, parameters(net), {"step": 3, "stage": "fine"})
+    return net, path
 
 
 def test_round_trip(saved):
@@ -52,21 +55,10 @@ def test_mindspore_alone_reads_it(saved):
 
 def test_what_the_optimizer_leaves_beside_the_weights_is_passed_over(saved, tmp_path):
     net, _ = saved
-    beside = [
-        "global_step",
-        "learning_rate",
-        "beta1_power",
-        "beta2_power",
-        "momentum",
-        "scale_value",
-        "counter",
-        "scale_sense",
-        "current_iterator_step",
-        "last_overflow_iterator_step",
-        "epoch_num",
-        "step_num",
-        *(f"{prefix}.conv1.weight" for prefix in ("ema", "moment1", "moment2", "moments", "accum")),
-    ]
+    of_training = ["global_step", "learning_rate", "epoch_num", "step_num", "beta1_power", "beta2_power", "momentum"]
+    of_scaling = ["scale_value", "counter", "scale_sense", "current_iterator_step", "last_overflow_iterator_step"]
+    of_weights = [f"{prefix}.conv1.weight" for prefix in ("ema", "moment1", "moment2", "moments", "accum")]
+    beside = [*of_training, *of_scaling, *of_weights]
     checkpoint.save(tmp_path / "state.ckpt", {**parameters(net), **dict.fromkeys(beside, np.zeros(1, np.float32))}, {})
     restored = checkpoint.load_fine(tmp_path / "state.ckpt")
     np.testing.assert_array_equal(restored.conv1.weight.asnumpy(), net.conv1.weight.asnumpy())
@@ -82,14 +74,6 @@ def test_a_digest_stands_for_the_weights(saved):
     assert len(before) == 64 and checkpoint.digest(net) != before
 
 
-def test_a_plain_mindspore_checkpoint_loads(tmp_path):
-    """The published model-zoo checkpoints hold parameters and nothing else."""
-    net = CoarseNet()
-    ms.save_checkpoint(net, str(tmp_path / "published.ckpt"))
-    restored = checkpoint.load_coarse(tmp_path / "published.ckpt")
-    np.testing.assert_array_equal(restored.fc13.weight.asnumpy(), net.fc13.weight.asnumpy())
-
-
 def test_a_parameter_in_several_parts_is_put_together(tmp_path, monkeypatch):
     """MindSpore writes one of more than 512 MB in slices; here in slices of a kilobyte."""
     net = FineNet()
@@ -98,13 +82,6 @@ def test_a_parameter_in_several_parts_is_put_together(tmp_path, monkeypatch):
     restored = checkpoint.load_fine(tmp_path / "parts.ckpt")
     for ours, theirs in zip(net.get_parameters(), restored.get_parameters(), strict=True):
         np.testing.assert_array_equal(ours.asnumpy(), theirs.asnumpy())
-
-
-def test_the_kind_of_coarse_net_travels_with_the_file(tmp_path):
-    net = PaperCoarseNet()
-    path = tmp_path / "a" / "b" / "paper.ckpt"  # folders that are made
-    checkpoint.save(path, parameters(net), {"coarse_net": "paper", "stage": "coarse"})
-    assert isinstance(checkpoint.load_coarse(path), PaperCoarseNet)
 
 
 def test_another_net_is_refused_with_the_names_that_differ(saved, tmp_path):
@@ -180,9 +157,8 @@ def test_a_name_that_is_no_text_is_damage_whoever_reads_it(tmp_path):
     checkpoint.save(path, {"conv1.weight": np.zeros(1, np.float32), "conv1.bias": np.zeros(1, np.float32)}, {})
     path.write_bytes(path.read_bytes().replace(b"conv1", b"\xe3onv1", 1))
     load = f"import onnx, src; from src.nets import checkpoint; checkpoint.load({str(path)!r})"
-    result = subprocess.run(
-        [sys.executable, "-c", load], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+    options = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "check": False}
+    result = subprocess.run([sys.executable, "-c", load], **options)
     with pytest.raises(CheckpointError) as here:
         checkpoint.load(path)
     assert result.stderr.splitlines()[-1] == f"src.nets.checkpoint.CheckpointError: {here.value}"
@@ -200,3 +176,66 @@ def test_a_failed_write_leaves_the_earlier_file(saved, monkeypatch):
         checkpoint.save(path, parameters(net), {})
     assert path.read_bytes() == before
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_checkpoints_of_a_name_too_long_for_a_partial_one_are_saved(tmp_path):
+    path = tmp_path / ("c" * 250 + ".ckpt")
+    checkpoint.save(path, {"a": np.ones(3, np.float32)}, {})
+    assert checkpoint.load(path).arrays["a"].sum() == 3
+
+
+def checkpoint_seed(tmp_path):
+    arrays = {parameter.name: parameter.asnumpy()[:2] for parameter in FineNet().get_parameters()}
+    checkpoint.save(tmp_path / "seed.ckpt", arrays, {"stage": "fine", "step": 3})
+    return (tmp_path / "seed.ckpt").read_bytes()
+
+
+def test_checkpoints(forked, tmp_path):
+    @bounded
+    @given(content=mutations(checkpoint_seed(tmp_path), checkpoint_seed(tmp_path)[:2000]))
+    def one(content):
+        (tmp_path / "a.ckpt").write_bytes(content)
+        judge(forked("load_checkpoint a.ckpt", cwd=tmp_path, megabytes=MEGABYTES), ["a.ckpt"])
+
+    one()
+
+
+def write_published(path, net, dtype):
+    """A checkpoint as the published files are: the net's own parameters in their order, one protobuf message, no entry
+    beside them; made without src.checkpoint."""
+    rng, message, arrays = np.random.default_rng(0), checkpoint_pb2.Checkpoint(), {}
+    for parameter in net.get_parameters():
+        arrays[parameter.name] = array = (rng.normal(size=parameter.shape) / 50).astype(dtype)
+        entry = message.value.add(tag=parameter.name)
+        entry.tensor.dims.extend(array.shape)
+        entry.tensor.tensor_type = {"float32": "Float32", "float16": "Float16"}[dtype]
+        entry.tensor.tensor_content = array.tobytes()
+    path.write_bytes(message.SerializeToString())
+    return arrays
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_checkpoint_in_the_published_form_loads(tmp_path, dtype):
+    coarse = write_published(tmp_path / "coarse.ckpt", CoarseNet(), dtype)
+    fine = write_published(tmp_path / "fine.ckpt", FineNet(), dtype)
+    for net, arrays in (
+        (checkpoint.load_coarse(tmp_path / "coarse.ckpt"), coarse),
+        (checkpoint.load_fine(tmp_path / "fine.ckpt"), fine),
+    ):
+        for parameter in net.get_parameters():
+            assert parameter.dtype == ms.float32
+            np.testing.assert_array_equal(parameter.asnumpy(), arrays[parameter.name].astype(np.float32))
+
+
+def test_factors_are_multiplied_out_and_must_belong_together(untrained, tmp_path):
+    assert isinstance(checkpoint.load_coarse(untrained / "coarse.ckpt"), PaperCoarseNet)
+    rng = np.random.default_rng(0)
+    left, right = rng.normal(size=(4070, 3)).astype(np.float16), rng.normal(size=(3, 4096)).astype(np.float16)
+    factors = {"fc7.weight.left": left, "fc7.weight.right": right}
+    checkpoint.save(tmp_path / "a.ckpt", factors, {})
+    arrays = checkpoint.load(tmp_path / "a.ckpt").arrays
+    np.testing.assert_allclose(arrays["fc7.weight"], left.astype(np.float64) @ right.astype(np.float64), atol=1e-2)
+    for broken in ({"fc7.weight.left": left}, {**factors, "fc7.weight.right": right[:2]}):
+        checkpoint.save(tmp_path / "b.ckpt", broken, {})
+        with pytest.raises(checkpoint.CheckpointError, match=r"b\.ckpt: factors that do not belong together"):
+            checkpoint.load(tmp_path / "b.ckpt")

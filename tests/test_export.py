@@ -107,7 +107,7 @@ def _moved(net):
 
 def test_only_mindir_is_written_unless_asked(exported, forked, tmp_path):
     """AIR is deprecated, and written on Ascend only."""
-    result = forked("export.py", "--coarse_or_fine", "fine", "--output_dir", tmp_path, cwd=exported.parent)
+    result = forked(f"export.py --coarse_or_fine fine --output_dir {tmp_path}", cwd=exported.parent)
     assert result.returncode == 0, result.stderr
     assert [path.name for path in tmp_path.rglob("Final*")] == ["FinalFineNet.mindir"]
 
@@ -143,7 +143,7 @@ def test_mistakes_get_one_line(exported, forked, tmp_path):
 def test_a_damaged_coarse_net_beside_a_fine_one_does_not_keep_it_from_export(run, tmp_path):
     shutil.copy(ROOT / "weights" / "FineNet.ckpt", tmp_path)
     (tmp_path / "CoarseNet.ckpt").write_bytes(b"damaged")
-    result = run("export.py", "--coarse_or_fine", "fine", "--ckpt_file", "FineNet.ckpt", cwd=tmp_path)
+    result = run("export.py --coarse_or_fine fine --ckpt_file FineNet.ckpt", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "CoarseNet beside it: CoarseNet.ckpt: not a readable checkpoint" in result.stdout
     assert (tmp_path / "Model" / "MindIR" / "FinalFineNet.mindir").is_file()

@@ -6,24 +6,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from hypothesis import given
+from hypothesis import strategies as st
 
 from src.base import folders
 from src.base.folders import search
-from tests.conftest import ROOT
+from tests.conftest import ROOT, onnx_nets, paint
+from tests.fuzz import PICTURES, bounded, files, fresh, judge
 from tests.test_commands import one_line
 
 LITTER = ["._a.jpg", ".DS_Store", "Thumbs.db", "desktop.ini", ".a.jpg.Xy12Zw", ".nfs000001", "Icon\r"]
+
+
 LITTER_FOLDERS = ["@eaDir", ".ipynb_checkpoints", "__MACOSX", ".Trash-1000", "#recycle", "$RECYCLE.BIN", ".~tmp~"]
-
-
-def paint(path, level=90):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file_format = {".jfif": "JPEG", ".jpe": "JPEG"}.get(path.suffix)
-    Image.fromarray(np.full((48, 64, 3), level, np.uint8)).save(path, file_format)
-    return path
 
 
 def add_litter(folder):
@@ -42,14 +38,10 @@ def denied(tmp_path):
         if not shutil.which("setpriv") or subprocess.run([*prefix, "true"], check=False).returncode:
             pytest.skip("root, and no setpriv to give its rights up")
 
-    def run(program, *arguments, cwd):
-        return subprocess.run(
-            [*prefix, sys.executable, str(ROOT / program), *map(str, arguments)],
-            cwd=cwd,
-            text=True,
-            capture_output=True,
-            check=False,
-        )
+    def run(line, *arguments, cwd):
+        program, *options = line.split()
+        command = [*prefix, sys.executable, ROOT / program, *options, *map(str, arguments)]
+        return subprocess.run(command, cwd=cwd, text=True, capture_output=True, check=False)
 
     closed = []
 
@@ -62,15 +54,11 @@ def denied(tmp_path):
         folder.chmod(0o755)
 
 
-def onnx(red_onnx, save="npy"):
-    return ["--coarse_onnx", red_onnx[0], "--fine_onnx", red_onnx[1], "--save", save]
-
-
 def predicted(folder):
     return {path.relative_to(folder).as_posix().removesuffix("_depth.npy") for path in folder.rglob("*.npy")}
 
 
-def test_predict_takes_what_it_reads_and_names_the_rest(red_onnx, forked, tmp_path):
+def test_predict_takes_what_it_reads_and_names_the_rest(predict, tmp_path):
     pics = tmp_path / "pics"
     for name in ("a.jpg", "b.jfif", "c.JPE", "h.tif", "sub/i.png", "g.gif", "g.ppm", "g.jp2"):
         paint(pics / name)
@@ -78,7 +66,7 @@ def test_predict_takes_what_it_reads_and_names_the_rest(red_onnx, forked, tmp_pa
     (pics / "photo.avif").write_bytes(b"x")
     (pics / "notes").write_text("mine")
     os.mkfifo(pics / "pipe.jpg")
-    result = forked("predict.py", "--input", "pics", *onnx(red_onnx), cwd=tmp_path)
+    result = predict("--input pics --save npy")
     assert result.returncode == 0, result.stdout + result.stderr
     assert predicted(tmp_path / "predictions") == {"a", "b", "c", "h", "sub/i"}
     lines = result.stdout.splitlines()
@@ -88,27 +76,24 @@ def test_predict_takes_what_it_reads_and_names_the_rest(red_onnx, forked, tmp_pa
     assert not [line for line in lines for name in (*LITTER, *LITTER_FOLDERS) if name in line]
 
 
-def test_a_picture_that_is_called_like_an_output_is_predicted(red_onnx, forked, tmp_path):
+def test_a_picture_that_is_called_like_an_output_is_predicted(predict, tmp_path):
     for name in ("chair.jpg", "chair_side.png", "desk.jpg", "desk_depth.png"):
         paint(tmp_path / "pics" / name)
-    result = forked(
-        "predict.py", "--input", "pics/desk.jpg", *onnx(red_onnx, "side"), "--output_dir", "other", cwd=tmp_path
-    )
-    assert result.returncode == 0, result.stderr
+    assert predict("--input pics/desk.jpg --save side --output_dir other").returncode == 0
     shutil.copy(tmp_path / "other" / "desk_side.png", tmp_path / "pics")  # this one is made of desk.jpg
-    result = forked("predict.py", "--input", "pics", *onnx(red_onnx), cwd=tmp_path)
+    result = predict("--input pics --save npy")
     assert result.returncode == 0, result.stderr
     assert predicted(tmp_path / "predictions") == {"chair", "chair_side", "desk", "desk_depth"}
     line = "left out, what this program has made of a picture or video beside it: pics/desk_side.png"
     assert line in result.stdout.splitlines()
-    result = forked("predict.py", "--input", "pics/desk_side.png", *onnx(red_onnx), "--output_dir", "o", cwd=tmp_path)
-    assert result.returncode == 0 and predicted(tmp_path / "o") == {"desk_side"}  # who names it means it
+    assert predict("--input pics/desk_side.png --save npy --output_dir o").returncode == 0
+    assert predicted(tmp_path / "o") == {"desk_side"}  # who names it means it
 
 
-def test_depth_maps_and_the_output_folder_are_named(red_onnx, forked, tmp_path):
+def test_depth_maps_and_the_output_folder_are_named(predict, tmp_path):
     for name in ("x_out/1.jpg", "x_out/1.png", "Test/0_colors.png", "Test/0_depth.png", "out/mine.jpg"):
         paint(tmp_path / "in" / name)
-    result = forked("predict.py", "--input", "in", *onnx(red_onnx), "--output_dir", "in/out", cwd=tmp_path)
+    result = predict("--input in --save npy --output_dir in/out")
     assert result.returncode == 0, result.stderr
     assert "the depth map of a picture beside it: in/Test/0_depth.png, in/x_out/1.png" in result.stdout
     assert "left out, in the output folder: in/out/mine.jpg" in result.stdout
@@ -133,9 +118,9 @@ def link_tree(folder):
 
 
 @pytest.mark.parametrize("given", ["pics", "pics/**", "pics/**/*", "pics/**/*.jpg"])
-def test_links_are_followed_once_and_what_cannot_be_is_named(red_onnx, forked, tmp_path, given):
+def test_links_are_followed_once_and_what_cannot_be_is_named(predict, tmp_path, given):
     link_tree(tmp_path)
-    result = forked("predict.py", "--input", given, *onnx(red_onnx), cwd=tmp_path)
+    result = predict("--save npy --input", given)
     assert predicted(tmp_path / "predictions") == {"a", "sub/b", "outside/c"}
     assert result.returncode == 1 and "1 of 4 failed" in result.stderr and "gone.jpg: no such file" in result.stdout
     for name in ("pics/again", "pics/here", "pics/sub/up"):
@@ -150,34 +135,22 @@ def test_a_folder_that_may_not_be_read_is_no_success(red_onnx, denied, tmp_path,
     for name in ("one/a.jpg", "two/b.jpg", "three/deep/c.jpg"):
         paint(tmp_path / "pics" / name)
     close(tmp_path / "pics" / "two")
-    result = run("predict.py", "--input", given, *onnx(red_onnx), cwd=tmp_path)
+    result = run("predict.py --save npy --input", given, *onnx_nets(red_onnx), cwd=tmp_path)
     assert result.returncode == 1 and "1 of the folders and links could not be read" in result.stderr
     assert "pics/two: cannot be read: Permission denied" in result.stdout
     deep = set() if given == "pics/*/*.jpg" else {"three/deep/c"}
     assert predicted(tmp_path / "predictions") == {"one/a", *deep}
     close(tmp_path / "pics" / "one")
-    result = run("predict.py", "--input", "pics/one", *onnx(red_onnx), "--output_dir", "o", cwd=tmp_path)
-    assert result.returncode == 2 and "pics/one: no picture or video" in one_line(result)
+    result = run("predict.py --input pics/one --save npy --output_dir o", *onnx_nets(red_onnx), cwd=tmp_path)
+    assert "pics/one: no picture or video" in one_line(result)
 
 
 def test_a_pattern_means_what_the_shell_s_means(tmp_path):
     names = ["a.jpg", "b.png", "sub/a.jpg", "sub/deep/a.jpg", "x[1].jpg", "q1.jpg", "q2.jpg", "sub.jpg/a.txt"]
     for name in names:
         paint(tmp_path / name) if not name.endswith("txt") else (tmp_path / name).parent.mkdir()
-    for pattern in (
-        "*.jpg",
-        "**/*.jpg",
-        "*/*.jpg",
-        "sub/**/*.jpg",
-        "q[12].jpg",
-        "q[!1].jpg",
-        "?.jpg",
-        "**/deep/*",
-        "sub/*/a.jpg",
-        "x[[]1].jpg",
-        "**/sub/**/a.*",
-        "nothing*",
-    ):
+    patterns = "*.jpg **/*.jpg */*.jpg sub/**/*.jpg q[12].jpg q[!1].jpg ?.jpg **/deep/* sub/*/a.jpg x[[]1].jpg"
+    for pattern in (*patterns.split(), "**/sub/**/a.*", "nothing*"):
         expected = sorted(path for path in tmp_path.glob(pattern) if path.is_file())
         assert search(tmp_path, Path(pattern).parts).files == expected, pattern
     assert search(tmp_path, ("*",)).left_out == {folders.FOLDER: [tmp_path / "sub", tmp_path / "sub.jpg"]}
@@ -192,7 +165,7 @@ def data(nyu, tmp_path):
 
 
 def test_litter_in_a_nyu_folder_is_nothing_wrong(data, forked, tmp_path):
-    result = forked("tools/check_nyu.py", "NYU", cwd=tmp_path)
+    result = forked("tools/check_nyu.py NYU", cwd=tmp_path)
     assert result.returncode == 0 and "nothing is wrong" in result.stdout, result.stdout
 
 
@@ -209,7 +182,7 @@ def test_litter_in_a_nyu_folder_is_nothing_wrong(data, forked, tmp_path):
 def test_what_is_left_out_of_a_nyu_folder_is_named(data, forked, tmp_path, name, split):
     paint(data / name)
     named = f"NYU/{name.replace('more/9.jpg', 'more').replace('more/9_colors.png', 'more')}"
-    result = forked("tools/check_nyu.py", "NYU", cwd=tmp_path)
+    result = forked("tools/check_nyu.py NYU", cwd=tmp_path)
     assert result.returncode == 1 and "1 problems" in result.stdout and f"wrong: {named}: left out, " in result.stdout
     command = ["tools/pack_nyu.py", "NYU", "out"] if split == "Train" else ["preprocess.py", "--dataset_path", "NYU"]
     result = forked(*command, cwd=tmp_path)
@@ -228,27 +201,89 @@ def test_other_names_of_jpeg_train_as_well(nyu, data, tmp_path):
     assert [pair.name for pair in listing.list_test(data)] == [pair.name for pair in listing.list_test(nyu)]
 
 
-def test_a_scene_that_may_not_be_read_stops_training_and_scoring(data, denied, fine_stage, tmp_path):
+def test_a_scene_that_may_not_be_read_stops_training_and_scoring(data, denied, tmp_path):
     run, close = denied
     close(data / "Train" / "sample_0002_out")
     sentence = "NYU/Train/sample_0002_out: cannot be read: Permission denied"
-    result = run("tools/check_nyu.py", "NYU", cwd=tmp_path)
+    result = run("tools/check_nyu.py NYU", cwd=tmp_path)
     assert result.returncode == 1 and f"wrong: {sentence}" in result.stdout, result.stdout + result.stderr
-    for command in (
-        ["tools/pack_nyu.py", "NYU", "out"],
-        ["train.py", "--data_url", "NYU", "--batch_size", 2, "--max_steps", 1, *fine_stage],
-    ):
-        result = run(*command, cwd=tmp_path)
-        assert result.returncode == 2 and sentence in one_line(result)
+    for line in ("tools/pack_nyu.py NYU out", "train.py --data_url NYU --batch_size 2"):
+        assert sentence in one_line(run(line, cwd=tmp_path))
     close(data / "Test")
-    result = run("preprocess.py", "--dataset_path", "NYU", cwd=tmp_path)
-    assert result.returncode == 2 and "NYU/Test: cannot be read: Permission denied" in one_line(result)
+    result = run("preprocess.py --dataset_path NYU", cwd=tmp_path)
+    assert "NYU/Test: cannot be read: Permission denied" in one_line(result)
 
 
 def test_a_scene_behind_a_link_that_leads_nowhere_is_named(data, forked, tmp_path):
     (data / "Train" / "kitchen_0001_out").symlink_to("/unmounted/kitchen_0001_out")
     sentence = "NYU/Train/kitchen_0001_out: a link that cannot be followed: No such file or directory"
-    result = forked("tools/pack_nyu.py", "NYU", "out", cwd=tmp_path)
-    assert result.returncode == 2 and sentence in one_line(result)
-    result = forked("tools/check_nyu.py", "NYU", cwd=tmp_path)
+    assert sentence in one_line(forked("tools/pack_nyu.py NYU out", cwd=tmp_path))
+    result = forked("tools/check_nyu.py NYU", cwd=tmp_path)
     assert result.returncode == 1 and f"wrong: {sentence}" in result.stdout
+
+
+TREE_NAMES = ["a.jpg", "b.JPG", "c.gif", "d", "e_out", ".f.jpg", "@eaDir", "Thumbs.db", "a_side.png", "g\n[1].png"]
+TREE_KINDS = ["file", "file", "folder", "folder", "link", "link", "nowhere", "pipe", "closed"]
+tree_entries = st.lists(
+    st.tuples(
+        st.sampled_from(TREE_KINDS), st.integers(0, 9), st.sampled_from([*TREE_NAMES, "h\udcff.bmp"]), st.integers(0, 9)
+    ),
+    max_size=14,
+)
+
+
+def plant(root, entries):
+    """A folder tree of (kind, where, name, where a link leads). The folders that may not be read."""
+    places, everything, closed = [root], [root], []
+    for kind, parent, name, target in entries:
+        path = places[parent % len(places)] / name
+        if os.path.lexists(path):
+            continue
+        if kind == "file":
+            path.write_bytes(PICTURES[0])
+        elif kind in ("folder", "closed"):
+            path.mkdir()
+            places.append(path)
+            closed += [path] * (kind == "closed")
+        elif kind == "pipe":
+            os.mkfifo(path)
+        else:
+            leads = everything[target % len(everything)]
+            path.symlink_to("nowhere" if kind == "nowhere" else os.path.relpath(leads, path.parent))
+        everything.append(path)
+    return closed
+
+
+@bounded
+@given(entries=tree_entries)
+def test_folder_trees(forked, tmp_path_factory, entries):
+    """Whatever links to what, and whoever may look: it ends, and each thing is taken, named, or litter."""
+    folder = fresh(tmp_path_factory.getbasetemp() / "trees")
+    (folder / "tree").mkdir()
+    closed = plant(folder / "tree", entries)
+    answer = forked("predict tree out", cwd=folder)
+    judge(answer, ["tree"])
+    assert {name.split("/")[0] for name in files(folder)} <= {"tree", "out"}
+    before = os.getcwd()
+    for path in closed:
+        path.chmod(0)
+    os.chdir(folder)
+    folder.chmod(0o755)
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+    try:
+        found = folders.search("tree", endings=(".jpg", ".png", ".bmp"))
+        named = {str(path) for paths in found.left_out.values() for path in paths}
+        for place, inner, names in os.walk("tree"):
+            inner[:] = [name for name in inner if not folders.is_litter(name)]
+            for path in (os.path.join(place, name) for name in names if not folders.is_litter(name)):
+                assert path in named | set(map(str, found.files)) or any(text.startswith(path) for text in found.unread)
+            for path in (os.path.join(place, name) for name in inner):
+                if not os.access(path, os.R_OK | os.X_OK):
+                    assert path in named or any(text.startswith(f"{path}: ") for text in found.unread)
+        assert len({os.path.realpath(path.parent) + "/" + path.name for path in found.files}) == len(found.files)
+    finally:
+        os.seteuid(os.getuid())
+        os.chdir(before)
+        for path in reversed(closed):
+            path.chmod(0o755)

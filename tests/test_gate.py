@@ -8,9 +8,10 @@ import itertools
 import json
 import os
 import secrets
+import signal
 import socket
+import urllib.request
 from pathlib import Path
-from types import SimpleNamespace
 from urllib.parse import quote, urlsplit
 
 import cv2
@@ -20,15 +21,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.conftest import serving
+from src.base.errors import UserError
+from tests.conftest import ROOT, onnx_nets, serving, taken_by, write_video
+from tests.fuzz import bounded, encoded
 from tests.test_commands import one_line
-from tests.test_fuzz import bounded
-from tests.test_hostile import video
 from tests.test_interruption import wait_for
 from web import gate
 
 pytestmark = pytest.mark.long
+
+
 EVENTS = "/gradio_api/queue/join"
+
+
 DIRECT = "/gradio_api/run/predict"
 
 
@@ -94,12 +99,6 @@ def file_data(path):
     return {"path": path, "meta": {"_type": "gradio.FileData"}}
 
 
-def png(level=51):
-    buffer = io.BytesIO()
-    Image.fromarray(np.full((48, 64, 3), level, np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 @pytest.fixture(scope="module")
 def room(tmp_path_factory):
     """Folders that are not the page's: `victim` beside the folder that the page works in, `tmp`."""
@@ -158,7 +157,7 @@ def hostile_sessions(room):
 def test_no_text_of_a_client_reaches_the_file_system(client, room):
     """Every event of the page, by the queue and directly, for sessions, files and values that are made up."""
     before, made = others(room), own(room)
-    clip = client.upload("clip.avi", video(room / "clip.avi", 2).read_bytes())
+    clip = client.upload("clip.avi", write_video(room / "clip.avi", 2).read_bytes())
     (room / "clip.avi").unlink()
     files = [
         file_data(clip),
@@ -188,17 +187,10 @@ def test_no_text_of_a_client_reaches_the_file_system(client, room):
 def test_values_out_of_their_range_end_in_an_error(client, room):
     before, session = others(room), "values"
     predict, show, save = (client.event(name) for name in ("predict", "show", "save"))
-    picture = file_data(client.upload("p.png", png()))
+    picture = file_data(client.upload("p.png", encoded("RGB", "PNG")))
     assert client.result(session, predict, client.data(predict, picture))["success"]
-    for choice, amount in (
-        ("../victim", 0),
-        ("turbo", -1),
-        ("turbo", 1e308),
-        ("turbo", "x"),
-        ("turbo", [1]),
-        (["turbo"], 0),
-        ({"a": 1}, 0),
-    ):
+    wrong_amounts = [("turbo", amount) for amount in (-1, 1e308, "x", [1])]
+    for choice, amount in (("../victim", 0), (["turbo"], 0), ({"a": 1}, 0), *wrong_amounts):
         for number in (show, save):
             assert not client.result(session, number, client.data(number, None, choice, amount))["success"]
     not_a_number = client.data(show, None, "turbo", float("nan"))
@@ -214,13 +206,13 @@ def test_a_visitor_s_folder_goes_with_the_visitor(client, room):
     beat = heartbeat.getresponse()
     assert beat.readline().startswith(b"data: ALIVE")
     predict, save, clip = (client.event(name) for name in ("predict", "save", "video"))
-    picture = file_data(client.upload("../my $room.png", png()))
+    picture = file_data(client.upload("../my $room.png", encoded("RGB", "PNG")))
     assert client.result(session, predict, client.data(predict, picture))["success"]
     saved = client.result(session, save, client.data(save, None, "turbo"))["output"]["data"]
     assert [Path(file["value"]["path"]).name for file in saved] == [
         f"my_room{ending}" for ending in ("_depth.png", "_side.png", "_depth16.png", "_depth.npy", ".ply")
     ]
-    sent = client.upload("clip.avi", video(room / "tmp" / "clip.avi", 3).read_bytes())
+    sent = client.upload("clip.avi", write_video(room / "tmp" / "clip.avi", 3).read_bytes())
     (room / "tmp" / "clip.avi").unlink()
     shown = client.result(session, clip, client.data(clip, file_data(sent), "turbo"))["output"]["data"][0]
     assert client.ask("GET", f"/gradio_api/file={shown['path']}")[1][4:8] == b"ftyp"
@@ -231,20 +223,18 @@ def test_a_visitor_s_folder_goes_with_the_visitor(client, room):
     wait_for(lambda: not folder.exists())
 
 
-@pytest.mark.parametrize("name", ["IMG_0001.heic", "renamed.jpg"])
-def test_a_telephone_s_heic_is_said_to_be_one(client, name):
+def test_a_telephone_s_heic_is_said_to_be_one(client):
     predict = client.event("predict")
-    sent = file_data(client.upload(name, b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 99))
+    sent = file_data(client.upload("renamed.jpg", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 99))
     answer = client.result("heic", predict, client.data(predict, sent))["output"]
-    assert answer["error"] == f"{name}: HEIC is not read: save it as JPEG or PNG first"
+    assert answer["error"] == "renamed.jpg: HEIC is not read: save it as JPEG or PNG first"
 
 
 def test_the_depth_under_the_pointer_may_be_more_than_65_metres(client):
     """A photograph by a lens of 600 mm."""
-    exif, buffer = Image.Exif(), io.BytesIO()
-    exif.get_ifd(0x8769)[0xA405] = 600
+    buffer = io.BytesIO()
     pixels = np.linspace(0, 255, 640).astype(np.uint8)[:, None] * np.ones((480, 1, 3), np.uint8)
-    Image.fromarray(pixels).save(buffer, "JPEG", exif=exif)
+    Image.fromarray(pixels).save(buffer, "JPEG", exif=taken_by(600))
     predict, show, save = (client.event(name) for name in ("predict", "show", "save"))
     picture = file_data(client.upload("tele.jpg", buffer.getvalue()))
     assert client.result("tele", predict, client.data(predict, picture))["success"]
@@ -263,20 +253,10 @@ def test_only_what_the_page_needs_is_answered(client, room):
     session = "s"
     client.post(EVENTS, {"session_hash": session, "fn_index": client.event("stop"), "data": []})
     before = others(room)
-    for path in (
-        "file=http://127.0.0.1:9/x",
-        "file=https://example.com/",
-        "proxy=http://127.0.0.1:9/x",
-        "monitoring",
-        f"deep_link?session_hash={session}",
-        "file/etc/passwd",
-        "user",
-        "runs",
-        "token",
-        "dev/reload",
-    ):
+    gets = f"monitoring deep_link?session_hash={session} file/etc/passwd user runs token dev/reload"
+    for path in ("file=http://127.0.0.1:9/x", "file=https://example.com/", "proxy=http://127.0.0.1:9/x", *gets.split()):
         assert client.ask("GET", f"/gradio_api/{path}")[0] == 404, path
-    for path in (
+    for path in [
         "process_recording",
         "component_server",
         "stream/x",
@@ -284,9 +264,14 @@ def test_only_what_the_page_needs_is_answered(client, room):
         "api/predict",
         "vibe-edit",
         "login",
-    ):
+    ]:
         assert client.post(f"/gradio_api/{path}", {"session_hash": session, "data": [], "fn_index": 0})[0] == 404, path
-    for path in (room / "victim" / "mine.txt", "/etc/passwd", room / "tmp" / ".." / "victim" / "mine.txt"):
+    for path in (
+        room / "victim" / "mine.txt",
+        "/etc/passwd",
+        ROOT / "app.py",
+        room / "tmp" / ".." / "victim" / "mine.txt",
+    ):
         assert client.ask("GET", f"/gradio_api/file={path}")[0] == 403
     number = client.event("predict")
     direct = client.post(DIRECT, {"session_hash": session, "fn_index": number, "data": client.data(number)})
@@ -322,31 +307,11 @@ def test_a_full_disk_is_said_and_what_was_broken_off_goes(tmp_path, monkeypatch)
     assert [path.name for path in cache.rglob("*")] == ["sha", "kept"]
 
 
-def test_the_page_knows_so_many_visitors_at_most(tmp_path, monkeypatch):
-    module = pytest.importorskip("web.visits")
-    monkeypatch.setattr(module, "VISITORS", 3)
-    visits = module.Visits(tmp_path)
-    requests = [SimpleNamespace(session_hash=name) for name in ("a", "b", "../c", "d")]
-    folders = [visits.of(request).folder for request in requests[:3]]
-    assert visits.of(requests[0]).folder == folders[0]
-    visits.of(requests[3])
-    assert [folder.exists() for folder in folders] == [True, False, True]
-    visits.of(requests[2]).last -= module.CACHE_S + 1
-    visits.of(requests[0])
-    assert [folder.exists() for folder in folders] == [True, False, False] and len(list(tmp_path.iterdir())) == 2
-
-
+texts = st.text(max_size=9) | st.sampled_from(["turbo", "../victim", "/etc/passwd", "gradio.FileData"])
+keys = st.sampled_from(["path", "url", "meta", "_type", "value", "index", "__type__", "x"])
 made_up = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False)
-    | st.text(max_size=9)
-    | st.sampled_from(["turbo", "../victim", "/etc/passwd", "gradio.FileData"]),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(["path", "url", "meta", "_type", "value", "index", "__type__", "x"]), inner, max_size=4
-    ),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4),
     max_leaves=8,
 )
 
@@ -363,11 +328,7 @@ def test_events_that_are_made_up(client, room):
                 "session_hash": made_up | st.just("fuzz"),
                 "data": st.lists(made_up, max_size=3) | made_up,
                 "fn_index": st.sampled_from(sorted(client.events)) | made_up,
-                "event_data": made_up,
-                "event_id": made_up,
-                "trigger_id": made_up,
-                "simple_format": made_up,
-                "batched": made_up,
+                **dict.fromkeys(("event_data", "event_id", "trigger_id", "simple_format", "batched"), made_up),
             },
         ),
         path=st.sampled_from([EVENTS, DIRECT]),
@@ -380,14 +341,8 @@ def test_events_that_are_made_up(client, room):
     assert client.ask("GET", "/")[0] == 200
 
 
-def test_an_address_of_ip_version_6(red_onnx, nyu):
-    with serving(red_onnx, "--examples", nyu, "--host", "::1") as (address, _):
-        connection = http.client.HTTPConnection("::1", urlsplit(address).port, timeout=60)
-        connection.request("GET", "/")
-        assert connection.getresponse().status == 200
-
-
 def test_what_the_environment_holds_neither_stops_the_page_nor_opens_it(red_onnx, nyu, tmp_path):
+    """At an address of IP version 6."""
     (tmp_path / "mine.txt").write_text("mine")
     proxies = dict.fromkeys(["http_proxy", "HTTPS_PROXY"], "http://127.0.0.1:9") | {"ALL_PROXY": "socks5://127.0.0.1:9"}
     opening = {
@@ -396,49 +351,64 @@ def test_what_the_environment_holds_neither_stops_the_page_nor_opens_it(red_onnx
         "GRADIO_SERVER_NAME": "0.0.0.0",
         "GRADIO_TEMP_DIR": str(tmp_path),
     }
-    with serving(red_onnx, "--examples", nyu, **proxies, **opening) as (address, _):
-        client = Client(address)
+    with serving(red_onnx, "--examples", nyu, "--host", "::1", **proxies, **opening) as (address, _):
+        client = Client(f"http://[::1]:{urlsplit(address).port}")
         assert client.ask("GET", "/")[0] == 200
         assert client.ask("GET", f"/gradio_api/file={tmp_path / 'mine.txt'}")[0] == 403
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.fixture(scope="module")
+def page():
+    return pytest.importorskip("web.page", reason="no Gradio (pip install -r requirements-app.txt)")
+
+
 @pytest.mark.parametrize(
-    ("arguments", "text"),
+    ("host", "port", "text"),
     [
-        (["--port", "70000"], "--port 70000: expected 1 to 65535"),
-        (["--host", "no such host"], "--host no such host: "),
-        (
-            ["--host", "192.0.2.1"],
-            "cannot serve at 192.0.2.1, port 7860: Cannot assign requested address: --host takes",
-        ),
+        ("no such host", 1, "--host no such host: "),
+        ("192.0.2.1", 7860, "cannot serve at 192.0.2.1, port 7860: Cannot assign requested address: --host takes"),
     ],
 )
-def test_an_address_that_cannot_be_is_one_line(red_onnx, nyu, run, tmp_path, arguments, text):
-    result = run(
-        "app.py", "--coarse_onnx", red_onnx[0], "--fine_onnx", red_onnx[1], "--examples", nyu, *arguments, cwd=tmp_path
-    )
-    assert text in one_line(result)
+def test_an_address_that_cannot_be_is_a_mistake(page, host, port, text):
+    with pytest.raises(UserError, match=text):
+        page._check_address(host, port)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "0.0.0.0"])
-def test_a_port_that_is_taken_is_named(red_onnx, nyu, run, tmp_path, host):
+def test_a_port_that_is_taken_is_named(page, red_onnx, nyu, run, tmp_path, host):
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as taken:
         taken.bind((host, 0))
         taken.listen()
         port = taken.getsockname()[1]
-        result = run(
-            "app.py",
-            "--coarse_onnx",
-            red_onnx[0],
-            "--fine_onnx",
-            red_onnx[1],
-            "--examples",
-            nyu,
-            "--host",
-            host,
-            "--port",
-            port,
-            cwd=tmp_path,
-        )
-    assert f"cannot serve at {host}, port {port}: Address already in use: --port takes another" in one_line(result)
+        text = f"cannot serve at {host}, port {port}: Address already in use: --port takes another"
+        with pytest.raises(UserError, match=text):
+            page._check_address(host, port)
+        if host == "0.0.0.0":
+            line = f"app.py --examples {nyu} --host {host} --port {port}"
+            assert text in one_line(run(line, *onnx_nets(red_onnx), cwd=tmp_path))
+
+
+def test_mistakes_get_one_line(red_onnx, run, tmp_path):
+    without = 'import sys; sys.modules["gradio"] = None'
+    line = one_line(run("app.py", *onnx_nets(red_onnx), cwd=tmp_path, before=without))
+    assert line == f"app.py: error: Python has no gradio: pip install -r {ROOT}/requirements-app.txt"
+    line = one_line(run("app.py --port 70000", *onnx_nets(red_onnx), cwd=tmp_path))
+    assert "--port 70000: expected 1 to 65535" in line
+
+
+def test_it_serves_this_machine_alone_and_none_of_its_files(client):
+    port = int(client.host.rsplit(":", 1)[1])
+    listening = Path("/proc/net/tcp").read_text()
+    assert f"0100007F:{port:04X} 00000000:0000 0A" in listening and f"00000000:{port:04X}" not in listening
+
+
+def test_it_needs_no_mindspore_and_leaves_nothing_behind(red_onnx, tmp_path):
+    (tmp_path / "mindspore.py").write_text("raise ImportError('MindSpore is not to be imported')")
+    (tmp_path / "work").mkdir()
+    with serving(red_onnx, PYTHONPATH=str(tmp_path), TMPDIR=str(tmp_path / "work")) as (address, process):
+        assert urllib.request.urlopen(address).status == 200
+        assert list((tmp_path / "work").iterdir())
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+    assert not list((tmp_path / "work").glob("depthnet-temporary-*"))

@@ -12,14 +12,78 @@ import subprocess
 import mindspore as ms
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mindspore import nn, ops
 
 from src.net import PaperCoarseNet
 from src.nets import checkpoint, exporting
 from src.nets.nets import Nets
-from tests.conftest import NEEDS_CPP, SOURCE, TinyCoarse, write_mindir
+from tests.conftest import NEEDS_CPP, SOURCE, shell
+from tests.fuzz import files, fresh, mutations, slow
 from tests.test_commands import FINAL_LINE, one_line
+from tests.tiny import TinyCoarse
 
 pytestmark = NEEDS_CPP
+
+
+@pytest.fixture(scope="module")
+def sanitized(lite, tmp_path_factory):
+    """The build folder of the sanitized program and its units."""
+    build = tmp_path_factory.mktemp("build")
+    options = "-DSANITIZE=ON -DBUILD_TESTS=ON -DCMAKE_BUILD_TYPE=Debug"
+    line = f"bash $ROOT/ascend310_infer/build.sh {options}"
+    result = shell(line, build, BUILD_DIR=str(build), MS_LITE_HOME=lite)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return build
+
+
+@pytest.fixture(scope="module")
+def infer(sanitized):
+    def run_program(coarse, fine, data, cwd, *arguments):
+        models = ["--coarse_mindir", coarse, "--fine_mindir", fine]
+        command = [sanitized / "depthnet_infer", *models, "--dataset_path", data, "--device_type", "CPU", *arguments]
+        return subprocess.run(
+            list(map(str, command)),
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+            env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"},
+        )
+
+    return run_program
+
+
+@pytest.fixture(scope="module")
+def models(exported):
+    """CoarseNet's and FineNet's MindIR of the small training."""
+    return [exported / "MindIR" / f"Final{name}Net.mindir" for name in ("Coarse", "Fine")]
+
+
+class TinyFine(TinyCoarse):
+    def __init__(self):
+        super().__init__()
+        self.blend = nn.Conv2d(2, 1, 1)
+
+    def construct(self, rgb, coarse_log_depth):
+        return self.blend(ops.concat((self.conv(rgb), coarse_log_depth), 1))
+
+
+def write_mindir(net, path, batch=1):
+    inputs = [ms.Tensor(np.zeros(shape, np.float32)) for shape in ((batch, 3, 228, 304), (batch, 1, 55, 74))]
+    ms.export(net, *inputs[: 1 + isinstance(net, TinyFine)], file_name=str(path), file_format="MINDIR")
+    path.chmod(0o644)
+    path.write_bytes(exporting.to_version_1(path.read_bytes()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    nets = TinyCoarse(), TinyFine()
+    return nets, [write_mindir(net, folder / f"{type(net).__name__}.mindir") for net in nets]
 
 
 def write_images(folder, names):
@@ -43,21 +107,15 @@ def test_run_infer_310_gives_eval_s_accuracy_and_mindspore_s_numbers(models, tra
         (tmp_path / name).mkdir()
         (tmp_path / name / "99999_0.bin").write_text(of_before)
     (tmp_path / "acc.log").write_text("before")
-    result = run(
-        "scripts/run_infer_310.sh",
-        *(os.path.relpath(path, tmp_path) for path in models),
-        nyu / "Test",
-        0,
-        cwd=tmp_path,
-        DEVICE_TARGET="CPU",
-    )
+    relative = [os.path.relpath(path, tmp_path) for path in models]
+    result = run("scripts/run_infer_310.sh", *relative, nyu / "Test", 0, cwd=tmp_path, DEVICE_TARGET="CPU")
     assert result.returncode == 0, result.stdout + result.stderr
     for name, of_before in (("result_Files.1", "long before"), ("result_Files.2", "before")):  # moved aside, and whole
         assert (tmp_path / name / "99999_0.bin").read_text() == of_before
     assert (tmp_path / "acc.log.1").read_text() == "before" and len(list((tmp_path / "result_Files").iterdir())) == 4
     assert re.search(r"^NN inference cost average time: [\d.]+ ms of infer_count 3$", result.stdout, re.M)
     printed = [float(value) for value in FINAL_LINE.findall((tmp_path / "acc.log").read_text())[0][1:]]
-    evaluated = forked("eval.py", "--test_data", nyu, cwd=trained).stdout
+    evaluated = forked(f"eval.py --test_data {nyu}", cwd=trained).stdout
     expected = {line[0]: [float(value) for value in line[1:]] for line in FINAL_LINE.findall(evaluated)}
     assert printed == pytest.approx(expected["FineNet"], abs=1e-4)
 
@@ -155,25 +213,20 @@ def test_bad_models_and_folders_get_one_error(infer, tiny, models, tmp_path):
 
 def test_run_infer_310_stops_at_the_first_failure(models, tiny, nyu, run, tmp_path):
     coarse, fine = models
-    result = run("scripts/run_infer_310.sh", fine, coarse, nyu / "Test", 0, cwd=tmp_path, DEVICE_TARGET="CPU")
+    result = run(f"scripts/run_infer_310.sh {fine} {coarse} {nyu}/Test 0", cwd=tmp_path, DEVICE_TARGET="CPU")
     assert result.returncode == 2
     assert "2 inputs, expected 1" in result.stderr and "infer failed with exit code 2: infer.log" in result.stderr
     assert not (tmp_path / "acc.log").exists()
-    line = one_line(run("scripts/run_infer_310.sh", "absent.mindir", fine, nyu / "Test", 0, cwd=tmp_path))
+    line = one_line(run(f"scripts/run_infer_310.sh absent.mindir {fine} {nyu}/Test 0", cwd=tmp_path))
     assert "absent.mindir: no such file" in line
-    result = run("scripts/run_infer_310.sh", coarse, fine, cwd=tmp_path)
+    result = run(f"scripts/run_infer_310.sh {coarse} {fine}", cwd=tmp_path)
     assert result.returncode == 2 and "MINDIR1_PATH MINDIR2_PATH DATA_PATH DEVICE_ID" in result.stderr
 
 
 def test_build_names_what_is_missing(tmp_path):
     def build(**environment):
-        result = subprocess.run(
-            ["/bin/bash", SOURCE / "build.sh"],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={"BUILD_DIR": str(tmp_path), **environment},
-        )
+        command, variables = ["/bin/bash", SOURCE / "build.sh"], {"BUILD_DIR": str(tmp_path), **environment}
+        result = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
         return result.returncode, result.stderr.strip()
 
     (tmp_path / "bin").mkdir()
@@ -202,3 +255,57 @@ def test_what_could_not_be_written_is_not_counted_and_unknown_options_are_named(
     ):
         result = infer(coarse, fine, tmp_path / "images", tmp_path, *arguments)
         assert result.returncode == 2 and text in result.stderr, result.stderr
+
+
+@pytest.mark.long
+def test_the_units_hold_with_the_filesystem_library_of_gcc_7(tmp_path):
+    cmake = shutil.which("cmake") or next(SOURCE.glob("build/cmake-wheel/cmake/data/bin/cmake"), None)
+    if cmake is None:
+        pytest.skip("no cmake, and build.sh has fetched none yet")
+    options = "-DBUILD_TESTS=ON -DEXPERIMENTAL_FILESYSTEM=ON -DCMAKE_BUILD_TYPE=Debug"
+    result = shell(f"{cmake} -S {SOURCE} -B b {options} && {cmake} --build b && b/utils_test", tmp_path)
+    passed, of = re.search(r"(\d+) of (\d+) units passed", result.stdout + result.stderr).groups()
+    assert result.returncode == 0 and passed == of
+    assert b"experimental10filesystem" in (tmp_path / "b" / "utils_test").read_bytes()
+
+
+def test_the_c_program(infer, tiny, tmp_path):
+    """Damaged .bin files, under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    _, (coarse, fine) = tiny
+    good = np.random.default_rng(0).random((1, 3, 228, 304), np.float32)
+    not_finite = good.copy()
+    not_finite[0, 0, 0] = np.nan
+
+    @slow
+    @given(
+        content=mutations(good.tobytes(), not_finite.tobytes()), name=st.sampled_from(["a.bin", "b c$.bin", ".x.bin"])
+    )
+    def one(content, name):
+        folder = fresh(tmp_path / "run")
+        (folder / "in").mkdir()
+        (folder / "in" / name).write_bytes(content)
+        good.tofile(folder / "in" / "good.bin")
+        result = infer(coarse, fine, folder / "in", folder)
+        assert result.returncode in (0, 1), result.stderr
+        assert "Sanitizer" not in result.stderr and "runtime error" not in result.stderr
+        assert (folder / "result_Files" / "good_0.bin").stat().st_size == 4 * 4070
+        assert {path.split("/")[0] for path in files(folder)} == {"in", "result_Files", "time_Result"}
+
+    one()
+
+
+def test_mindir_files(infer, tiny, tmp_path):
+    """Damaged models: refused by name, or run."""
+    _, (coarse, fine) = tiny
+    (tmp_path / "in").mkdir()
+    np.random.default_rng(0).random((1, 3, 228, 304), np.float32).tofile(tmp_path / "in" / "a.bin")
+
+    @slow
+    @given(content=mutations(coarse.read_bytes()))
+    def one(content):
+        (tmp_path / "damaged.mindir").write_bytes(content)
+        result = infer(tmp_path / "damaged.mindir", fine, tmp_path / "in", tmp_path)
+        assert result.returncode in (0, 1, 2), result.stderr[-3000:]
+        assert result.returncode != 2 or "damaged.mindir" in result.stderr
+
+    one()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from src import metrics
-from src.base.errors import NotFinite
+from src.base.errors import CheckFailed, NotFinite
 
 
 def test_a_constant_factor_has_closed_forms():
@@ -141,13 +141,12 @@ def test_wrong_arguments_are_refused():
 
 def test_the_final_line_has_the_names_that_scripts_look_for():
     line = metrics.final_line("FineNet", dict.fromkeys(metrics.METRICS, 0.5))
-    labels = [part.split(":")[-2].strip() for part in line.split(",")]
-    assert labels == [
-        "delta1_loss",
-        "delta2_loss",
-        "delta3_loss",
-        "abs_relative_loss",
-        "sqr_relative_loss",
-        "rmse_linear_loss",
-        "rmse_log_loss",
-    ]
+    labels = " ".join(part.split(":")[-2].strip() for part in line.split(","))
+    depths = "abs_relative_loss sqr_relative_loss rmse_linear_loss rmse_log_loss"
+    assert labels == f"delta1_loss delta2_loss delta3_loss {depths}"
+
+
+def test_a_mean_over_nothing_is_no_number():
+    nothing = metrics.evaluate(np.zeros((2, 1, 55, 74), np.float32), np.zeros((2, 1, 55, 74), np.float32))
+    with pytest.raises(CheckFailed, match="no measured pixel"):
+        metrics.means(nothing)

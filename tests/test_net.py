@@ -57,21 +57,8 @@ def test_parameter_counts(build, count):
 
 
 def test_parameter_names_are_those_of_the_published_checkpoints():
-    layers = [
-        "conv1",
-        "conv2",
-        "conv3",
-        "conv4",
-        "conv5",
-        "deconv6",
-        "conv7",
-        "deconv8",
-        "conv9",
-        "conv10",
-        "conv11",
-        "conv12",
-        "fc13",
-    ]
+    middle = ["deconv6", "conv7", "deconv8"]
+    layers = [*(f"conv{n}" for n in range(1, 6)), *middle, *(f"conv{n}" for n in range(9, 13)), "fc13"]
     expected = [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
     assert [p.name for p in CoarseNet().get_parameters()] == expected
     assert [p.name for p in FineNet().get_parameters()] == ["conv1.weight", "conv2.weight", "conv3.weight"]

@@ -5,6 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from src.data import packed
 from src.data.image import ImageError
@@ -13,6 +15,8 @@ from src.data.plain import PlainPairs
 from src.data.sampling import Schedule
 from src.data_loader import TrainingData
 from src.nets import checkpoint
+from tests.fuzz import judge, mutations, slow
+from tests.test_commands import one_line
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +72,11 @@ def test_another_geometry_is_refused(made, tmp_path):
     (moved / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(DataError, match=r"packed with another geometry \(crop_rows\)"):
         packed.open_training(moved)
-    (moved / "manifest.json").write_text("{}")
-    with pytest.raises(DataError, match="not a manifest"):
-        packed.open_training(moved)
+    shards = '"geometry": {}, "shards"'
+    for other in ("{}", "[]", f'{{"names": 3, {shards}: []}}', f'{{"names": [1], {shards}: [{{"files": 1}}]}}'):
+        (moved / "manifest.json").write_text(other)
+        with pytest.raises(DataError, match="not a manifest"):
+            packed.open_training(moved)
 
 
 def test_a_shard_of_other_content_is_refused(made, tmp_path):
@@ -101,35 +107,40 @@ def test_packing_that_was_stopped_is_named_and_done_anew(nyu, tmp_path):
         packed.pack(broken, tmp_path / "set", 2)
 
 
-def test_the_commands_pack_and_train_to_the_same_bits(nyu, run, forked, tmp_path):
-    result = run("tools/pack_nyu.py", nyu, "set", cwd=tmp_path)
+def test_the_commands_pack_and_train_to_the_same_bits(nyu, forked, tmp_path):
+    result = forked(f"tools/pack_nyu.py {nyu} set", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert forked("tools/pack_nyu.py", "set", "--verify", cwd=tmp_path).returncode == 0
-    refused = forked("tools/pack_nyu.py", "set", "--verify", "--workers", 2, cwd=tmp_path)
-    assert (refused.returncode, refused.stdout) == (2, "")
-    assert "--workers has no effect here: it needs DATA OUT" in refused.stderr
+    assert forked("tools/pack_nyu.py set --verify", cwd=tmp_path).returncode == 0
+    refused = one_line(forked("tools/pack_nyu.py set --verify --workers 2", cwd=tmp_path))
+    assert "--workers has no effect here: it needs DATA OUT" in refused
     weights = []
     for data, form in ((nyu, "plain"), ("set", "packed")):
-        result = forked(
-            "train.py",
-            "--data_url",
-            data,
-            "--stage",
-            "coarse",
-            "--coarse_net",
-            "paper",
-            "--start",
-            "imagenet",
-            "--batch_size",
-            2,
-            "--max_steps",
-            3,
-            "--train_url",
-            form,
-            cwd=tmp_path,
-        )
+        line = f"train_tiny --data_url {data} --stage coarse --train_url {form} --batch_size 2 --max_steps 3"
+        result = forked(line, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         assert f"{data}, {form} form, 8 pairs" in result.stdout
         weights.append(checkpoint.load(tmp_path / form / "Ckpt" / "FinalCoarseNet.ckpt").arrays)
-    for name, array in weights[0].items():
-        np.testing.assert_array_equal(array, weights[1][name])
+    np.testing.assert_equal(*weights)
+
+
+def test_packed_sets(forked, nyu, tmp_path):
+    packed.pack(nyu, tmp_path / "whole", 2)
+    names = ["train_000.mindrecord", "train_000.mindrecord.db", "manifest.json"]
+    seeds = {name: (tmp_path / "whole" / name).read_bytes() for name in names}
+
+    @slow
+    @given(name=st.sampled_from(names), data=st.data())
+    def one(name, data):
+        content = data.draw(mutations(seeds[name]))
+        if name != "manifest.json" and data.draw(st.booleans()):  # of the size that the manifest says
+            content = content[: len(seeds[name])].ljust(len(seeds[name]), b"\0")
+        folder = tmp_path / "set"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(tmp_path / "whole", folder)
+        (folder / name).write_bytes(content)
+        answer = forked(f"read_packed {folder}", cwd=tmp_path)
+        lines = answer.stderr.splitlines(keepends=True)
+        answer.stderr = "".join(line for line in lines if not line.startswith(("[WARNING]", "[ERROR]")))
+        judge(answer, [str(folder)])
+
+    one()

@@ -1,41 +1,13 @@
-"""preprocess.py and postprocess.py: what they write, what they score, and that they need no MindSpore."""
+"""postprocess.py: known results get known scores, without MindSpore."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from src import metrics
-from src.data import image, listing
 from tests.test_commands import FINAL_LINE, one_line
-
-NO_MINDSPORE = """raise ImportError("a 310 host has no MindSpore")"""
-
-
-@pytest.fixture(scope="module")
-def bare(tmp_path_factory):
-    """A PYTHONPATH in which MindSpore, matplotlib, tqdm and tabulate cannot be imported."""
-    folder = tmp_path_factory.mktemp("bare")
-    for name in ("mindspore", "matplotlib", "tqdm", "tabulate", "scipy"):
-        (folder / f"{name}.py").write_text(NO_MINDSPORE)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def preprocessed(nyu, run, bare, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("preprocessed")
-    result = run("preprocess.py", "--dataset_path", nyu / "Test", "--output_path", folder, cwd=folder, PYTHONPATH=bare)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return folder
-
-
-def test_the_bin_files_are_the_nets_inputs_and_targets(preprocessed, nyu):
-    for pair in listing.list_test(nyu):
-        rgb = np.fromfile(preprocessed / "img_data" / f"{pair.name}.bin", np.float32)
-        depth_m = np.fromfile(preprocessed / "label" / f"{pair.name}.bin", np.float32)
-        np.testing.assert_array_equal(rgb, image.network_rgb(image.load_rgb(pair.rgb)).ravel())
-        np.testing.assert_array_equal(depth_m, image.network_depth(image.load_test_depth(pair.depth)).ravel())
-    assert len(list((preprocessed / "img_data").iterdir())) == 4
 
 
 def write_results(preprocessed, folder, factor):
@@ -48,13 +20,7 @@ def write_results(preprocessed, folder, factor):
 def test_known_results_get_known_scores(preprocessed, run, bare, tmp_path):
     results = write_results(preprocessed, tmp_path / "results", 1.2)
     result = run(
-        "postprocess.py",
-        "--result_path",
-        results,
-        "--label_file",
-        preprocessed / "label",
-        "--output_dir",
-        tmp_path / "report",
+        f"postprocess.py --result_path {results} --label_file {preprocessed}/label --output_dir {tmp_path}/report",
         cwd=tmp_path,
         PYTHONPATH=bare,
     )
@@ -65,24 +31,17 @@ def test_known_results_get_known_scores(preprocessed, run, bare, tmp_path):
     assert report["images"] == 4 and set(metrics.METRICS) <= report["metrics"]["FineNet"].keys()
 
 
-def test_missing_short_surplus_and_broken_results_are_named(preprocessed, run, tmp_path):
-    def complain(change):
-        results = write_results(preprocessed, tmp_path / f"results{len(list(tmp_path.iterdir()))}", 1)
-        change(results)
-        return one_line(
-            run("postprocess.py", "--result_path", results, "--label_file", preprocessed / "label", cwd=tmp_path)
-        )
-
-    assert "1 missing: 00002_0.bin" in complain(lambda folder: (folder / "00002_0.bin").unlink())
-    assert "1 without a label: 7_0.bin" in complain(lambda folder: (folder / "7_0.bin").write_bytes(b"x"))
-    line = complain(lambda folder: (folder / "00001_0.bin").write_bytes(b"12345"))
-    assert "00001_0.bin: 5 bytes, expected 16280" in line
-    line = complain(lambda folder: np.full(4070, np.nan, np.float32).tofile(folder / "00003_0.bin"))
-    assert "00003_0.bin: not finite" in line
-
-
-def test_mistakes_get_one_line(preprocessed, run, tmp_path):
-    assert "absent: no such folder" in one_line(run("preprocess.py", "--dataset_path", "absent", cwd=tmp_path))
-    assert "absent: no such folder" in one_line(
-        run("postprocess.py", "--result_path", "absent", "--label_file", preprocessed / "label", cwd=tmp_path)
-    )
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda folder: (folder / "00002_0.bin").unlink(), "1 missing: 00002_0.bin"),
+        (lambda folder: (folder / "7_0.bin").write_bytes(b"x"), "1 without a label: 7_0.bin"),
+        (lambda folder: (folder / "00001_0.bin").write_bytes(b"12345"), "00001_0.bin: 5 bytes, expected 16280"),
+        (lambda folder: np.full(4070, np.nan, "f4").tofile(folder / "00003_0.bin"), "00003_0.bin: not finite"),
+        (shutil.rmtree, "results: no such folder"),
+    ],
+)
+def test_missing_short_surplus_and_broken_results_are_named(preprocessed, forked, tmp_path, change, text):
+    change(write_results(preprocessed, tmp_path / "results", 1))
+    line = f"postprocess.py --result_path results --label_file {preprocessed}/label"
+    assert text in one_line(forked(line, cwd=tmp_path))

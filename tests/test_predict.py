@@ -1,6 +1,7 @@
 """Pictures of any size to depth: where it lies, that both runtimes agree, and the command with all its outputs."""
 
 import argparse
+import os
 
 import cv2
 import mindspore as ms
@@ -16,21 +17,11 @@ from src.data import image
 from src.net import FineNet, PaperCoarseNet
 from src.nets import nets
 from src.nets.checkpoint import CheckpointError
-from src.prediction import depth_files, predict, video
-from src.prediction.job import Job, check_outputs, find_jobs
-from src.prediction.pointcloud import Intrinsics, points
+from src.prediction import predict
+from src.prediction.pointcloud import Intrinsics
 from src.prediction.predict import DepthPredictor
-from tools import rooms
-
-
-def red_is_depth(rgb):
-    """A coarse net whose depth is what one can check: 1 m to 9 m by how red the picture is there."""
-    red = [image.resize(one[0], image.DEPTH_SIZE) for one in rgb]
-    return np.log(1 + 8 * np.stack(red)[:, None]).astype(np.float32)
-
-
-def as_it_is(rgb, coarse_log_depth):
-    return coarse_log_depth
+from tests.conftest import DEBIAN_12, ODD, as_it_is, ckpt_nets, onnx_nets, paint, red_is_depth, taken_by, write_video
+from tests.test_commands import one_line
 
 
 def cli_options(*arguments):
@@ -79,13 +70,6 @@ def test_a_picture_of_nyu_s_size_gets_what_the_protocol_eigen_scores():
     np.testing.assert_allclose(depth_m[:, -1], depth_m[:, 623], rtol=1e-6)
 
 
-def test_the_nets_are_given_what_training_gives_them(nyu):
-    seen = []
-    path = sorted((nyu / "Test").glob("*_colors.png"))[0]
-    DepthPredictor(lambda rgb: seen.append(rgb) or red_is_depth(rgb), as_it_is)(path)
-    np.testing.assert_array_equal(seen[0][0], image.network_rgb(image.load_rgb(path)))
-
-
 @pytest.mark.parametrize("size", SIZES)
 def test_windows_cover_the_picture(size):
     covered = np.zeros(size, bool)
@@ -114,63 +98,6 @@ def test_predictions_do_not_depend_on_the_batch():
     together = DepthPredictor(red_is_depth, as_it_is, batch_size=4).predict(pictures)
     for picture, depth_m in zip(pictures, together, strict=True):
         np.testing.assert_array_equal(DepthPredictor(red_is_depth, as_it_is, batch_size=1)(picture), depth_m)
-
-
-def room(yaw=0.3, pitch=-0.2):
-    """An empty rendered room: true depth (480, 640), and which of its walls each pixel shows."""
-    rays = rooms.camera_rays(yaw, pitch)
-    origin = np.array([1.5, 1.4, 0.5])
-    depth_m, axis = rooms.cast_box(origin, rays, np.zeros(3), np.array([4.0, 2.6, 5.0]), inside=True)
-    side = np.take_along_axis(rays, axis[..., None], -1)[..., 0] > 0
-    return depth_m.astype(np.float32), axis * 2 + side
-
-
-def plane_residual(cloud):
-    """Largest distance in metres from the best plane."""
-    centred = cloud.astype(np.float64) - cloud.mean(0, dtype=np.float64)
-    return np.abs(centred @ np.linalg.svd(centred, full_matrices=False)[2][2]).max()
-
-
-def test_walls_of_a_rendered_room_are_flat_and_square(run, tmp_path):
-    depth_m, wall = room()
-    cloud = points(depth_m, Intrinsics.kinect(480, 640))
-    walls = [cloud[(wall == number).ravel()] for number in np.unique(wall)]
-    assert len(walls) >= 4
-    for each in walls:
-        assert plane_residual(each) < 1e-4
-    normals = [np.linalg.svd(each - each.mean(0), full_matrices=False)[2][2] for each in walls]
-    angles = np.abs(np.array(normals) @ np.array(normals).T)
-    np.testing.assert_allclose(angles, np.round(angles), atol=1e-3)  # parallel or at right angles
-    bent = points(depth_m, Intrinsics.from_fov(480, 640, 90))  # with other intrinsics the walls still lie flat,
-    assert plane_residual(bent[(wall == wall[240, 320]).ravel()]) < 1e-4  # but no longer at right angles
-    bent_normals = [
-        np.linalg.svd(bent[(wall == n).ravel()][::50] - bent[(wall == n).ravel()].mean(0))[2][2]
-        for n in np.unique(wall)
-    ]
-    angles = np.abs(np.array(bent_normals) @ np.array(bent_normals).T)
-    assert np.abs(angles - np.round(angles)).max() > 0.1
-
-
-def test_field_of_view_gives_the_focal_length():
-    camera = Intrinsics.from_fov(480, 640, 90)
-    assert camera.fx == pytest.approx(320) and camera.fy == camera.fx and (camera.cx, camera.cy) == (319.5, 239.5)
-    double = Intrinsics.kinect(960, 1280)
-    assert double.fx == pytest.approx(2 * 518.86)
-    assert double.cx + 0.5 == pytest.approx(2 * (324.58 + 0.5))  # the same ray, half-pixel centres
-
-
-@pytest.fixture(scope="module")
-def onnx(exported):
-    return [exported / "ONNX" / f"Final{name}Net.onnx" for name in ("Coarse", "Fine")]
-
-
-def test_both_runtimes_predict_the_same(trained, onnx, nyu):
-    checkpoints = [trained / "Model" / "Ckpt" / f"Final{net}Net.ckpt" for net in ("Coarse", "Fine")]
-    pictures = [image.load_rgb(path) for path in sorted((nyu / "Test").glob("*_colors.png"))]
-    for ours, theirs in zip(
-        DepthPredictor(*checkpoints).predict(pictures), DepthPredictor(*onnx).predict(pictures), strict=True
-    ):
-        np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 def test_swapped_or_missing_nets_are_named(red_onnx, tmp_path):
@@ -331,81 +258,30 @@ def test_what_is_no_picture_is_said_in_a_sentence(given, text):
         DepthPredictor(red_is_depth, as_it_is)(given)
 
 
-def test_the_class_says_what_a_fork_does():
-    assert "fork" in DepthPredictor.__doc__
-
-
-def test_a_picture_that_an_output_would_replace_is_left_alone(forked, tmp_path):
-    """The user's own picture has the name of another's output; a picture in the folder of a video's frames."""
-    folder = tmp_path / "photos"
-    (folder / "clip_frames").mkdir(parents=True)
-    for name in ("a.jpg", "a_depth.png", "clip_frames/mine.png"):
-        Image.new("RGB", (64, 48), "red").save(folder / name)
-    clip = folder / "clip.avi"
-    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"MJPG"), 12, (64, 48))
-    writer.write(np.zeros((48, 64, 3), np.uint8))
-    writer.release()
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    for inputs, named in (
-        ([folder], "a_depth.png"),
-        ([folder / "a.jpg", folder / "a_depth.png"], "a_depth.png"),
-        ([clip, folder / "clip_frames" / "mine.png", "--save", "npy"], "clip_frames"),
-    ):
-        result = forked("predict.py", "--input", *inputs, "--output_dir", folder, "--overwrite", cwd=tmp_path)
-        assert result.returncode == 2 and f"{named} would replace an input" in result.stderr, result.stderr
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-
-
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """A folder of pictures in folders, one of them broken, and a video."""
+    """A folder of pictures in folders, one of them broken."""
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(5)
     for name, size in (("a.jpg", (300, 420)), ("inner/b.png", (480, 640)), ("inner/b.jpg", (120, 90))):
-        path = folder / name
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(cv2.GaussianBlur(rng.integers(0, 256, (*size, 3), np.uint8), (9, 9), 0)).save(path)
+        paint(folder / name, cv2.GaussianBlur(rng.integers(0, 256, (*size, 3), np.uint8), (9, 9), 0))
     (folder / "inner" / "broken.jpg").write_bytes((folder / "a.jpg").read_bytes()[:700])
     (folder / "notes.txt").write_text("not a picture")
     return folder
 
 
-@pytest.fixture(scope="module")
-def without_mindspore(tmp_path_factory):
-    """A PYTHONPATH on which importing MindSpore fails."""
-    folder = tmp_path_factory.mktemp("path")
-    (folder / "mindspore.py").write_text("raise ImportError('no MindSpore here')\n")
-    return str(folder)
-
-
-def test_the_command_on_a_folder_without_mindspore(pictures, onnx, run, without_mindspore, tmp_path):
-    arguments = [
-        "--coarse_onnx",
-        onnx[0],
-        "--fine_onnx",
-        onnx[1],
-        "--output_dir",
-        "out",
-        "--save",
-        "color",
-        "png16",
-        "npy",
-        "ply",
-        "side",
-    ]
-    result = run("predict.py", "--input", pictures, *arguments, cwd=tmp_path, PYTHONPATH=without_mindspore)
+def test_the_command_on_a_folder_without_mindspore(pictures, red_onnx, run, tmp_path):
+    arguments = ["--output_dir", "out", "--save", "color", "png16", "npy", "ply", "side", *onnx_nets(red_onnx)]
+    result = run(f"predict.py --input {pictures}", *arguments, cwd=tmp_path, before=DEBIAN_12)
     assert result.returncode == 1, result.stdout + result.stderr
     assert "inner/broken.jpg: broken image" in result.stdout and "1 of 4 failed" in result.stderr
     out = tmp_path / "out"
-    made = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    assert made == {
-        f"{name}{ending}"
-        for name in ("a", "inner/b_png", "inner/b_jpg")
-        for ending in ("_depth.png", "_depth16.png", "_depth.npy", ".ply", "_side.png")
-    }
+    endings = ("_depth.png", "_depth16.png", "_depth.npy", ".ply", "_side.png")
+    expected = {f"{name}{ending}" for name in ("a", "inner/b_png", "inner/b_jpg") for ending in endings}
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} == expected
     rgb, depth_m = image.load_rgb(pictures / "a.jpg"), np.load(out / "a_depth.npy")
     assert depth_m.shape == (300, 420) and depth_m.dtype == np.float32
-    np.testing.assert_allclose(depth_m, DepthPredictor(*onnx)(rgb), rtol=1e-6)
+    np.testing.assert_allclose(depth_m, DepthPredictor(*red_onnx)(rgb), rtol=1e-6)
     millimetres = cv2.imread(str(out / "a_depth16.png"), cv2.IMREAD_UNCHANGED)
     assert millimetres.dtype == np.uint16 and np.abs(millimetres / 1000 - depth_m).max() <= 0.00051
     coloured, side = image.load_rgb(out / "a_depth.png"), image.load_rgb(out / "a_side.png")
@@ -417,39 +293,19 @@ def test_the_command_on_a_folder_without_mindspore(pictures, onnx, run, without_
     np.testing.assert_allclose(vertices["z"], depth_m.ravel())
     np.testing.assert_array_equal(np.stack([vertices[c] for c in ("red", "green", "blue")], 1), rgb.reshape(-1, 3))
     camera = Intrinsics.kinect(300, 420)
-    np.testing.assert_allclose(
-        camera.fx * vertices["x"] / vertices["z"] + camera.cx, np.tile(np.arange(420), 300), atol=1e-2
-    )
-    again = run("predict.py", "--input", pictures / "a.jpg", *arguments, cwd=tmp_path)
-    assert again.returncode == 2 and "out/a_depth.png is there already: --overwrite" in again.stderr
-    again = run("predict.py", "--input", str(pictures / "*.jpg"), *arguments, "--overwrite", cwd=tmp_path)
+    columns = camera.fx * vertices["x"] / vertices["z"] + camera.cx
+    np.testing.assert_allclose(columns, np.tile(np.arange(420), 300), atol=1e-2)
+    again = run(f"predict.py --input {pictures}/a.jpg", *arguments, cwd=tmp_path)
+    assert "out/a_depth.png is there already: --overwrite" in one_line(again)
+    again = run(f"predict.py --input {pictures}/*.jpg --overwrite", *arguments, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
 
 
-def test_the_command_on_a_video_and_with_checkpoints(pictures, trained, forked, tmp_path):
-    path = tmp_path / "clip.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 12, (160, 120))
-    for level in range(5):
-        writer.write(np.full((120, 160, 3), 50 * level, np.uint8))
-    writer.release()
+def test_the_command_on_a_video_and_with_checkpoints(untrained, forked, tmp_path):
+    write_video(tmp_path / "clip.avi", range(0, 250, 50))
     (tmp_path / "broken.mp4").write_bytes(b"no video")
-    checkpoints = [trained / "Model" / "Ckpt" / f"Final{net}Net.ckpt" for net in ("Coarse", "Fine")]
-    result = forked(
-        "predict.py",
-        "--input",
-        path,
-        tmp_path / "broken.mp4",
-        "--coarse_ckpt_model",
-        checkpoints[0],
-        "--fine_ckpt_model",
-        checkpoints[1],
-        "--save",
-        "side",
-        "npy",
-        "--batch_size",
-        2,
-        cwd=tmp_path,
-    )
+    line = "predict.py --input clip.avi broken.mp4 --save side npy --batch_size 2"
+    result = forked(line, *ckpt_nets(untrained), cwd=tmp_path)
     assert result.returncode == 1 and "broken.mp4: not a readable video" in result.stdout, result.stdout + result.stderr
     video = cv2.VideoCapture(str(tmp_path / "predictions" / "clip_side.mp4"))
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 5 and video.get(cv2.CAP_PROP_FPS) == 12
@@ -462,66 +318,18 @@ def test_the_command_on_a_video_and_with_checkpoints(pictures, trained, forked, 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--input", "absent.jpg"], "absent.jpg: no picture or video"),
-        (["--input", ".", "--colormap", "rainbows"], "rainbows: unknown to matplotlib"),
-        (["--input", ".", "--coarse_onnx", "a.onnx"], "belong together"),
-        (["--input", ".", "--fx", "500"], "--fx --fy --cx --cy together"),
-        (["--input", ".", "--fov", "190"], "less than 180"),
+        ("absent.jpg", "absent.jpg: no picture or video"),
+        (". --colormap rainbows", "rainbows: unknown to matplotlib"),
+        (". --coarse_onnx a.onnx", "belong together"),
+        (". --fx 500", "--fx --fy --cx --cy together"),
+        (". --fx 0 --fy 1 --cx 1 --cy 1", "0 is not a number above 0"),
+        (". --fx 1 --fy 1 --cx nan --cy 1", "nan is not a finite number"),
+        (". --fov 190", "less than 180"),
     ],
 )
 def test_mistakes_get_one_line(forked, tmp_path, arguments, text):
-    result = forked("predict.py", *arguments, cwd=tmp_path)
+    result = forked(f"predict.py --input {arguments}", cwd=tmp_path)
     assert result.returncode == 2 and text in result.stderr and "Traceback" not in result.stderr
-
-
-def test_outputs_that_would_meet_are_refused(tmp_path, monkeypatch):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        Image.new("RGB", (64, 48)).save(tmp_path / name / "p.png")
-    one, other = (tmp_path / name / "p.png" for name in ("a", "b"))
-    assert [job.source for job in find_jobs([one, one], tmp_path / "out")[0]] == [one]
-    with pytest.raises(UserError, match=r"b/p\.png and .*a/p\.png would both become .*out/p_png: predict"):
-        find_jobs([one, other], tmp_path / "out")
-    clip = tmp_path / "clip.avi"
-    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"MJPG"), 12, (64, 48))
-    writer.write(np.zeros((48, 64, 3), np.uint8))
-    writer.release()
-    jobs, _ = find_jobs([clip], tmp_path / "out")
-    (tmp_path / "out" / "clip_frames").mkdir(parents=True)
-    with pytest.raises(UserError, match="clip_frames is there already: --overwrite replaces it"):
-        check_outputs(jobs, ["npy"], overwrite=False)
-    check_outputs(jobs, ["npy"], overwrite=True)
-    assert video.Video(clip).count == 1
-    monkeypatch.setattr(image, "MAX_PIXELS", 64 * 48 - 1)
-    with pytest.raises(video.VideoError, match=r"clip\.avi: frames of .* more than 3,071 pixels: refused"):
-        video.Video(clip)
-
-
-def test_depth_maps_of_a_nyu_folder_are_no_pictures(nyu, tmp_path):
-    jobs, _ = find_jobs([nyu], tmp_path)
-    assert len(jobs) == 12 and {job.source.suffix for job in jobs} == {".jpg", ".png"}
-    assert not [job for job in jobs if "_depth" in job.source.name]
-    assert {job.target.relative_to(tmp_path).as_posix() for job in jobs} >= {
-        "Train/sample_0001_out/1",
-        "Test/00000_colors",
-    }
-
-
-def test_the_pictures_of_the_readme_are_made(nyu, trained, run, tmp_path):
-    checkpoints = [trained / "Model" / "Ckpt" / f"Final{net}Net.ckpt" for net in ("Coarse", "Fine")]
-    result = run(
-        "tools/make_pictures.py",
-        nyu,
-        "--coarse_ckpt_model",
-        checkpoints[0],
-        "--fine_ckpt_model",
-        checkpoints[1],
-        cwd=tmp_path,
-    )
-    assert result.returncode == 0, result.stderr
-    for name in ("predictions.png", "pointcloud.png"):
-        picture = cv2.imread(str(tmp_path / "docs" / name))
-        assert picture.shape[1] > 600 and picture.std() > 10
 
 
 def test_a_flip_average_is_the_mean_with_the_mirror_image():
@@ -532,39 +340,22 @@ def test_a_flip_average_is_the_mean_with_the_mirror_image():
     def coarse(rgb):
         return red_is_depth(rgb) + leans
 
-    average = DepthPredictor(coarse, as_it_is, flip_average=True)
-    ours, mirrored = average(rgb), average(np.ascontiguousarray(rgb[:, ::-1]))
-    np.testing.assert_allclose(ours, mirrored[:, ::-1], rtol=1e-4)
-    alone = [DepthPredictor(coarse, as_it_is)(one) for one in (rgb, np.ascontiguousarray(rgb[:, ::-1]))]
-    assert np.abs(alone[0] - alone[1][:, ::-1]).max() > 0.5
+    mirrored = np.ascontiguousarray(rgb[:, ::-1])
+    average, alone = (DepthPredictor(coarse, as_it_is, flip_average=both) for both in (True, False))
+    np.testing.assert_allclose(average(rgb), average(mirrored)[:, ::-1], rtol=1e-4)
+    one, other = alone(rgb), alone(mirrored)[:, ::-1]
+    assert np.abs(one - other).max() > 0.5
     seen = (slice(20, 460), slice(24, 616))
-    np.testing.assert_allclose(np.log(ours)[seen], (np.log(alone[0]) + np.log(alone[1][:, ::-1]))[seen] / 2, atol=0.1)
+    np.testing.assert_allclose(np.log(average(rgb))[seen], (np.log(one) + np.log(other))[seen] / 2, atol=0.1)
 
 
-def test_a_longer_lens_means_a_deeper_scene_and_another_camera(onnx, run, tmp_path):
+def test_a_longer_lens_means_a_deeper_scene_and_another_camera(predict, tmp_path):
     """One picture, as if taken by three lenses: what fills as much of the picture of a lens twice as long is twice as
     far away, and as wide."""
-    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8))
-    for name, focal_mm in (("short", 25), ("long", 50), ("unknown", None)):
-        exif = Image.Exif()
-        if focal_mm:
-            exif.get_ifd(0x8769)[0xA405] = focal_mm
-        pixels.save(tmp_path / f"{name}.jpg", exif=exif)
-    result = run(
-        "predict.py",
-        "--input",
-        tmp_path,
-        "--coarse_onnx",
-        onnx[0],
-        "--fine_onnx",
-        onnx[1],
-        "--save",
-        "npy",
-        "ply",
-        "--output_dir",
-        "out",
-        cwd=tmp_path,
-    )
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    for name, exif in (("short", taken_by(25)), ("long", taken_by(50)), ("unknown", Image.Exif())):
+        paint(tmp_path / f"{name}.jpg", pixels, exif=exif)
+    result = predict("--input . --save npy ply --output_dir out")
     assert result.returncode == 0, result.stderr
     short, long, unknown = (np.load(tmp_path / "out" / f"{name}_depth.npy") for name in ("short", "long", "unknown"))
     np.testing.assert_allclose(long, 2 * short, rtol=1e-5)
@@ -573,61 +364,75 @@ def test_a_longer_lens_means_a_deeper_scene_and_another_camera(onnx, run, tmp_pa
     assert result.stdout.count("long.jpg: another lens than the Kinect's, by its EXIF: depth times") == 1
     wide = [np.ptp(PlyData.read(tmp_path / "out" / f"{name}.ply")["vertex"]["x"]) for name in ("short", "long")]
     np.testing.assert_allclose(wide[1], wide[0], rtol=1e-4)
-    result = run(
-        "predict.py",
-        "--input",
-        tmp_path / "long.jpg",
-        "--coarse_onnx",
-        onnx[0],
-        "--fine_onnx",
-        onnx[1],
-        "--save",
-        "npy",
-        "--camera",
-        "nyu",
-        "--output_dir",
-        "nyu",
-        cwd=tmp_path,
-    )
+    predict("--input long.jpg --save npy --camera nyu --output_dir nyu")
     np.testing.assert_array_equal(np.load(tmp_path / "nyu" / "long_depth.npy"), unknown)
 
 
-def by_brightness(seen, factor=1.0):
-    """A DepthPredictor without a net: a picture of grey level g is 1 + g / 10 metres deep, but for a speck."""
+def test_names_that_are_not_utf_8_go_through_predict(red_onnx, run, tmp_path):
+    folder = tmp_path / ODD
+    folder.mkdir()
+    paint(tmp_path / "p.png").rename(folder / f"{ODD}.png")
+    write_video(tmp_path / "clip.avi", 3).rename(folder / f"{ODD}.avi")
+    (folder / f"{ODD} broken.jpg").write_bytes(b"no picture")
+    line = "predict.py --output_dir out --save side npy"
+    result = run(line, *onnx_nets(red_onnx), "--input", folder, cwd=tmp_path)
+    assert result.returncode == 1 and "a$_$ \\xff\\xfe café broken.jpg: broken image" in result.stdout, result.stderr
+    made = {os.fsencode(path.name) for path in (tmp_path / "out").iterdir()}
+    endings = (b"_avi_side.mp4", b"_avi_frames", b"_png_side.png", b"_png_depth.npy")
+    assert made == {os.fsencode(ODD) + ending for ending in endings}
 
-    def coarse(rgb):
-        seen.extend(np.rint(rgb[:, 0, 100, 100] * 255).astype(int).tolist())
-        return np.log((1 + np.rint(rgb[:, :1, :55, :74] * 255) / 10) * factor)
 
-    def fine(rgb, log_depth):
-        log_depth[:, :, 0, 0] = np.log(9.5)
-        return log_depth
+def test_a_strip_of_pixels_is_refused_and_a_wide_picture_takes_its_own_memory(predict, tmp_path):
+    paint(tmp_path / "strip.png", size=(1, 65500))
+    paint(tmp_path / "wide.png", size=(200, 9000))
+    result = predict("--input strip.png wide.png --save npy", megabytes=400)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "strip.png: 1x65500 (height x width): expected a ratio of at most 50:1" in result.stdout
+    assert np.load(tmp_path / "predictions" / "wide_depth.npy").shape == (200, 9000)
 
-    return DepthPredictor(coarse, fine)
+
+def test_a_photograph_of_108_megapixels_takes_the_memory_of_a_quarter(predict, forked, tmp_path):
+    """And of 249, as far as it is decoded."""
+    small = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
+    for name, size in (("108", (12000, 9000)), ("249", (18200, 13650))):
+        pixels = cv2.resize(small, size, interpolation=cv2.INTER_NEAREST)
+        cv2.imwrite(str(tmp_path / f"{name}.jpg"), pixels, [cv2.IMWRITE_JPEG_QUALITY, 30])
+    result = predict("--input 108.jpg --save png16", megabytes=1000)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "108.jpg: 9000x12000 is more than 64,000,000 pixels: read at half its size, 4500x6000" in result.stdout
+    with Image.open(tmp_path / "predictions" / "108_depth16.png") as depth:
+        assert depth.size == (6000, 4500)
+    answer = forked("load_rgb 249.jpg", cwd=tmp_path, megabytes=800)
+    assert answer.returncode == 0 and "(6825, 9100, 3)" in answer.stdout, answer.stderr
 
 
-def test_one_range_of_colours_covers_all_that_is_there(tmp_path):
-    writer = depth_files.Writer(("npy",), "viridis", "auto", Intrinsics.kinect)
-    jobs = []
-    for number in range(40):
-        path = tmp_path / f"{number}.png"
-        Image.fromarray(np.full((48, 64, 3), number, np.uint8)).save(path)
-        jobs.append(Job(path, tmp_path / str(number)))
-    seen = []
-    deepest, known = depth_files.depth_range(jobs, by_brightness(seen), writer)
-    assert deepest == 5.0  # the deepest that was looked at: 4.9 m
-    assert 10 < len(seen) <= depth_files.SAMPLED and max(seen) >= 36
-    with cli.progress(40, "predicting", "file") as bar:
-        assert depth_files.predict_all(jobs, by_brightness(seen), writer, 8, bar, known) == 0
-    assert sorted(seen) == list(range(40))  # none twice
-    for number in (0, 17, 39):
-        np.testing.assert_allclose(np.load(tmp_path / f"{number}_depth.npy")[24:], 1 + number / 10, rtol=1e-5)
-    (tmp_path / "39.png").write_bytes(b"no picture")
-    assert depth_files.depth_range(jobs[39:], by_brightness(seen), writer) == (10.0, {})
-    video = cv2.VideoWriter(str(tmp_path / "v.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 48))
-    for number in range(0, 240, 6):
-        video.write(np.full((48, 64, 3), number, np.uint8))
-    video.release()
-    seen.clear()
-    deepest, _ = depth_files.depth_range([Job(tmp_path / "v.mp4", tmp_path / "v")], by_brightness(seen, 1 / 4), writer)
-    assert 6.0 <= deepest <= 7.0 and 10 < len(seen) <= depth_files.SAMPLED  # 1/4 of 1 m + 23 m
+# What is not there, or refuses, on Windows or macOS.
+ELSEWHERE = """
+import ctypes, os, signal, sys
+for module in ("fcntl", "resource", "pwd", "mindspore", "scipy", "h5py", "onnx"):
+    sys.modules[module] = None
+for owner, name in ((os, "sched_getaffinity"), (os, "fork"), (signal, "pthread_sigmask"), (signal, "sigwait"),
+                    (signal, "SIGHUP")):
+    delattr(owner, name)
+opened = os.open
+def of_a_file(path, *rest, **named):
+    if os.path.isdir(path):
+        raise PermissionError(13, "Permission denied", path)
+    return opened(path, *rest, **named)
+os.open = of_a_file
+load = ctypes.CDLL.__init__
+def of_a_name(self, name, *rest, **named):
+    if name is None:
+        raise TypeError("bad argument type for built-in operation")
+    load(self, name, *rest, **named)
+ctypes.CDLL.__init__ = of_a_name
+"""
+
+
+def test_onnx_files_predict_where_linux_is_not(red_onnx, run, tmp_path):
+    paint(tmp_path / "a picture.png", (102, 0, 0), (480, 640))
+    options = ["--input", "a picture.png", *onnx_nets(red_onnx)]
+    result = run("predict.py --save npy color ply", *options, cwd=tmp_path, before=ELSEWHERE)
+    assert result.returncode == 0, result.stderr
+    np.testing.assert_allclose(np.load(tmp_path / "predictions" / "a picture_depth.npy"), np.exp(0.8), rtol=1e-4)
+    assert (tmp_path / "predictions" / "a picture.ply").exists()

@@ -9,13 +9,20 @@ import torch
 
 from src import metrics
 from src.data import plain
+from src.data.plain import PlainPairs
+from src.data.sampling import Schedule
+from src.data_loader import TrainingData
 from src.loss import CompositeLoss
 from src.net import CoarseNet, FineNet, PaperCoarseNet
 from src.nets.device import Device
+from src.training import run_folder
 from src.training import trainer as trainer_module
 from src.training.log import StageLog
-from src.training.options import Recipe
+from src.training.options import Recipe, Stage
+from src.training.stage import StageLoop
 from src.training.trainer import Trainer
+from tests.test_commands import one_line
+from tests.tiny import NOBODY_STOPS, TinyCoarse
 
 pytestmark = pytest.mark.long
 
@@ -233,3 +240,26 @@ def test_an_overflow_skips_the_step_lowers_the_scale_and_is_counted(batch, amp_l
     log = StageLog(tmp_path / "fine.csv")
     log.add_step(loss, 0.1, applied)
     assert log.end_epoch()[1] == 1
+
+
+def test_bad_samples_are_counted_over_all_ranks(nyu, tmp_path):
+    """Each rank is under the limit, both together are not."""
+
+    class OfTwoRanks(Trainer):
+        def launch(self, *arrays, votes):
+            """A step in which the other rank votes as this one does."""
+            return lambda: super(OfTwoRanks, self).launch(*arrays, votes=[2 * vote for vote in votes])()
+
+    data = TrainingData(PlainPairs(nyu), Schedule(8, 2, 0), skip_bad=True)
+    data.bad.add(0)
+    run, settings = run_folder.Folder(tmp_path), Stage("coarse", 1, 4, None, 3, {})
+    loop = StageLoop(settings, OfTwoRanks(TinyCoarse(), "composite", 1e-4), data, run, StageLog(None), NOBODY_STOPS)
+    with pytest.raises(run_folder.TrainingError, match="2 of 8 samples are bad on all ranks together"):
+        loop.run()
+
+
+def test_a_log_of_another_kind_is_named(nyu, forked, tmp_path):
+    line = f"train_tiny --data_url {nyu} --stage coarse --batch_size 8 --max_steps"
+    assert forked(f"{line} 1", cwd=tmp_path).returncode == 0
+    (tmp_path / "Model" / "Log" / "coarse.csv").write_text("a,b\n1,2\n")
+    assert "coarse.csv: not a training log" in one_line(forked(f"{line} 2 --resume", cwd=tmp_path))

@@ -5,15 +5,15 @@ import struct
 from fractions import Fraction
 
 import av
-import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from src.prediction import video
-from tests.conftest import ROOT
+from tests.conftest import ROOT, onnx_nets, paint, write_video
+from tests.fuzz import MEGABYTES, files, fresh, judge, mutations, slow
 from tests.test_commands import one_line
-from tests.test_hostile import onnx_nets
-from tests.test_hostile import video as avi
 
 ONE = 1 << 16
 
@@ -23,8 +23,9 @@ def clip(path, times, codec="libx264", options=None, tick=Fraction(1, 1000), siz
     rgb = np.zeros((*size, 3), np.uint8)
     rgb[size[0] // 2 :, :, 0] = 255
     rgb[:, size[1] // 2 :, 2] = 255
+    pixels = "yuvj420p" if codec == "mjpeg" else "yuv420p"
     with av.open(str(path), "w", options=options or {}) as container:
-        stream = container.add_stream(codec, rate, width=size[1], height=size[0], pix_fmt="yuv420p", time_base=tick)
+        stream = container.add_stream(codec, rate, width=size[1], height=size[0], pix_fmt=pixels, time_base=tick)
         for time in times:
             frame = av.VideoFrame.from_ndarray(rgb)
             frame.pts, frame.time_base = time, tick
@@ -38,10 +39,6 @@ def seen(path):
     with av.open(str(path)) as container:
         times = [float(frame.pts * frame.time_base) for frame in container.decode(video=0)]
     return np.array(times) - times[0]
-
-
-def predicted(forked, red_onnx, folder, *arguments):
-    return forked("predict.py", "--input", *arguments, *onnx_nets(red_onnx), cwd=folder)
 
 
 def with_matrix(path, *matrix):
@@ -75,9 +72,9 @@ def test_frames_are_turned_as_the_file_says(tmp_path, matrix, shown):
         np.testing.assert_array_equal(upright[..., channel], shown(stored[..., channel]))
 
 
-def test_a_telephone_s_video_is_predicted_upright(forked, red_onnx, tmp_path):
+def test_a_telephone_s_video_is_predicted_upright(predict, tmp_path):
     with_matrix(clip(tmp_path / "phone.mp4", range(0, 120, 40)), 0, ONE, -ONE, 0)
-    result = predicted(forked, red_onnx, tmp_path, "phone.mp4", "--save", "npy", "side")
+    result = predict("--input phone.mp4 --save npy side")
     assert result.returncode == 0, result.stdout + result.stderr
     depth_m = np.load(tmp_path / "predictions" / "phone_frames" / "000000_depth.npy")
     assert depth_m.shape == (64, 48) and depth_m[:, :20].min() > 2 * depth_m[:, 28:].max()  # below is left now
@@ -95,9 +92,9 @@ def test_a_telephone_s_video_is_predicted_upright(forked, red_onnx, tmp_path):
         ("late.mp4", [70_000, 70_040, 70_080], "libx264", None),
     ],
 )
-def test_frames_keep_their_times(forked, red_onnx, tmp_path, name, times, codec, options):
+def test_frames_keep_their_times(predict, tmp_path, name, times, codec, options):
     clip(tmp_path / name, times, codec, options)
-    result = predicted(forked, red_onnx, tmp_path, name, "--save", "color")
+    result = predict("--input", name, "--save", "color")
     assert result.returncode == 0, result.stdout + result.stderr
     out = tmp_path / "predictions" / f"{name.split('.')[0]}_depth.mp4"
     np.testing.assert_allclose(seen(out), (np.array(times) - times[0]) / 1000, atol=1e-4)
@@ -106,9 +103,9 @@ def test_frames_keep_their_times(forked, red_onnx, tmp_path, name, times, codec,
         assert abs(container.duration / av.time_base - lasts) < 0.01
 
 
-def test_what_is_written_plays_everywhere(forked, red_onnx, tmp_path):
-    avi(tmp_path / "a.avi", 3, (96, 60))
-    result = predicted(forked, red_onnx, tmp_path, "a.avi", "--save", "side")
+def test_what_is_written_plays_everywhere(predict, tmp_path):
+    write_video(tmp_path / "a.avi", 3, (96, 60))
+    result = predict("--input a.avi --save side")
     assert result.returncode == 0, result.stdout + result.stderr
     out = tmp_path / "predictions" / "a_side.mp4"
     with av.open(str(out)) as container:
@@ -136,17 +133,17 @@ def test_without_an_encoder_for_h264_it_is_vp9(tmp_path, monkeypatch, caplog):
     np.testing.assert_allclose(seen(tmp_path / "a.mp4"), np.arange(5) / 25)
 
 
-def test_av1_is_read_without_a_word_of_a_decoder(forked, red_onnx, tmp_path):
+def test_av1_is_read_without_a_word_of_a_decoder(predict, tmp_path):
     clip(tmp_path / "av1.mp4", range(0, 200, 40), "libsvtav1", size=(64, 96))
-    result = predicted(forked, red_onnx, tmp_path, "av1.mp4")
+    result = predict("--input av1.mp4")
     assert result.returncode == 0 and result.stderr == "" and "1 predicted" in result.stdout
     assert len(seen(tmp_path / "predictions" / "av1_depth.mp4")) == 5
 
 
-def test_a_codec_without_a_decoder_is_said(forked, red_onnx, tmp_path):
+def test_a_codec_without_a_decoder_is_said(predict, tmp_path):
     content = clip(tmp_path / "x.mp4", range(0, 200, 40)).read_bytes()
     (tmp_path / "x.mp4").write_bytes(content.replace(b"avc1", b"zzz1"))
-    result = predicted(forked, red_onnx, tmp_path, "x.mp4")
+    result = predict("--input x.mp4")
     assert result.returncode == 1 and result.stdout.count("x.mp4: not a readable video") == 1
     assert result.stderr.count("\n") == 1 and not list((tmp_path / "predictions").iterdir())
 
@@ -167,16 +164,16 @@ def patched(path, name, at, form, *values):
         ("<I", 36, (0xFFFF_FFFF,)),  # as many frames
     ],
 )
-def test_rates_and_counts_that_cannot_be_are_not_believed(forked, red_onnx, tmp_path, form, at, values):
-    patched(avi(tmp_path / "a.avi", 6), b"strh", at, form, *values)
-    result = predicted(forked, red_onnx, tmp_path, "a.avi", "--save", "color")
+def test_rates_and_counts_that_cannot_be_are_not_believed(predict, tmp_path, form, at, values):
+    patched(write_video(tmp_path / "a.avi", 6), b"strh", at, form, *values)
+    result = predict("--input a.avi --save color")
     assert result.returncode in (0, 1) and "Traceback" not in result.stderr
     if result.returncode == 0 or "cut off" in result.stdout:
         times = seen(tmp_path / "predictions" / "a_depth.mp4")
         assert len(times) == 6 and 0.1 < times[-1] < 1
 
 
-def test_a_video_that_was_trimmed_is_whole(forked, red_onnx, tmp_path):
+def test_a_video_that_was_trimmed_is_whole(predict, tmp_path):
     """By an edit list, as telephones do it: the frames outside are in the file, and are not to be seen. Cut off, it is
     still named."""
     path = clip(tmp_path / "trimmed.mp4", range(0, 2000, 40), options={"movflags": "faststart"})
@@ -184,12 +181,12 @@ def test_a_video_that_was_trimmed_is_whole(forked, red_onnx, tmp_path):
     at = content.index(b"elst") + 12
     content[at : at + 4] = struct.pack(">i", struct.unpack(">i", content[at : at + 4])[0] // 4)
     path.write_bytes(content)
-    result = predicted(forked, red_onnx, tmp_path, path)
+    result = predict("--input", path)
     assert result.returncode == 0, result.stdout + result.stderr
     shown = len(seen(tmp_path / "predictions" / "trimmed_depth.mp4"))
     assert shown == len(seen(path)) == video.Video(path).count < 20
     path.write_bytes(content[: content.index(b"mdat") + 900])
-    assert "trimmed.mp4: cut off" in predicted(forked, red_onnx, tmp_path, path, "--overwrite").stdout
+    assert "trimmed.mp4: cut off" in predict("--input", path, "--overwrite").stdout
 
 
 def test_avi_tells_no_times_but_those_of_decoding(tmp_path):
@@ -214,11 +211,11 @@ def test_pixels_that_are_no_squares_are_made_so(tmp_path):
     assert rgb.shape == (48, 85, 3)
 
 
-def test_a_colon_in_a_name_is_no_protocol(forked, red_onnx, tmp_path):
+def test_a_colon_in_a_name_is_no_protocol(predict, tmp_path):
     names = ["2024-05-01T12:30:05.mp4", "concat:a.mp4", "file:b.mp4", "pipe:0.mp4"]
     for name in names:
         clip(tmp_path / "a.mp4", range(0, 120, 40)).rename(tmp_path / name)
-    result = predicted(forked, red_onnx, tmp_path, *names, "--save", "color", "npy", "--output_dir", "out:1")
+    result = predict("--input", *names, "--save", "color", "npy", "--output_dir", "out:1")
     assert result.returncode == 0, result.stdout + result.stderr
     made = {path.name for path in (tmp_path / "out:1").iterdir()}
     assert made == {name[:-4] + ending for name in names for ending in ("_depth.mp4", "_frames")}
@@ -239,17 +236,12 @@ def nobody_came(listening):
         listening.accept()
 
 
-def test_addresses_are_no_files(forked, red_onnx, listener, tmp_path):
+def test_addresses_are_no_files(predict, listener, tmp_path):
     address = f"127.0.0.1:{listener.getsockname()[1]}"
     clip(tmp_path / "a.mp4", [0, 40])
-    for name in (
-        f"http://{address}/a.mp4",
-        f"tcp://{address}/a.mp4",
-        "concat:a.mp4|a.mp4",
-        "file:a.mp4",
-        "subfile:a.mp4",
-    ):
-        line = one_line(predicted(forked, red_onnx, tmp_path, name))
+    remote = (f"http://{address}/a.mp4", f"tcp://{address}/a.mp4")
+    for name in (*remote, "concat:a.mp4|a.mp4", "file:a.mp4", "subfile:a.mp4"):
+        line = one_line(predict("--input", name))
         assert f"{name}: no picture or video" in line
     nobody_came(listener)
 
@@ -265,23 +257,70 @@ def test_addresses_are_no_files(forked, red_onnx, listener, tmp_path):
         "v=0\r\nc=IN IP4 127.0.0.1\r\nm=video 9 RTP/AVP 96\r\n",
     ],
 )
-def test_a_playlist_that_is_called_a_video_opens_nothing(forked, red_onnx, listener, tmp_path, playlist):
+def test_a_playlist_that_is_called_a_video_opens_nothing(predict, listener, tmp_path, playlist):
     clip(tmp_path / "secret.mp4", [0, 40])
     (tmp_path / "a.mp4").write_text(playlist.format(address=f"127.0.0.1:{listener.getsockname()[1]}"))
-    result = predicted(forked, red_onnx, tmp_path, "a.mp4")
+    result = predict("--input a.mp4")
     assert result.returncode == 1 and result.stdout.count("a.mp4: not a readable video") == 1, result.stdout
     assert not list((tmp_path / "predictions").iterdir())
     nobody_came(listener)
 
 
 def test_without_pyav_pictures_are_predicted_and_videos_name_what_to_install(run, red_onnx, tmp_path):
-    (tmp_path / "path").mkdir()
-    (tmp_path / "path" / "av.py").write_text("raise ModuleNotFoundError(\"No module named 'av'\", name='av')")
-    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((48, 64, 3), np.uint8))
+    paint(tmp_path / "a.png")
     clip(tmp_path / "b.mp4", [0, 40])
-    arguments = [*onnx_nets(red_onnx), "--input", "a.png"]
-    result = run("predict.py", *arguments, cwd=tmp_path, PYTHONPATH=str(tmp_path / "path"))
+    without = 'import sys; sys.modules["av"] = None'
+    result = run("predict.py --input a.png", *onnx_nets(red_onnx), cwd=tmp_path, before=without)
     assert result.returncode == 0, result.stderr
-    result = run("predict.py", *arguments, "b.mp4", "--overwrite", cwd=tmp_path, PYTHONPATH=str(tmp_path / "path"))
+    result = run("predict.py --input a.png b.mp4 --overwrite", *onnx_nets(red_onnx), cwd=tmp_path, before=without)
     line = one_line(result)
     assert "videos need PyAV" in line and f"pip install -r {ROOT}/requirements-predict.txt" in line
+
+
+def test_a_video_on_a_full_disk_is_no_success(predict, tiny_disk, tmp_path):
+    write_video(tmp_path / "clip.avi", 60, (640, 480))
+    result = predict("--input clip.avi --output_dir disk --save side")
+    assert result.returncode == 1 and "clip" in result.stdout and "0 predicted" in result.stdout, result.stdout
+    assert "1 of 1 failed" in result.stderr and not list(tiny_disk.iterdir())
+
+
+def test_a_video_that_was_cut_off_is_said(predict, tmp_path):
+    whole = write_video(tmp_path / "whole.avi", 10, (320, 240)).read_bytes()
+    (tmp_path / "cut.avi").write_bytes(whole[: int(len(whole) * 0.6)])
+    result = predict("--input cut.avi --save color")
+    assert result.returncode == 1, result.stdout
+    assert "cut.avi: cut off: " in result.stdout and " of its 10 frames could be read" in result.stdout
+
+
+def test_a_shorter_video_leaves_no_stale_frames(predict, tmp_path):
+    for frames in (5, 3):
+        write_video(tmp_path / "clip.avi", frames)
+        assert predict("--input clip.avi --save npy --overwrite").returncode == 0
+        (tmp_path / "predictions" / "clip_frames" / "mine.txt").write_text("mine")
+    names = sorted(path.name for path in (tmp_path / "predictions" / "clip_frames").iterdir())
+    assert names == ["000000_depth.npy", "000001_depth.npy", "000002_depth.npy", "mine.txt"]
+
+
+def video_seeds(folder):
+    """The contents of short videos of each kind."""
+    kinds = ("mp4 libx264", "mp4 mpeg4", "avi mjpeg", "mkv libvpx-vp9", "webm libvpx", "ts libx264")
+    return [
+        clip(folder / f"seed.{kind.split()[0]}", range(0, 400, 100), kind.split()[1]).read_bytes() for kind in kinds
+    ]
+
+
+def test_videos(forked, tmp_path):
+    @slow
+    @given(content=mutations(*video_seeds(tmp_path)), ending=st.sampled_from([".mp4", ".avi", ".webm", ".mkv"]))
+    def one(content, ending):
+        folder = fresh(tmp_path / "videos")
+        (folder / "in").mkdir()
+        (folder / "in" / f"a{ending}").write_bytes(content)
+        answer = forked("predict in out", cwd=folder, megabytes=MEGABYTES)
+        judge(answer)
+        made = {name for name in files(folder) if name != f"in/a{ending}"}
+        assert made == {name for name in made if name == "out/a_depth.mp4" or name.startswith("out/a_frames/")}
+        assert bool(made) == (answer.returncode == 0 or "cut off" in answer.stdout), answer.stdout
+        assert answer.returncode == 0 or f"in/a{ending}" in answer.stdout
+
+    one()
