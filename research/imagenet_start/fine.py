@@ -162,7 +162,7 @@ def main() -> None:
     views.shards["rooms"] = {"first": np.array([0])}  # true depth only
     last, begun = options.images // options.batch, time.time()
     for step in range(last):
-        rgb, _, _, log_depth, _ = views.draw(options.seed + 1, step)
+        rgb, _, _, log_depth, _, _ = views.draw(options.seed + 1, step)
         share = min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / last))
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * share

@@ -2,11 +2,11 @@
 
     python solve.py student.pt NYU PaperCoarseNet.ckpt --convolutions PaperCoarseNet_imagenet.ckpt
 
-Descent leaves the depth head behind what the features know. Here it is solved: ridge regression of the log depth maps'
-leading components on conv5's outputs, for the training pairs and their mirror images. Of the penalties in `--ridge`
-the one with the lowest abs_rel on NYU/Test is taken. The convolutions' batch normalisation is folded, and
-the two linear layers become fc6 and fc7: v = relu(v) - relu(-v), so 64 numbers take 128 of fc6's 4,096 units. The
-checkpoint is read back and compared with this program's own prediction.
+Descent leaves the depth head behind what the features know. Here it is corrected: ridge regression, on conv5's outputs,
+of what the head lacks of the log depth maps' leading components, for the training pairs and their mirror images. Of the
+penalties in `--ridge` the one with the lowest abs_rel on NYU/Test is taken. The convolutions' batch normalisation is
+folded, and the depth head becomes fc6 and fc7: v = relu(v) - relu(-v), so its 64 linear numbers take 128 of fc6's 4,096
+units, and its 128 rectified ones as many. The checkpoint is read back and compared with this program's own prediction.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from regression import COMPONENTS, load_pairs, scores
-from student import HAS_BFLOAT16, Student
+from student import HAS_BFLOAT16, HIDDEN, Student
 
 UNITS, CELLS = 4096, 4070
 
@@ -76,20 +76,24 @@ def ridge_regression(x: torch.Tensor, y: torch.Tensor, ridge: float) -> tuple[to
 
 
 def checkpoint_arrays(
-    arrays: dict[str, np.ndarray], weight: np.ndarray, bias: np.ndarray, basis: np.ndarray, mean: np.ndarray
+    arrays: dict[str, np.ndarray], student: Student, weight: np.ndarray, bias: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """fc6 and fc7, factored, that compute (x @ weight + bias) @ basis + mean."""
-    split = np.zeros((UNITS, COMPONENTS), np.float32)
-    split[:COMPONENTS] = np.eye(COMPONENTS)
-    split[COMPONENTS : 2 * COMPONENTS] = -np.eye(COMPONENTS)
+    """fc6 and fc7, factored, that compute (x @ weight + bias + the rectified units' part) @ basis + mean."""
+    hidden, out = student.depth_hidden, student.depth_out.weight.detach().numpy()
+    first, second = np.zeros((UNITS, COMPONENTS + HIDDEN), np.float32), np.zeros((COMPONENTS, UNITS), np.float32)
+    for row, sign in enumerate((1, -1)):
+        units = slice(row * COMPONENTS, (row + 1) * COMPONENTS)
+        first[units, :COMPONENTS] = second[:, units] = sign * np.eye(COMPONENTS)
+    units = slice(2 * COMPONENTS, 2 * COMPONENTS + HIDDEN)
+    first[units, COMPONENTS:], second[:, units] = np.eye(HIDDEN), out
     return {
         **arrays,
-        "fc6.weight.left": split,
-        "fc6.weight.right": weight.T,
-        "fc6.bias": split @ bias,
-        "fc7.weight.left": basis.T,
-        "fc7.weight.right": split.T,
-        "fc7.bias": mean,
+        "fc6.weight.left": first,
+        "fc6.weight.right": np.concatenate([weight.T, hidden.weight.detach().numpy()]),
+        "fc6.bias": first @ np.concatenate([bias, hidden.bias.detach().numpy()]),
+        "fc7.weight.left": student.depth_basis.numpy().T,
+        "fc7.weight.right": second,
+        "fc7.bias": student.depth_mean.numpy(),
     }
 
 
@@ -99,7 +103,7 @@ def main() -> None:
     parser.add_argument("nyu", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--convolutions", type=Path, help="where to write conv1 to conv5 alone, for --start imagenet")
-    parser.add_argument("--ridge", type=float, nargs="+", default=[1, 2, 3, 5, 10])
+    parser.add_argument("--ridge", type=float, nargs="+", default=[1, 3, 10, 30, 100])
     options = parser.parse_args()
 
     student = Student()
@@ -123,18 +127,25 @@ def main() -> None:
     x = torch.cat([seen(rgb, torch.bfloat16), seen(rgb[:, :, ::-1], torch.bfloat16)])
     x_test, x_mirrored = (seen(pictures, torch.float32) for pictures in (test_rgb, test_rgb[:, :, ::-1]))
 
+    def rectified(row: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return student.depth_out(functional.relu(student.depth_hidden(row)))
+
     def report(name: str, weight: torch.Tensor, bias: torch.Tensor) -> float:
         plain, mirrored = (
-            ((row @ weight + bias).numpy() @ basis + mean).reshape(-1, 55, 74) for row in (x_test, x_mirrored)
+            ((row @ weight + bias + rectified(row)).numpy() @ basis + mean).reshape(-1, 55, 74)
+            for row in (x_test, x_mirrored)
         )
         average = (plain + mirrored[:, :, ::-1]) / 2
         print(f"{name}: {scores(plain, test_depth_m)} | {scores(average, test_depth_m)}", flush=True)
         return float(scores(plain, test_depth_m).split()[3])
 
-    report("as learnt", student.depth.weight.detach().T, student.depth.bias.detach())
+    learnt = student.depth.weight.detach().T, student.depth.bias.detach()
+    report("as learnt", *learnt)
     solved = []
     for ridge in options.ridge:
-        layer = ridge_regression(x, y, ridge)
+        correction = ridge_regression(x, y - (x @ learnt[0] + learnt[1] + rectified(x)), ridge)
+        layer = (learnt[0] + correction[0], learnt[1] + correction[1])
         solved.append((report(f"ridge {ridge:g}", *layer), ridge, layer))
     _, ridge, (weight, bias) = min(solved, key=lambda entry: entry[:2])
 
@@ -143,7 +154,7 @@ def main() -> None:
 
     halved = {
         name: array.astype(np.float16)
-        for name, array in checkpoint_arrays(arrays, weight.numpy(), bias.numpy(), basis, mean).items()
+        for name, array in checkpoint_arrays(arrays, student, weight.numpy(), bias.numpy()).items()
     }
     info = {"stage": "coarse", "coarse_net": "paper"}
     checkpoint.save(options.output, halved, info)

@@ -4,8 +4,8 @@
 
 The five convolutions have batch normalisation while they learn; solve.py folds it into their weights. conv4 learns the
 teacher's 168 finer maps and conv5 its 352 coarser ones, each through a 1x1 convolution that is thrown away later. The
-depth comes from conv5 through two linear layers, as fc6 and fc7 can give it: 12,288 -> 64 -> 55x74. The state is
-saved every few minutes, and the same command goes on from it.
+depth comes from conv5 as fc6 and fc7 can give it: 12,288 -> 64 + 128 -> 55x74, where the 64 are linear and the 128 are
+rectified. The state is saved every few minutes, and the same command goes on from it.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from views import INT8_STEP
 
 CHANNELS = (96, 256, 384, 384, 256)
 HAS_BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+HIDDEN = 128  # rectified units of the depth head
 EMA_STEPS = 500  # over which the evaluated weights are averaged
 
 
@@ -52,12 +53,15 @@ class Student(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels, momentum=0.05) for channels in CHANNELS)
         self.fine, self.coarse = nn.Conv2d(384, 168, 1), nn.Conv2d(256, 352, 1)
         self.depth = nn.Linear(256 * 6 * 8, COMPONENTS)
+        self.depth_hidden = nn.Linear(256 * 6 * 8, HIDDEN)
+        self.depth_out = nn.Linear(HIDDEN, COMPONENTS, bias=False)
         self.register_buffer("depth_mean", torch.zeros(4070))
         self.register_buffer("depth_basis", torch.zeros(COMPONENTS, 4070))
         for conv in self.convs:
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
             nn.init.zeros_(conv.bias)
         nn.init.normal_(self.depth.weight, 0, 1e-3)
+        nn.init.zeros_(self.depth_out.weight)
 
     def features(self, rgb: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, 3, 228, 304) -> conv4's (N, 384, 13, 18) and conv5's (N, 256, 6, 8)."""
@@ -70,7 +74,9 @@ class Student(nn.Module):
 
     def log_depth(self, conv5: torch.Tensor) -> torch.Tensor:
         """conv5's output -> (N, 4070)."""
-        return self.depth(conv5.float().flatten(1)) @ self.depth_basis + self.depth_mean
+        x = conv5.float().flatten(1)
+        components = self.depth(x) + self.depth_out(functional.relu(self.depth_hidden(x)))
+        return components @ self.depth_basis + self.depth_mean
 
     def forward(self, rgb: torch.Tensor) -> torch.Tensor:
         return self.log_depth(self.features(rgb)[1])
@@ -104,7 +110,7 @@ class Views:
         rgb = cv2.imdecode(np.asarray(jpeg), cv2.IMREAD_COLOR)[..., ::-1]
         return (
             rgb,
-            *(np.asarray(arrays[name][shard][row]) for name in ("maps4", "maps5", "log_depth")),
+            *(np.asarray(arrays[name][shard][row]) for name in ("maps4", "maps5", "log_depth", "guess")),
             kind == "pairs",
         )
 
@@ -118,7 +124,9 @@ class Views:
         wanted += (
             [("rooms", int(number)) for number in rng.integers(rooms, size=self.batch - labelled)] if rooms else []
         )
-        rgb, maps4, maps5, log_depth, measured = map(np.stack, zip(*(self.view(*one) for one in wanted), strict=True))
+        rgb, maps4, maps5, log_depth, guess, measured = map(
+            np.stack, zip(*(self.view(*one) for one in wanted), strict=True)
+        )
         rgb = torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 255
         colour = torch.from_numpy(rng.uniform(0.8, 1.2, (self.batch, 3, 1, 1)).astype(np.float32))
         gamma = torch.from_numpy(rng.uniform(0.8, 1.25, (self.batch, 1, 1, 1)).astype(np.float32))
@@ -127,6 +135,7 @@ class Views:
             rgb,
             *(torch.from_numpy(maps).float() * INT8_STEP for maps in (maps4, maps5)),
             torch.from_numpy(log_depth).float(),
+            torch.from_numpy(guess).float(),
         ]
         if rng.random() < 0.5:
             tensors = [tensor.flip(-1) for tensor in tensors]
@@ -145,18 +154,17 @@ class Views:
 
 
 def depth_losses(
-    predicted: torch.Tensor, log_depth: torch.Tensor, measured: torch.Tensor
+    predicted: torch.Tensor, log_depth: torch.Tensor, guess: torch.Tensor, measured: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(L1 + scale-invariant of true depth, scale-invariant of the teacher's), each a mean over the batch. The teacher
-    does not know the rooms' cameras, so their scale does not count."""
+    """(L1 + scale-invariant of true depth, mean square from the teacher's guess), each a mean over the batch. The
+    guess counts with its scale: the student is to see in a picture what the teacher sees, whatever its camera was."""
     target = log_depth.flatten(1)
     valid = torch.isfinite(target)
     error = torch.where(valid, predicted - target.nan_to_num(), 0)
     count = valid.sum(1).clamp(min=1)
     square, mean = (error**2).sum(1) / count, error.sum(1) / count
     true = error.abs().sum(1) / count + square - 0.5 * mean**2
-    guessed = square - mean**2
-    return (true * measured).mean(), (guessed * ~measured).mean()
+    return (true * measured).mean(), functional.mse_loss(predicted, guess.flatten(1))
 
 
 def load_convolutions(student: Student, path: Path, rgb: torch.Tensor) -> None:
@@ -211,6 +219,7 @@ def main() -> None:
     parser.add_argument("--weight_decay", type=float, default=0.02)
     parser.add_argument("--map_weight", type=float, default=1.0)
     parser.add_argument("--depth_weight", type=float, default=1.0)
+    parser.add_argument("--guess_weight", type=float, default=4.0, help="of the depth that the teacher's maps tell")
     parser.add_argument("--save_minutes", type=float, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -234,8 +243,8 @@ def main() -> None:
         load_convolutions(student, options.start, torch.cat([views.draw(options.seed, step)[0] for step in range(4)]))
     elif options.start:
         student.load_state_dict(torch.load(options.start, weights_only=True)["average"])
-    depth = list(student.depth.parameters())
-    convolutions = [parameter for name, parameter in student.named_parameters() if not name.startswith("depth.")]
+    depth = [parameter for name, parameter in student.named_parameters() if name.startswith("depth")]
+    convolutions = [parameter for name, parameter in student.named_parameters() if not name.startswith("depth")]
     optimizer = torch.optim.AdamW(
         [{"params": convolutions, "rate": options.learning_rate}, {"params": depth, "rate": options.depth_rate}],
         weight_decay=options.weight_decay,
@@ -274,7 +283,9 @@ def main() -> None:
     print(f"{views.refresh()} views, steps {first} to {last}", flush=True)
     begun = saved = time.time()
     running = torch.zeros(4)
-    for step, (rgb, maps4, maps5, log_depth, labelled) in enumerate(views.batches(options.seed, first, last), first):
+    for step, (rgb, maps4, maps5, log_depth, guess, labelled) in enumerate(
+        views.batches(options.seed, first, last), first
+    ):
         share = min(1, (step + 1) / options.warmup) * 0.5 * (1 + math.cos(math.pi * step / last))
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * share
@@ -286,9 +297,13 @@ def main() -> None:
         losses = (
             functional.mse_loss(fine.float(), maps4),
             functional.mse_loss(coarse.float(), maps5),
-            *depth_losses(predicted, log_depth, labelled),
+            *depth_losses(predicted, log_depth, guess, labelled),
         )
-        loss = options.map_weight * (losses[0] + losses[1]) + options.depth_weight * (losses[2] + losses[3])
+        loss = (
+            options.map_weight * (losses[0] + losses[1])
+            + options.depth_weight * losses[2]
+            + options.guess_weight * losses[3]
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

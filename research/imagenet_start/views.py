@@ -2,9 +2,9 @@
 
     python views.py teacher.onnx VIEWS --pairs NYU [--more_pairs NYU2] [--rooms FOLDER]
 
-Pairs give views under the paper's augmentation (section 3.4) with their true depth; rooms are pictures without depth,
-whose depth is the one that regression.py predicts from the teacher's maps. Views are drawn from (seed, number), stored
-in shards of 500, and a shard that is there is not made again.
+Pairs give views under the paper's augmentation (section 3.4) with their true depth; rooms are pictures without depth.
+Each view also has the depth that regression.py predicts from the teacher's maps. Views are drawn from (seed, number),
+stored in shards of 500, and a shard that is there is not made again.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def room_view(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def store(folder: Path, jobs: list, draw, teacher: Teacher, regression: DepthRegression) -> None:
     """Make one shard: the views `draw(job)` as JPEG with the teacher's maps and the log depth. `draw` returns
     (picture, metres or None)."""
-    pictures, maps4, maps5, log_depth, labelled = [], [], [], [], []
+    pictures, maps4, maps5, log_depth, guess = [], [], [], [], []
     for start in range(0, len(jobs), 20):
         drawn = [draw(job) for job in jobs[start : start + 20]]
         batch = []
@@ -77,21 +77,18 @@ def store(folder: Path, jobs: list, draw, teacher: Teacher, regression: DepthReg
         fine, coarse = regression.standardised(*student_targets(maps))
         maps4.append(np.clip(np.rint(fine / INT8_STEP), -127, 127).astype(np.int8))
         maps5.append(np.clip(np.rint(coarse / INT8_STEP), -127, 127).astype(np.int8))
-        predicted = regression.predict(maps)
-        for (_, depth_m), guess in zip(drawn, predicted, strict=True):
-            labelled.append(depth_m is not None)
-            log_depth.append(
-                guess
-                if depth_m is None
-                else np.log(np.clip(depth_m, 0.1, 10), out=np.full_like(depth_m, np.nan), where=depth_m > 0)
-            )
+        guess.append(regression.predict(maps))
+        for _, depth_m in drawn:
+            log_depth.append(np.full(image.DEPTH_SIZE, np.nan, np.float32))
+            if depth_m is not None:
+                np.log(np.clip(depth_m, 0.1, 10), out=log_depth[-1], where=depth_m > 0)
     arrays = {
         "jpeg": np.concatenate(pictures),
         "ends": np.cumsum([len(jpeg) for jpeg in pictures]),
         "maps4": np.concatenate(maps4),
         "maps5": np.concatenate(maps5),
         "log_depth": np.stack(log_depth).astype(np.float16),
-        "labelled": np.array(labelled),
+        "guess": np.concatenate(guess).astype(np.float16),
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
