@@ -118,9 +118,9 @@ def check_split(folder: StrPath, name: str, workers: int) -> Split:
         kind = "two files" if isinstance(error, listing.TwoFiles) else "missing folder"
         split.problems.append((kind, str(error)))
         return split
-    split.problems += [("not readable", text) for text in files.found.unread]
+    split.problems += [("not readable", text) for text in files.search.unread]
     split.problems += [
-        ("left out", f"{path}: left out, {why}") for why, paths in files.found.left_out.items() for path in paths
+        ("left out", f"{path}: left out, {why}") for why, paths in files.search.left_out.items() for path in paths
     ]
     split.problems += [("missing partner", text) for text in listing.missing_partners(files.rgb, files.depth)]
     split.pairs = listing.matched(files.rgb, files.depth)

@@ -123,11 +123,11 @@ def check_outputs(jobs: Sequence[Job], kinds: Collection[str], overwrite: bool) 
             raise UserError(f"{folder} is there already: --overwrite replaces it, --output_dir names another folder")
 
 
-def _expand(text: str, output_dir: Path) -> tuple[Path, folders.Found]:
+def _expand(text: str, output_dir: Path) -> tuple[Path, folders.SearchResult]:
     """Search one input. Returns (folder that the output paths are relative to, search result)."""
     path = Path(text)
     if path.is_file():
-        return path.parent, folders.Found([path])
+        return path.parent, folders.SearchResult([path])
     root = path if path.is_dir() else next(parent for parent in path.parents if not glob.has_magic(str(parent)))
     search = folders.search(root, path.relative_to(root).parts or folders.BELOW, PICTURES + HEIF + VIDEOS)
     here, out = root.resolve(), output_dir.resolve()
