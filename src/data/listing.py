@@ -49,7 +49,7 @@ def _split_folder(folder: StrPath, split: str) -> Path:
     if folder.resolve().name == split:
         return folder
     content = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
-    raise DataError(f"{folder}: no {split} folder in it (search: {content}); {LAYOUT}")
+    raise DataError(f"{folder}: no {split} folder in it (found: {content}); {LAYOUT}")
 
 
 def missing_partners(rgb_by_name: Mapping[str, Path], depth_by_name: Mapping[str, Path]) -> list[str]:
