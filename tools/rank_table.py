@@ -53,7 +53,7 @@ def read(path: StrPath) -> list[Server]:
 
 
 def _server(entry: Any, number: int, path: StrPath) -> Server:
-    """Check the entry of a server. Raises UserError, or KeyError, TypeError or AttributeError if it is no such entry."""
+    """Check the entry of a server. Raises UserError, or KeyError, TypeError or AttributeError if it is no entry."""
     where = f"{path}: server_list[{number}]"
     devices = []
     if "server_id" not in entry or not entry.get("device"):
