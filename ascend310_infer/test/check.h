@@ -1,4 +1,4 @@
-// Unit tests without a library: TEST(Name) { CHECK(condition); CHECK_EQ(found, expected); }. The program runs all tests.
+// Unit tests without a library: TEST(Name) { CHECK(condition); CHECK_EQ(found, expected); }. The program runs all.
 #ifndef DEPTHNET_TEST_CHECK_H_
 #define DEPTHNET_TEST_CHECK_H_
 
