@@ -76,12 +76,17 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         },
     )
     cli.check_nets(parser, options)
-    given = [options.fx, options.fy, options.cx, options.cy]
-    if given.count(None) not in (0, 4) or (options.fov and options.fx is not None):
+    check_camera(parser, options)
+    return options
+
+
+def check_camera(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Exit with an error if the options of the point cloud's camera do not belong together."""
+    intrinsics = [options.fx, options.fy, options.cx, options.cy]
+    if intrinsics.count(None) not in (0, 4) or (options.fov and options.fx is not None):
         parser.error("expected --fov, or --fx --fy --cx --cy together, or none of them")
     if options.fov and options.fov >= 180:
         parser.error(f"--fov {options.fov:g}: expected less than 180 degrees")
-    return options
 
 
 def camera(options: argparse.Namespace) -> Callable[[int, int], Intrinsics]:

@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks import growth
 from src.data.image import DEPTH_SIZE, RGB_SIZE
 
+NAMES = ("CoarseNet", "FineNet")
 LEARNING_RATE = 1e-6  # so small that the loss hardly changes
 
 
@@ -54,50 +55,55 @@ def train(backend, name, batch):
     Returns:
         (function that makes a training step and returns the loss, loss of the first step).
     """
-    rgb, depth_m, coarse = batch_arrays(batch)
-    net = mindspore_net(name)
-    if backend == "mindspore":
-        import mindspore as ms
-
-        from src.training.trainer import Trainer
-
-        coarse_tensor = ms.Tensor(coarse)
-        trainer = Trainer(
-            net,
-            "composite",
-            LEARNING_RATE,
-            inputs=(lambda rgb: (rgb, coarse_tensor)) if name == "FineNet" else lambda rgb: (rgb,),
-        )
-
-        def step():
-            return trainer.run_step(rgb, depth_m)[0]
-    else:
-        import torch
-
-        from tests.twins import TWINS, composite_loss, weights
-
-        layout = torch.channels_last if "channels-last" in backend else torch.contiguous_format
-        parameters = {
-            key: torch.nn.Parameter(value.contiguous(memory_format=layout) if value.ndim == 4 else value)
-            for key, value in weights(net).items()
-        }
-        further_inputs = (torch.from_numpy(coarse),) if name == "FineNet" else ()
-        optimizer = torch.optim.Adam(parameters.values(), LEARNING_RATE, fused=True)
-
-        def loss_of(rgb, depth_m):
-            return composite_loss(TWINS[name](parameters, rgb, *further_inputs), depth_m)
-
-        run = torch.compile(loss_of) if "compile" in backend else loss_of
-
-        def step():
-            pixels = torch.from_numpy(rgb).to(torch.float32, memory_format=layout) / 255
-            loss = run(pixels, torch.from_numpy(depth_m))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return loss.item()
-
+    arrays, net = batch_arrays(batch), mindspore_net(name)
+    step = mindspore_step(net, name, *arrays) if backend == "mindspore" else torch_step(net, name, backend, *arrays)
     return step, step()
+
+
+def mindspore_step(net, name, rgb, depth_m, coarse):
+    """Return a function that makes a training step with this repo's Trainer and returns the loss."""
+    import mindspore as ms
+
+    from src.training.trainer import Trainer
+
+    coarse_tensor = ms.Tensor(coarse)
+    trainer = Trainer(
+        net,
+        "composite",
+        LEARNING_RATE,
+        inputs=(lambda rgb: (rgb, coarse_tensor)) if name == "FineNet" else lambda rgb: (rgb,),
+    )
+    return lambda: trainer.run_step(rgb, depth_m)[0]
+
+
+def torch_step(net, name, backend, rgb, depth_m, coarse):
+    """Return a function that makes a training step of the same net with PyTorch and returns the loss."""
+    import torch
+
+    from tests.twins import TWINS, composite_loss, weights
+
+    layout = torch.channels_last if "channels-last" in backend else torch.contiguous_format
+    parameters = {
+        key: torch.nn.Parameter(value.contiguous(memory_format=layout) if value.ndim == 4 else value)
+        for key, value in weights(net).items()
+    }
+    further_inputs = (torch.from_numpy(coarse),) if name == "FineNet" else ()
+    optimizer = torch.optim.Adam(parameters.values(), LEARNING_RATE, fused=True)
+
+    def loss_of(rgb, depth_m):
+        return composite_loss(TWINS[name](parameters, rgb, *further_inputs), depth_m)
+
+    run = torch.compile(loss_of) if "compile" in backend else loss_of
+
+    def step():
+        pixels = torch.from_numpy(rgb).to(torch.float32, memory_format=layout) / 255
+        loss = run(pixels, torch.from_numpy(depth_m))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
 
 
 def predictor(backend, batch, threads, folder):
@@ -112,48 +118,56 @@ def predictor(backend, batch, threads, folder):
     Returns:
         A function: RGB float32 (N, 3, 228, 304) -> FineNet's log depth (N, 1, 55, 74).
     """
-    names = ("CoarseNet", "FineNet")
     if backend == "mindspore":
         from src.nets import device
         from src.nets.nets import Nets
 
         device.select("CPU")
-        nets = Nets(*(folder / "Ckpt" / f"Final{name}.ckpt" for name in names))
+        nets = Nets(*(folder / "Ckpt" / f"Final{name}.ckpt" for name in NAMES))
         return lambda rgb: nets(rgb)["FineNet"]
     if backend.startswith("pytorch"):
-        import torch
+        return torch_predictor(backend, folder)
+    paths = [str(folder / "ONNX" / f"Final{name}.onnx") for name in NAMES]
+    return (
+        onnxruntime_predictor(paths, threads) if backend == "onnxruntime" else openvino_predictor(paths, batch, threads)
+    )
 
-        from tests.twins import coarse_twin, fine_twin
 
-        weights = [
-            {key: torch.from_numpy(value) for key, value in np.load(folder / f"{name}.npz").items()} for name in names
-        ]
+def torch_predictor(backend, folder):
+    """As `predictor`, with PyTorch."""
+    import torch
 
-        def both_nets(rgb):
-            return fine_twin(weights[1], rgb, coarse_twin(weights[0], rgb))
+    from tests.twins import coarse_twin, fine_twin
 
-        run = torch.compile(both_nets) if "compile" in backend else both_nets
+    weights = [
+        {key: torch.from_numpy(value) for key, value in np.load(folder / f"{name}.npz").items()} for name in NAMES
+    ]
 
-        def predict(rgb):
-            with torch.inference_mode():
-                return run(torch.from_numpy(rgb)).numpy()
+    def both_nets(rgb):
+        return fine_twin(weights[1], rgb, coarse_twin(weights[0], rgb))
 
-        return predict
-    paths = [str(folder / "ONNX" / f"Final{name}.onnx") for name in names]
-    if backend == "onnxruntime":
-        import onnxruntime
+    run = torch.compile(both_nets) if "compile" in backend else both_nets
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        coarse, fine = (
-            onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]) for path in paths
-        )
+    def predict(rgb):
+        with torch.inference_mode():
+            return run(torch.from_numpy(rgb)).numpy()
 
-        def predict(rgb):
-            return fine.run(None, {"rgb": rgb, "coarse_log_depth": coarse.run(None, {"rgb": rgb})[0]})[0]
+    return predict
 
-        return predict
+
+def onnxruntime_predictor(paths, threads):
+    """As `predictor`, with onnxruntime. `paths`: the ONNX files of CoarseNet and FineNet."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    coarse, fine = (onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]) for path in paths)
+    return lambda rgb: fine.run(None, {"rgb": rgb, "coarse_log_depth": coarse.run(None, {"rgb": rgb})[0]})[0]
+
+
+def openvino_predictor(paths, batch, threads):
+    """As `predictor`, with OpenVINO. `paths`: the ONNX files of CoarseNet and FineNet."""
     import openvino
 
     core = openvino.Core()

@@ -422,15 +422,15 @@ def chart(results, path):
     axes = figure.add_subplot()
     for row, part in enumerate(parts):
         for label, side in part["sides"].items():
-            ours = label in OURS
+            is_ours = label in OURS
             axes.plot(
                 side["ratio"],
                 row,
-                "o" if ours else "|",
+                "o" if is_ours else "|",
                 color=_COLOURS[label],
                 markersize=9,
-                markeredgewidth=1 if ours else 2.5,
-                zorder=3 if ours else 2,
+                markeredgewidth=1 if is_ours else 2.5,
+                zorder=3 if is_ours else 2,
             )
             axes.plot(
                 [min(side["ratios"]), max(side["ratios"])], [row, row], color=_COLOURS[label], linewidth=1, alpha=0.6

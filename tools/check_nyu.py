@@ -129,7 +129,7 @@ def check_split(folder: StrPath, name: str, workers: int) -> Split:
         return split
     split.problems += [("not readable", text) for text in files.search.unread]
     split.problems += [
-        ("left out", f"{path}: left out, {why}") for why, paths in files.search.left_out.items() for path in paths
+        ("left out", f"{path}: left out, {reason}") for reason, paths in files.search.left_out.items() for path in paths
     ]
     split.problems += [("missing partner", text) for text in listing.missing_partners(files.rgb, files.depth)]
     split.pairs = listing.matched(files.rgb, files.depth)

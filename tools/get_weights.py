@@ -83,9 +83,9 @@ def fetch(name: str, expected: str, options: argparse.Namespace) -> Path:
 def main() -> int:
     options = parse_args()
     folder = options.train_url / "Ckpt"
-    given = {sha256(path): path for path in options.files or []}
+    local_files = {sha256(path): path for path in options.files or []}
     known = {expected for _, expected in PUBLISHED.values()}
-    for digest, path in given.items():
+    for digest, path in local_files.items():
         if digest not in known:
             raise UserError(
                 f"{path}: not one of the published files: its SHA-256 is {digest}, expected "
@@ -98,10 +98,10 @@ def main() -> int:
             raise UserError(f"{path}: another checkpoint is there: move it away, or name another --train_url")
         if path.exists():
             logging.info("%s: there already", path)
-        elif not options.files or expected in given:
+        elif not options.files or expected in local_files:
             wanted[path] = (name, expected)
     for path, (name, expected) in wanted.items():
-        source = given.get(expected) or fetch(name, expected, options)
+        source = local_files.get(expected) or fetch(name, expected, options)
         writable_folder(folder)
         with replacing(path, "wb") as file:
             file.write(source.read_bytes())

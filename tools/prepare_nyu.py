@@ -113,8 +113,8 @@ def hu_items(path: StrPath, link: bool) -> list[Item]:
 
 
 def _hu_target(name: str) -> PurePosixPath:
-    split, *rest = name.split("/")
-    return PurePosixPath(_TARGET[split], *rest).with_suffix(".jpg" if name.endswith(".jpeg") else name[-4:])
+    split, *parts = name.split("/")
+    return PurePosixPath(_TARGET[split], *parts).with_suffix(".jpg" if name.endswith(".jpeg") else name[-4:])
 
 
 def _listed(path: StrPath, files: Mapping[str, Any], lists: Mapping[str, str]) -> dict[str, Any]:
@@ -188,8 +188,8 @@ def _searched(root: Path, pattern: tuple[str, ...], endings: tuple[str, ...]) ->
     search = folders.search(root, pattern, endings)
     if search.unread:
         raise DataError(folders.named(search.unread))
-    for why, paths in search.left_out.items():
-        logging.warning("left out, %s: %s", why, folders.named(paths))
+    for reason, paths in search.left_out.items():
+        logging.warning("left out, %s: %s", reason, folders.named(paths))
     return search.files
 
 

@@ -56,8 +56,8 @@ class Gate:
         try:
             await self.app(scope, await self._checked(scope, receive), send)
         except Refused as refused:
-            status, why = refused.args
-            body = json.dumps({"detail": why}).encode()
+            status, reason = refused.args
+            body = json.dumps({"detail": reason}).encode()
             headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": body})

@@ -128,8 +128,8 @@ def _all_pairs(folder: StrPath, files: Files) -> list[Pair]:
     other files that are left out."""
     if files.search.unread:
         raise DataError("; ".join(files.search.unread[:3]) + _more(files.search.unread))
-    for why, paths in files.search.left_out.items():
-        logger.warning("left out, %s: %s", why, folders.named(paths))
+    for reason, paths in files.search.left_out.items():
+        logger.warning("left out, %s: %s", reason, folders.named(paths))
     unpaired = missing_partners(files.rgb, files.depth)
     if unpaired:
         raise DataError("; ".join(unpaired[:3]) + _more(unpaired))

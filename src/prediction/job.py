@@ -83,8 +83,8 @@ def find_jobs(inputs: Iterable[StrPath], output_dir: Path) -> tuple[list[Job], l
         root, search = _expand(text, output_dir)
         for message in search.unread:
             logger.warning("%s", message)
-        for why, paths in search.left_out.items():
-            logger.warning("left out, %s: %s", why, folders.named(paths))
+        for reason, paths in search.left_out.items():
+            logger.warning("left out, %s: %s", reason, folders.named(paths))
         if not search.files:
             raise UserError(
                 f"{text}: no picture or video; expected a file, a folder or a pattern of "
