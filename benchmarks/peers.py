@@ -1,4 +1,4 @@
-"""Runs one program of a comparison in a process of its own, as often as its standard input says.
+"""Runs a program of a comparison in its own process, as many times as its standard input requests.
 
 `python benchmarks/peers.py KIND BACKEND NET BATCH THREADS [FOLDER]` prints a JSON line {"check": ...} when it is ready.
 For each line "N" on its standard input it runs N times and prints a JSON list with the seconds of each run. At the end

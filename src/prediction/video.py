@@ -193,7 +193,8 @@ class _Clock:
     """Converts the times of frames in a container, in order, to seconds since the first frame."""
 
     def __init__(self) -> None:
-        self.since_first, self.duration = Fraction(0), USUAL  # of the last frame, in seconds
+        # Of the last frame, in seconds: its time since the first frame, and its duration.
+        self.since_first, self.duration = Fraction(0), USUAL
         self.previous: Fraction | None = None
         self.started = False
 
