@@ -21,7 +21,8 @@ EXAMPLES = 12
 
 
 def own_environment(work: Path) -> None:
-    """Remove environment variables that would make Gradio use a proxy or serve more widely than the options allow."""
+    """Remove environment variables that would make Gradio use a proxy or allow more than the options do, and let it
+    store its files in the folder `work`."""
     for name in list(os.environ):
         if name.upper().endswith("_PROXY") or (name.startswith("GRADIO_") and name != "GRADIO_ROOT_PATH"):
             del os.environ[name]
@@ -42,7 +43,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def about(predictor: DepthPredictor) -> str:
-    """Return a line on the nets, with their accuracy if known."""
+    """Return a line of Markdown about the nets, with their accuracy if known."""
     if predictor.nets.sources != tuple(cli.SHIPPED.values()):
         return "Your own nets: `eval.py` measures their accuracy."
     return (
@@ -52,7 +53,12 @@ def about(predictor: DepthPredictor) -> str:
 
 
 def examples(folder: Path | None, work: Path) -> Sequence[Pair]:
-    """Return the test pairs to offer: from the user's NYU folder, or rendered into the folder `work`."""
+    """Return the test pairs that the page offers as examples.
+
+    Args:
+        folder: the user's NYU folder; None: rooms are rendered into `work`.
+        work: an existing folder.
+    """
     from src.data.listing import evenly, list_test
 
     if folder is None:

@@ -11,6 +11,7 @@ from src.base.files import writable_folder
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line. Raises UserError naming an option without effect."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     add = parser.add_argument
     add("--test_data", type=Path, help="the NYU folder, or its Test folder")
@@ -34,29 +35,12 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="also score the best constant depth and, if Train is beside Test, the mean log-depth map of its pairs",
     )
     add("--output_dir", type=Path, help="write metrics.json, per_image.csv, panels.png and report.html there")
-    evaluates = "--test_data", lambda options: options.test_data is not None
-    from_checkpoints = "--test_data and no --coarse_onnx", lambda options: options.test_data and not options.coarse_onnx
-    options = cli.parse(
-        parser,
-        arguments,
-        {
-            **dict.fromkeys(("coarse_ckpt_model", "fine_ckpt_model"), from_checkpoints),
-            **dict.fromkeys(
-                (
-                    "coarse_onnx",
-                    "fine_onnx",
-                    "device_target",
-                    "device_id",
-                    "batch_size",
-                    "protocol",
-                    "flip_average",
-                    "baselines",
-                    "output_dir",
-                ),
-                evaluates,
-            ),
-        },
-    )
+    evaluation = "--test_data", lambda options: options.test_data is not None
+    checkpoints = "--test_data and no --coarse_onnx", lambda options: options.test_data and not options.coarse_onnx
+    of_checkpoints = ("coarse_ckpt_model", "fine_ckpt_model")
+    names = (action.dest for action in parser._actions if action.dest not in ("help", "test_data", "compare"))
+    needs: cli.Needs = {name: checkpoints if name in of_checkpoints else evaluation for name in names}
+    options = cli.parse(parser, arguments, needs)
     cli.check_nets(parser, options)
     if (options.test_data is None) == (options.compare is None):
         parser.error("expected --test_data to evaluate, or --compare")
@@ -64,7 +48,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def versions(runtime: str) -> dict[str, str]:
-    """Return the versions of the libraries that a prediction depends on; `runtime` is mindspore or onnxruntime."""
+    """Return the versions of the libraries that affect a prediction. `runtime`: "mindspore" or "onnxruntime"."""
     return {name: importlib.import_module(name).__version__ for name in (runtime, "numpy", "cv2", "PIL")}
 
 

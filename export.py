@@ -49,17 +49,17 @@ def main() -> int:
     options = parse_args()
     from src.nets import checkpoint, device, exporting
 
-    # Only AIR needs the device. The other formats are compared with the net in fp32 on the CPU, because CANN computes
-    # convolutions in HF32.
+    # Only AIR needs the device. The other formats are compared with the net on the CPU, in fp32: on Ascend, CANN
+    # computes convolutions in HF32.
     device.select(options.device_target if "AIR" in options.file_format else "CPU", options.device_id)
     path = options.ckpt_file or cli.default_or_shipped_checkpoints()[options.coarse_or_fine == "fine"]
     net = checkpoint.load_coarse(path) if options.coarse_or_fine == "coarse" else checkpoint.load_fine(path)
-    # FineNet's training starts from FinalCoarseNet, also that of BestFineNet.
-    beside = path.with_name(path.name.replace("Fine", "Coarse").replace("Best", "Final"))
-    if options.coarse_or_fine == "fine" and beside != path and beside.exists():
+    # FinalFineNet and BestFineNet were both trained on FinalCoarseNet.
+    coarse_path = path.with_name(path.name.replace("Fine", "Coarse").replace("Best", "Final"))
+    if options.coarse_or_fine == "fine" and coarse_path != path and coarse_path.exists():
         try:
-            checkpoint.warn_of_another_coarse(checkpoint.load_coarse(beside), net)
-        except checkpoint.CheckpointError as error:  # FineNet is exported without it
+            checkpoint.warn_of_another_coarse(checkpoint.load_coarse(coarse_path), net)
+        except checkpoint.CheckpointError as error:  # the export does not need this CoarseNet
             logging.warning("warning: not known whether FineNet was trained on the CoarseNet beside it: %s", error)
     for file_format in dict.fromkeys(options.file_format):
         exporting.export(net, file_format, options.output_dir, options.batch_size, options.mindir_version)

@@ -29,7 +29,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def names(folder: Path, ending: str) -> list[str]:
-    """Return the ids of the files with this ending in `folder`. Raises UserError if there are none."""
+    """Return the ids of the files with this ending in `folder`, sorted. Raises UserError if there are none."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     search = folders.search(folder, ("*",), (ending,))
@@ -39,19 +39,24 @@ def names(folder: Path, ending: str) -> list[str]:
 
 
 def check_same(labels: list[str], results: list[str], result_path: Path) -> None:
-    """Raise UserError naming labels without a result, and results without a label."""
+    """Raise UserError naming labels without a result, and results without a label.
+
+    Args:
+        labels, results: ids of the files.
+        result_path: the folder of the results, for the message.
+    """
     missing, surplus = sorted(set(labels) - set(results)), sorted(set(results) - set(labels))
     problems = [
-        f"{len(names_)} {what}: " + ", ".join(f"{name}{RESULT_ENDING}" for name in names_[:5])
-        for what, names_ in (("missing", missing), ("without a label", surplus))
-        if names_
+        f"{len(ids)} {problem}: " + ", ".join(f"{name}{RESULT_ENDING}" for name in ids[:5])
+        for problem, ids in (("missing", missing), ("without a label", surplus))
+        if ids
     ]
     if problems:
         raise UserError(f"{result_path}: " + "; ".join(problems))
 
 
 def read(path: Path) -> Floats:
-    """Read a float32 map (1, 1, 55, 74). Raises UserError if the file has another size or holds NaN or infinity."""
+    """Read a float32 map (1, 1, 55, 74). Raises UserError if the file has another size or contains NaN or infinity."""
     content = np.fromfile(path, np.uint8)
     expected = 4 * image.DEPTH_SIZE[0] * image.DEPTH_SIZE[1]
     if content.size != expected:

@@ -25,9 +25,10 @@ def positive_float_or_auto(text: str) -> float | str:
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line. Raises UserError naming an option without effect."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     add = parser.add_argument
-    add("--input", nargs="+", required=True, help="pictures, videos, folders of them, or quoted glob patterns")
+    add("--input", nargs="+", required=True, help="pictures, videos, folders, or quoted glob patterns")
     add("--output_dir", type=Path, default=Path("predictions"), help="output folder; keeps the inputs' subfolders")
     cli.add_nets(parser)
     add(
@@ -43,7 +44,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--max_depth",
         type=positive_float_or_auto,
         default="auto",
-        help="metres at the end of the colours; auto: the next metre above the 98th percentile of the depth",
+        help="metres at the end of the colours; auto: the next whole metre above the 98th percentile of the depth",
     )
     add(
         "--camera",
@@ -75,16 +76,21 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         },
     )
     cli.check_nets(parser, options)
-    given = [options.fx, options.fy, options.cx, options.cy]
-    if given.count(None) not in (0, 4) or (options.fov and options.fx is not None):
-        parser.error("expected --fov, or --fx --fy --cx --cy together, or none of them")
-    if options.fov and options.fov >= 180:
-        parser.error(f"--fov {options.fov:g}: expected less than 180 degrees")
+    check_camera(parser, options)
     return options
 
 
+def check_camera(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Exit with an error if the options of the point cloud's camera do not belong together."""
+    intrinsics = [options.fx, options.fy, options.cx, options.cy]
+    if intrinsics.count(None) not in (0, 4) or (options.fov and options.fx is not None):
+        parser.error("expected --fov, or --fx --fy --cx --cy together, or none of them")
+    if options.fov and options.fov >= 180:
+        parser.error(f"--fov {options.fov:g}: expected less than 180 degrees")
+
+
 def camera(options: argparse.Namespace) -> Callable[[int, int], Intrinsics]:
-    """Return the function of a picture's (height, width) -> Intrinsics that the options ask for."""
+    """Return the camera that the options choose, as a function of a picture's (height, width)."""
     from src.prediction.pointcloud import Intrinsics
 
     if options.fov:
@@ -104,7 +110,7 @@ def main() -> int:
     visual.check_colormap(options.colormap)
     jobs, unread = find_jobs(options.input, options.output_dir)
     if any(job.is_video for job in jobs):
-        import src.prediction.video  # noqa: F401 (raises now, before the work, if PyAV is missing)
+        import src.prediction.video  # noqa: F401 (if PyAV is missing, this raises before the work starts)
     kinds = tuple(dict.fromkeys(options.save))
     check_outputs(jobs, kinds, options.overwrite)
     writable_folder(options.output_dir)

@@ -27,7 +27,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def write_pair(folder: Path, pair: Pair) -> None:
-    """Write the two .bin files of a test pair. Raises image.ImageError."""
+    """Write the two .bin files of a test pair into `folder`. Raises image.ImageError naming a file."""
     rgb, depth_m = load_test_pair(pair)
     for name, array in (("img_data", rgb), ("label", image.network_depth(depth_m))):
         with replacing(folder / name / f"{pair.name}.bin", "wb") as file:
@@ -35,7 +35,12 @@ def write_pair(folder: Path, pair: Pair) -> None:
 
 
 def check_folder(folder: Path, names: set[str]) -> None:
-    """Raise UserError if `folder` holds files of other pictures, which would be scored too."""
+    """Raise UserError if `folder` contains .bin files of other pictures, which would be scored too.
+
+    Args:
+        folder: the output folder.
+        names: names of the .bin files that this run writes.
+    """
     for path in (path for part in ("img_data", "label") for path in sorted((folder / part).glob("*.bin"))):
         if path.name not in names and not path.name.startswith("."):
             raise UserError(f"{path}: of another run: move {folder} away, or name another folder with --output_path")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Build the inference program into ascend310_infer/build. MS_LITE_HOME (or LITE_HOME) is an unpacked MindSpore Lite;
-# with neither set, on x86_64, the mindspore-lite wheel for CPU is fetched once; so is cmake, where there is none.
-# Arguments go to cmake.
+# Build the inference program into ascend310_infer/build (or BUILD_DIR). MS_LITE_HOME (or LITE_HOME) is an unpacked
+# MindSpore Lite. If neither is set, on x86_64, the mindspore-lite wheel for CPU is downloaded once. A missing cmake is
+# downloaded once, too. Arguments go to cmake.
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh
 set -euo pipefail
 HERE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
@@ -21,7 +21,7 @@ if ! command -v make >/dev/null; then
     export CMAKE_GENERATOR=Ninja
 fi
 
-# Python's cmake package is the program itself.
+# Download cmake as a Python package, which contains the program.
 fetch_cmake() {
     local wheel=$BUILD/cmake-wheel
     if [[ ! -e $wheel ]]; then
@@ -34,6 +34,7 @@ fetch_cmake() {
     CMAKE=$wheel/cmake/data/bin/cmake
 }
 
+# Download MindSpore Lite for CPU, and set MS_LITE_HOME.
 fetch_lite() {
     local wheel=$BUILD/mindspore_lite-wheel
     if [[ ! -e $wheel/mindspore_lite/include ]]; then
@@ -41,7 +42,7 @@ fetch_lite() {
         echo "fetching the mindspore-lite wheel (for CPU) into $BUILD"
         rm -rf -- "$wheel.partial"
         mkdir -p -- "$wheel.partial"
-        # A wheel for Python 3.7, of which only the headers and the C++ library are used.
+        # The wheel is for Python 3.7; only its headers and its C++ library are used.
         "$PYTHON" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
             --python-version 3.7 --platform manylinux1_x86_64 -d "$wheel.partial" mindspore-lite==2.0.0 ||
             fail "cannot fetch mindspore-lite: set MS_LITE_HOME to an unpacked MindSpore Lite"

@@ -1,4 +1,7 @@
-"""How fast training pairs are fed: this repo's two forms beside plain Pillow, each in a process of its own."""
+"""Measures how fast training pairs are loaded: this repo's loader (files and packed form), PyTorch's, and plain Pillow.
+
+Each measurement runs in a new process.
+"""
 
 import argparse
 import itertools
@@ -28,7 +31,12 @@ ASCEND_910_PAIRS_PER_S = 680
 
 
 def plain_sample(pair, rng):
-    """What is usually written: augment the full picture with Pillow, make it float64, then crop and resize."""
+    """Load a training pair in the usual way: augment the full picture with Pillow, convert it to float64, then crop and
+    resize it.
+
+    Returns:
+        (RGB float32 (3, 228, 304), metres float32 (1, 55, 74)).
+    """
     rgb, depth = Image.open(pair.rgb), Image.open(pair.depth)
     if rng.random() < 0.5:
         rgb, depth = rgb.transpose(Image.Transpose.FLIP_LEFT_RIGHT), depth.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -41,7 +49,7 @@ def plain_sample(pair, rng):
 
 
 def plain_batches(pairs, schedule, steps, workers):
-    """Batches of `plain_sample`."""
+    """Yield batches of `plain_sample`."""
     rng = np.random.default_rng(0)
     with ThreadPoolExecutor(workers) as pool:
         for step in range(steps):
@@ -51,7 +59,7 @@ def plain_batches(pairs, schedule, steps, workers):
 
 
 class TorchPairs:
-    """This repo's transforms of a pair as a PyTorch data set."""
+    """A PyTorch data set with this repo's transforms."""
 
     def __init__(self, pairs):
         self.pairs = pairs
@@ -67,7 +75,8 @@ class TorchPairs:
 
 
 def pytorch_batches(pairs, batch_size, steps, workers):
-    """Batches of PyTorch's DataLoader, its workers being processes, epoch after epoch."""
+    """Return an iterator over `steps` batches of PyTorch's DataLoader, over as many epochs as needed. Its workers are
+    processes."""
     from torch.utils.data import DataLoader
 
     batches = DataLoader(
@@ -78,8 +87,19 @@ def pytorch_batches(pairs, batch_size, steps, workers):
 
 
 def measure(kind, folder, batch_size, workers, pairs):
-    """(pairs/s, processor milliseconds a pair, peak MB of the process) after the first batch, which fills the queue;
-    for "later" after the first epoch."""
+    """Measure a loader, without its first batch, which includes the start.
+
+    Args:
+        kind: "plain": plain Pillow; "pytorch": PyTorch's DataLoader; "ours": this repo's loader; "later": this repo's
+            loader after its first epoch.
+        folder: the NYU folder, or a packed folder.
+        batch_size: pairs per batch.
+        workers: number of threads or processes.
+        pairs: about the number of pairs to load.
+
+    Returns:
+        (pairs per second, processor milliseconds per pair, peak MB of the process).
+    """
     from src.data.packed import open_training
 
     source = open_training(folder)
@@ -89,22 +109,30 @@ def measure(kind, folder, batch_size, workers, pairs):
     elif kind == "plain":
         batches = plain_batches(source.pairs, schedule, 3 + pairs // 8 // batch_size, workers)
     else:
-        before = schedule.steps_per_epoch if kind == "later" else 0
-        batches = TrainingData(source, schedule, workers).batches(0, before + 3 + pairs // batch_size)
-        for _ in range(before):
+        skipped = schedule.steps_per_epoch if kind == "later" else 0
+        batches = TrainingData(source, schedule, workers).batches(0, skipped + 3 + pairs // batch_size)
+        for _ in range(skipped):
             next(batches)
     next(batches)
-    began, processor_began, count = time.perf_counter(), time.process_time(), 0
+    started_at, processor_started_at, count = time.perf_counter(), time.process_time(), 0
     for rgb, *_ in batches:
         count += len(rgb)
-    seconds, processor_seconds = time.perf_counter() - began, time.process_time() - processor_began
+    seconds, processor_seconds = time.perf_counter() - started_at, time.process_time() - processor_started_at
     if kind == "pytorch":
-        processor_seconds = float("nan")  # its workers are processes of their own
+        processor_seconds = float("nan")  # does not include its worker processes
     return count / seconds, 1000 * processor_seconds / count, growth.peak_mb()
 
 
 def measure_all(pipelines, rounds):
-    """The median of each figure of each pipeline over `rounds`, run in turn, each time in a new process."""
+    """Run the pipelines in turn, `rounds` times, each time in a new process.
+
+    Args:
+        pipelines: arguments of `measure` by name of the pipeline.
+        rounds: number of rounds.
+
+    Returns:
+        The median of each figure of `measure`, by name of the pipeline.
+    """
     results = {name: [] for name in pipelines}
     with cli.progress(rounds * len(pipelines), "measuring", "run") as bar:
         for _ in range(rounds):
@@ -115,14 +143,15 @@ def measure_all(pipelines, rounds):
 
 
 def steps_of_a_pair(pairs):
-    """{step: microseconds of one thread} of what the files of a pair go through; the packed form needs the last."""
+    """Return the mean processor microseconds of each step of loading a pair from files, by name of the step. A pair of
+    the packed form goes only through the last step."""
     keep_freed_memory()
     seconds = {}
 
     def timed(step, function, *arguments):
-        began = time.thread_time()
+        started_at = time.thread_time()
         result = function(*arguments)
-        seconds.setdefault(step, []).append(time.thread_time() - began)
+        seconds.setdefault(step, []).append(time.thread_time() - started_at)
         return result
 
     rgb_out, depth_out = np.empty((3, *image.RGB_SIZE), np.uint8), np.empty((1, *image.DEPTH_SIZE), np.float32)
@@ -136,7 +165,7 @@ def steps_of_a_pair(pairs):
 
 
 def report(results, steps):
-    """Both tables as Markdown."""
+    """Return the results of `measure_all` and `steps_of_a_pair` as two Markdown tables."""
     first = next(iter(results.values()))[0]
     lines = [
         "| pipeline | pairs/s | ratio | processor ms a pair | cores for one Ascend 910 | for eight | peak MB |",
@@ -144,25 +173,35 @@ def report(results, steps):
     ]
     for name, (rate, milliseconds, megabytes) in results.items():
         cores = ASCEND_910_PAIRS_PER_S * milliseconds / 1000
-        spent = [
-            "" if milliseconds != milliseconds else text
+        costs = [
+            "" if milliseconds != milliseconds else text  # NaN: not measured
             for text in (f"{milliseconds:.2f}", f"{cores:.1f}", f"{8 * cores:.0f}")
         ]
-        lines.append(f"| {name} | {rate:.0f} | {rate / first:.1f} | {' | '.join(spent)} | {megabytes:.0f} |")
+        lines.append(f"| {name} | {rate:.0f} | {rate / first:.1f} | {' | '.join(costs)} | {megabytes:.0f} |")
     lines += ["", "| what a pair of files goes through | us |", "|---|---|"]
     return "\n".join([*lines, *(f"| {step} | {value:.0f} |" for step, value in steps.items())]) + "\n"
 
 
 def compare(data, packed_folder=None, batch_size=32, workers=2, rounds=3, pairs=3000):
-    """Both tables of a NYU folder; it is packed into a temporary folder if `packed_folder` is None."""
+    """Measure all loaders on a NYU folder.
+
+    Args:
+        data: the NYU folder.
+        packed_folder: the same data, packed. Default: packed into a temporary folder.
+        batch_size, workers, pairs: as in `measure`.
+        rounds: number of rounds.
+
+    Returns:
+        Two tables, as `report` returns them.
+    """
     with tempfile.TemporaryDirectory() as folder:
         if packed_folder is None:
             from src.data import packed
 
             packed_folder = Path(folder, "packed")
             packed.pack(data, packed_folder, workers)
-        every = list_train(data)
-        in_an_epoch = min(pairs, len(every) - 4 * batch_size)
+        train_pairs = list_train(data)
+        first_epoch = min(pairs, len(train_pairs) - 4 * batch_size)  # pairs to load that do not exceed an epoch
         results = measure_all(
             {
                 "plain Pillow, float64, one thread": ("plain", data, batch_size, 1, pairs),
@@ -174,24 +213,24 @@ def compare(data, packed_folder=None, batch_size=32, workers=2, rounds=3, pairs=
                     workers,
                     pairs // 2,
                 ),
-                "this repo, files, first epoch": ("ours", data, batch_size, workers, in_an_epoch),
+                "this repo, files, first epoch": ("ours", data, batch_size, workers, first_epoch),
                 "this repo, files, later epochs": ("later", data, batch_size, workers, pairs),
                 "this repo, packed, 1 thread": ("ours", packed_folder, batch_size, 1, 4 * pairs),
                 "this repo, packed": ("ours", packed_folder, batch_size, workers, 4 * pairs),
             },
             rounds,
         )
-    return report(results, steps_of_a_pair(every[::5]))
+    return report(results, steps_of_a_pair(train_pairs[::5]))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("data", type=Path, help="the NYU folder")
-    parser.add_argument("--packed", type=Path, help="the same, packed (default: packed into a temporary folder)")
+    parser.add_argument("--packed", type=Path, help="the same data, packed (default: packed into a temporary folder)")
     parser.add_argument("--batch_size", type=cli.positive_int, default=32)
     parser.add_argument("--workers", type=cli.positive_int, default=2)
     parser.add_argument("--rounds", type=cli.positive_int, default=3)
-    parser.add_argument("--pairs", type=cli.positive_int, default=3000, help="pairs a run")
+    parser.add_argument("--pairs", type=cli.positive_int, default=3000, help="pairs per run")
     options = parser.parse_args()
     sys.stdout.write(
         compare(options.data, options.packed, options.batch_size, options.workers, options.rounds, options.pairs)

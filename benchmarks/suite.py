@@ -1,8 +1,9 @@
-"""Every speed that the documents speak of, beside what people would use instead, in one run.
+"""Measure every speed that the documents state, and that of the alternatives, in one run.
 
-The sides of a comparison are processes that wait for their turn (benchmarks/peers.py): in each round each side runs for
-about as long, and the sides come in another order. A figure is the median over the rounds, its ratio the best peer's
-time over this side's in the same round; a ratio that moves by more than 15 % between rounds is marked with "~".
+The programs of a comparison (its sides) are processes that wait for their turn (benchmarks/peers.py). In each round
+every side runs for about the same time, and the order of the sides changes. A result is the median over the rounds. Its
+ratio is the best peer's time over this side's time in the same round. A ratio that varies by more than 15 % between
+rounds is marked with "~".
 """
 
 import argparse
@@ -30,22 +31,26 @@ from src.scoring import visual
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = ROOT / "ascend310_infer" / "build" / "depthnet_infer"
-SPREAD = 0.15
-ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}  # the threads of the sides that wait must not spin
+SPREAD = 0.15  # largest relative variation of a ratio that is not marked
+NO_SPINNING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}  # waiting sides must not use the processor
 TRAINING_SIDES = ("mindspore", "pytorch", "pytorch-channels-last", "pytorch-compile")
 INFERENCE_SIDES = ("mindspore", "onnxruntime", "openvino", "pytorch", "pytorch-compile")
 FULL_ONLY = ("pytorch-channels-last", "pytorch-compile")  # left out of a quick run
 LITE = "C++ program, MindSpore Lite"
-OURS = (LITE, "mindspore")  # the best of the others is the peer
+OURS = (LITE, "mindspore")  # the best peer is the fastest of the other sides
 
 
 def python(program, *arguments):
-    """The command line of a program of this repo."""
+    """Return the command line that runs a Python program of this repo."""
     return [sys.executable, str(ROOT / program), *map(str, arguments)]
 
 
 class Side:
-    """One side of a comparison: a process that runs when it is told to."""
+    """A side of a comparison: a process of benchmarks/peers.py.
+
+    Args:
+        arguments: of benchmarks/peers.py.
+    """
 
     def __init__(self, *arguments):
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the side)
@@ -55,7 +60,7 @@ class Side:
             text=True,
             stdout=subprocess.PIPE,
             stderr=self.errors,
-            env={**os.environ, **ASLEEP},
+            env={**os.environ, **NO_SPINNING},
         )
         self.check = self._read()["check"]
 
@@ -68,7 +73,7 @@ class Side:
         return json.loads(line)
 
     def run(self, count):
-        """The seconds of each of `count` runs."""
+        """Run `count` times. Returns the seconds of each run."""
         self.process.stdin.write(f"{count}\n")
         self.process.stdin.flush()
         return self._read()
@@ -76,7 +81,7 @@ class Side:
     median = staticmethod(statistics.median)
 
     def close(self):
-        """Ends the process; the most megabytes that it has held."""
+        """End the process. Returns its peak memory in MB."""
         self.process.stdin.close()
         peak_mb = self._read()["peak_mb"]
         self.process.wait()
@@ -85,7 +90,13 @@ class Side:
 
 
 class LiteSide:
-    """The C++ program as a side: a process a round, the first picture's cost and the loading taken off."""
+    """The C++ program as a side of a comparison: a new process per round, timed without its start and first picture.
+
+    Args:
+        threads: number of threads.
+        folder: as `prepare` fills it.
+        files: whether the time of a picture includes reading and writing its files.
+    """
 
     check = None
 
@@ -94,12 +105,13 @@ class LiteSide:
         self.names = sorted(path.name for path in (folder / "img_data").glob("*.bin"))
 
     def _whole(self, count):
+        """Predict `count` pictures. Returns (seconds of the process, the times that the program reports)."""
         with tempfile.TemporaryDirectory(dir=self.folder) as work:
             pictures = Path(work, "img_data")
             pictures.mkdir()
             for name in self.names[:count]:
                 (pictures / name).symlink_to(self.folder / "img_data" / name)
-            began = time.perf_counter()
+            started_at = time.perf_counter()
             subprocess.run(
                 [
                     PROGRAM,
@@ -118,11 +130,12 @@ class LiteSide:
                 check=True,
                 capture_output=True,
             )
-            seconds = time.perf_counter() - began
+            seconds = time.perf_counter() - started_at
             return seconds, (Path(work) / "time_Result" / "test_perform_static.txt").read_text()
 
     def run(self, count):
-        """The seconds of a picture; of the nets alone the median and the 95th percentile, as the program says them."""
+        """Predict about `count` pictures. Returns [seconds per picture] with files, else [median, 95th percentile] of
+        the nets' seconds, as the program reports them."""
         count = min(max(count, 10), len(self.names))
         seconds, text = self._whole(count)
         if self.files:
@@ -131,7 +144,7 @@ class LiteSide:
 
     @staticmethod
     def median(seconds):
-        """Of what `run` returns: the program says it first."""
+        """Return the median of a result of `run`."""
         return seconds[0]
 
     def close(self):
@@ -139,12 +152,22 @@ class LiteSide:
 
 
 def compare(name, images, sides, bar, options):
-    """Time the sides (label -> function that makes one, of a run of so many images) in turn.
+    """Time the sides of a comparison in turn.
 
-    Returns {"name", "images", "sides": label -> {"median_s", "p95_s", "peak_mb", "rounds_s", "samples_s", "ratio",
-    "ratios", "unsteady"}, "best_peer"}. Raises CheckFailed when the sides do not compute the same.
+    Args:
+        name: name of the comparison.
+        images: number of images in a run.
+        sides: function that starts the side, by label.
+        bar: updated for each run.
+        options: of the command.
+
+    Returns:
+        {"name", "images", "best_peer": label, "sides": by label {"median_s", "p95_s", "peak_mb", "rounds_s",
+        "samples_s", "ratio", "ratios", "unsteady"}}.
+
+    Raises CheckFailed if the sides do not compute the same.
     """
-    running = {label: make() for label, make in sides.items() if not options.quick or label not in FULL_ONLY}
+    running = {label: start() for label, start in sides.items() if not options.quick or label not in FULL_ONLY}
     checks = {label: side.check for label, side in running.items() if side.check is not None}
     if max(checks.values()) - min(checks.values()) > 1e-3 * max(1, abs(max(checks.values()))):
         raise CheckFailed(f"{name}: the sides do not compute the same: {checks}")
@@ -154,15 +177,15 @@ def compare(name, images, sides, bar, options):
         for label in labels[number % len(labels) :] + labels[: number % len(labels)]:
             samples[label].append(running[label].run(counts[label]))
             bar.update()
-    medians = {label: [running[label].median(one) for one in runs] for label, runs in samples.items()}
+    medians = {label: [running[label].median(times) for times in rounds] for label, rounds in samples.items()}
     best = min((label for label in labels if label not in OURS), key=lambda label: statistics.median(medians[label]))
     result = {"name": name, "images": images, "best_peer": best, "sides": {}}
     for label, side in running.items():
-        every = [value for one in samples[label] for value in one]
-        ratios = [theirs / own for theirs, own in zip(medians[best], medians[label], strict=True)]
+        all_times = [seconds for times in samples[label] for seconds in times]
+        ratios = [best_s / own_s for best_s, own_s in zip(medians[best], medians[label], strict=True)]
         result["sides"][label] = {
             "median_s": statistics.median(medians[label]),
-            "p95_s": float(np.percentile(every, 95)),
+            "p95_s": float(np.percentile(all_times, 95)),
             "peak_mb": side.close(),
             "rounds_s": medians[label],
             "samples_s": samples[label],
@@ -174,7 +197,7 @@ def compare(name, images, sides, bar, options):
 
 
 def training(options, bar):
-    """A training step of each net at each batch beside PyTorch."""
+    """Compare a training step of each net with PyTorch, for each batch size. Yields the results of `compare`."""
     for net in ("CoarseNet", "PaperCoarseNet", "FineNet"):
         for batch in options.batches:
             sides = {
@@ -185,7 +208,8 @@ def training(options, bar):
 
 
 def inference(options, bar, folder):
-    """An image through both nets: the C++ program beside the other runtimes, with and without the files."""
+    """Compare the prediction of an image with both nets in the C++ program and the other runtimes, with and without
+    reading and writing files. Yields the results of `compare`."""
     for kind in ("files",) if options.quick else ("infer", "files"):
         for batch in (1,) if options.quick else (1, 8):
             sides = {
@@ -200,92 +224,92 @@ def inference(options, bar, folder):
             yield compare(name, batch, sides, bar, options)
 
 
-def whole(command, cwd, until=None):
-    """Seconds from a command's start to its end, or to the line of its output that holds `until`."""
-    began = time.perf_counter()
+def run_command(command, cwd, until=None):
+    """Run a command to its end. Returns the seconds to its end, or to the first line of its output with the text
+    `until`. Raises CheckFailed if it fails or does not print that text."""
+    started_at = time.perf_counter()
     with subprocess.Popen(command, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        lines, seen = [], None
+        lines, seconds = [], None
         for line in process.stdout:
             lines.append(line)
-            if until and until in line and seen is None:
-                seen = time.perf_counter() - began
+            if until and until in line and seconds is None:
+                seconds = time.perf_counter() - started_at
     if process.returncode:
         raise CheckFailed(f"{' '.join(map(str, command))}: exit code {process.returncode}\n{''.join(lines[-15:])}")
-    if until and seen is None:
+    if until and seconds is None:
         raise CheckFailed(f"{' '.join(map(str, command))}: never said {until!r}")
-    return seen or time.perf_counter() - began
+    return seconds or time.perf_counter() - started_at
 
 
-def whole_commands(options, bar, folder, data):
-    """Whole processes, and what the next picture costs in them: {label: {"median_s", "samples_s"}}."""
-    from src.data import listing
+RUNTIMES = ("MindSpore", "ONNX")
 
-    pictures = [pair.rgb for pair in listing.list_test(data)][: 24 if options.quick else None]
-    models = {
+
+def commands_to_time(folder, data, pictures):
+    """Return the command lines to time, with the text of the output at which the time ends, or None, by label.
+
+    Args:
+        folder: as `prepare` fills it.
+        data: the NYU folder.
+        pictures: test pictures of this folder.
+    """
+    checkpoints, exports = folder / "Ckpt", folder / "ONNX"
+    nets = {
         "MindSpore": (
             "--coarse_ckpt_model",
-            folder / "Ckpt" / "FinalCoarseNet.ckpt",
+            checkpoints / "FinalCoarseNet.ckpt",
             "--fine_ckpt_model",
-            folder / "Ckpt" / "FinalFineNet.ckpt",
+            checkpoints / "FinalFineNet.ckpt",
         ),
-        "ONNX": (
-            "--coarse_onnx",
-            folder / "ONNX" / "FinalCoarseNet.onnx",
-            "--fine_onnx",
-            folder / "ONNX" / "FinalFineNet.onnx",
-        ),
+        "ONNX": ("--coarse_onnx", exports / "FinalCoarseNet.onnx", "--fine_onnx", exports / "FinalFineNet.onnx"),
     }
-    count = len(pictures)
-    whole_set, third = (make_part(data, folder / f"test-{number}", number) for number in (count, count // 3))
-
-    def predict(runtime, number):
-        return python("predict.py", "--input", *pictures[:number], "--overwrite", *models[runtime])
-
-    timed = {
+    training = ("--stage", "coarse", "--coarse_net", "paper", "--batch_size", 8, "--max_steps", 1, "--overwrite")
+    commands = {
         "import mindspore": ([sys.executable, "-c", "import mindspore"], None),
         "train.py: command to the end of the first step": (
-            python(
-                "train.py",
-                "--data_url",
-                data,
-                "--stage",
-                "coarse",
-                "--coarse_net",
-                "paper",
-                "--batch_size",
-                8,
-                "--max_steps",
-                1,
-                "--train_url",
-                folder / "started",
-                "--overwrite",
-            ),
+            python("train.py", "--data_url", data, "--train_url", folder / "started", *training),
             "step: 1 loss",
         ),
     }
-    for runtime in models:
-        timed[f"predict.py, {runtime}: command to the first picture"] = (predict(runtime, 1), None)
-        timed[f"predict.py, {runtime}: {count} pictures"] = (predict(runtime, count), None)
-    for number, where in ((count // 3, third), (count, whole_set)):
-        timed[f"eval.py: {number} pictures"] = (python("eval.py", "--test_data", where, *models["MindSpore"]), None)
-    results = {label: [] for label in timed}
+    count = len(pictures)
+    for runtime in RUNTIMES:
+        for number, text in ((1, "command to the first picture"), (count, f"{count} pictures")):
+            command = python("predict.py", "--input", *pictures[:number], "--overwrite", *nets[runtime])
+            commands[f"predict.py, {runtime}: {text}"] = command, None
+    for number in (count // 3, count):
+        part = make_part(data, folder / f"test-{number}", number)
+        commands[f"eval.py: {number} pictures"] = python("eval.py", "--test_data", part, *nets["MindSpore"]), None
+    return commands
+
+
+def time_commands(options, bar, folder, data):
+    """Time whole commands, and compute the time of a further picture in them.
+
+    Returns:
+        A list of {"name", "median_s", "samples_s"}.
+    """
+    from src.data import listing
+
+    pictures = [pair.rgb for pair in listing.list_test(data)][: 24 if options.quick else None]
+    count = len(pictures)
+    commands = commands_to_time(folder, data, pictures)
+    samples = {label: [] for label in commands}
     for _ in range(options.rounds):
-        for label, (command, until) in timed.items():
-            results[label].append(whole(command, folder, until))
+        for label, (command, until) in commands.items():
+            samples[label].append(run_command(command, folder, until))
             bar.update()
-    medians = {label: statistics.median(values) for label, values in results.items()}
-    for runtime in models:
-        first, every = (
+    medians = {label: statistics.median(values) for label, values in samples.items()}
+    for runtime in RUNTIMES:
+        first_s, all_s = (
             medians[f"predict.py, {runtime}: {text}"] for text in ("command to the first picture", f"{count} pictures")
         )
-        medians[f"predict.py, {runtime}: each further picture"] = (every - first) / (count - 1)
-    fewer, more = (medians[f"eval.py: {number} pictures"] for number in (count // 3, count))
-    medians["eval.py: each further picture"] = (more - fewer) / (count - count // 3)
-    return [{"name": label, "median_s": value, "samples_s": results.get(label, [])} for label, value in medians.items()]
+        medians[f"predict.py, {runtime}: each further picture"] = (all_s - first_s) / (count - 1)
+    third_s, all_s = (medians[f"eval.py: {number} pictures"] for number in (count // 3, count))
+    medians["eval.py: each further picture"] = (all_s - third_s) / (count - count // 3)
+    return [{"name": label, "median_s": value, "samples_s": samples.get(label, [])} for label, value in medians.items()]
 
 
 def make_part(data, folder, count):
-    """A NYU folder whose Test part is the first `count` pairs of that of `data`."""
+    """Make `folder` a NYU folder whose Test part is the first `count` test pairs of `data`. Returns `folder`."""
     from src.data import listing
 
     for pair in listing.list_test(data)[:count]:
@@ -298,7 +322,7 @@ def make_part(data, folder, count):
 
 
 def prepare(folder, data):
-    """The nets to infer with, in every form, and the pictures as the C++ program reads them."""
+    """Write the nets in every format, and the test pictures as the C++ program reads them, into `folder`."""
     import mindspore as ms
 
     from src import net
@@ -308,32 +332,19 @@ def prepare(folder, data):
     coarse, fine = net.CoarseNet(), net.FineNet()
     fine.start_as_identity()
     (folder / "Ckpt").mkdir()
-    for one in (coarse, fine):
-        name = type(one).__name__
-        parameters = {parameter.name: parameter for parameter in one.get_parameters()}
+    for network in (coarse, fine):
+        name = type(network).__name__
+        parameters = {parameter.name: parameter for parameter in network.get_parameters()}
         checkpoint.save(folder / "Ckpt" / f"Final{name}.ckpt", parameters, {"net": name})
         np.savez(folder / f"{name}.npz", **{key: value.asnumpy() for key, value in parameters.items()})
         kind = name.removesuffix("Net").lower()
-        whole(
-            python(
-                "export.py",
-                "--coarse_or_fine",
-                kind,
-                "--ckpt_file",
-                folder / "Ckpt" / f"Final{name}.ckpt",
-                "--output_dir",
-                folder,
-                "--file_format",
-                "MINDIR",
-                "ONNX",
-            ),
-            folder,
-        )
-    whole(python("preprocess.py", "--dataset_path", data, "--output_path", folder), folder)
+        files = "--ckpt_file", folder / "Ckpt" / f"Final{name}.ckpt", "--output_dir", folder
+        run_command(python("export.py", "--coarse_or_fine", kind, *files, "--file_format", "MINDIR", "ONNX"), folder)
+    run_command(python("preprocess.py", "--dataset_path", data, "--output_path", folder), folder)
 
 
 def build_program():
-    """Build the C++ program if it is not there; say so when that cannot be."""
+    """Build the C++ program if it does not exist. Logs a warning if that fails."""
     if not PROGRAM.exists():
         built = subprocess.run(
             ["bash", ROOT / "ascend310_infer" / "build.sh"],
@@ -347,21 +358,12 @@ def build_program():
 
 
 def facts(options):
-    """What a figure depends on."""
-    model = (
-        next(
-            (
-                line.split(": ")[1]
-                for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")
-            ),
-            "",
-        )
-        if Path("/proc/cpuinfo").exists()
-        else ""
-    )
+    """Return what the results depend on: the machine, the number of threads and rounds, and the versions."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.split(": ")[1] for line in lines if line.startswith("model name")]
     return {
-        "processor": model or platform.processor(),
+        "processor": models[0] if models else platform.processor(),
         "processors": cli.default_workers(),
         "threads": options.threads,
         "rounds": options.rounds,
@@ -374,7 +376,7 @@ def facts(options):
 
 
 def tables(results):
-    """All that was measured as Markdown."""
+    """Return the results of `measure` as Markdown tables."""
     lines = ["Ratio: the best peer's time over this side's, above 1 is faster; ~ moved by over 15 % between rounds."]
     for part in results["compared"]:
         lines += [
@@ -390,18 +392,18 @@ def tables(results):
                 f"| {side['ratio']:.2f}{' ~' if side['unsteady'] else ''} |"
             )
     for title, key, columns, row in (
-        ("a whole process", "commands", "s", lambda one: f"{one['median_s']:.2f}"),
+        ("a whole process", "commands", "s", lambda result: f"{result['median_s']:.2f}"),
         (
             "growth of",
             "growth",
             "exponent | measured at",
-            lambda one: f"{one['exponent']:.2f} | {', '.join(f'{x:g}: {y:.3g}' for x, y in one['points'])}",
+            lambda result: f"{result['exponent']:.2f} | {', '.join(f'{x:g}: {y:.3g}' for x, y in result['points'])}",
         ),
-        ("the floor", "floor", "", lambda one: one["value"]),
+        ("the floor", "floor", "", lambda result: result["value"]),
     ):
         if key in results:
             lines += ["", f"| {title} | {columns} |", "|---|" + "---|" * (1 + columns.count("|"))]
-            lines += [f"| {one['name']} | {row(one)} |" for one in results[key]]
+            lines += [f"| {result['name']} | {row(result)} |" for result in results[key]]
     if "layers" in results:
         lines += ["", "| operations of a picture | million multiplications and additions |", "|---|---|"]
         lines += [f"| {name} | {value / 1e6:.0f} |" for name, value in results["layers"].items()]
@@ -411,7 +413,8 @@ def tables(results):
 
 
 def chart(results, path):
-    """The ratios as bars, ours beside each peer."""
+    """Draw the ratios of all comparisons and save them as PNG: a row per comparison, a mark per side, and a line from
+    its lowest to its highest ratio."""
     from matplotlib.figure import Figure
 
     parts = results["compared"]
@@ -419,15 +422,15 @@ def chart(results, path):
     axes = figure.add_subplot()
     for row, part in enumerate(parts):
         for label, side in part["sides"].items():
-            ours = label in OURS
+            is_ours = label in OURS
             axes.plot(
                 side["ratio"],
                 row,
-                "o" if ours else "|",
+                "o" if is_ours else "|",
                 color=_COLOURS[label],
                 markersize=9,
-                markeredgewidth=1 if ours else 2.5,
-                zorder=3 if ours else 2,
+                markeredgewidth=1 if is_ours else 2.5,
+                zorder=3 if is_ours else 2,
             )
             axes.plot(
                 [min(side["ratios"]), max(side["ratios"])], [row, row], color=_COLOURS[label], linewidth=1, alpha=0.6
@@ -478,7 +481,16 @@ def parse_args(arguments=None):
 
 
 def measure(options, folder, keep):
-    """Every part that is asked for, as one dict; `keep` is called with it after each."""
+    """Measure the parts that the options choose.
+
+    Args:
+        options: of the command.
+        folder: an empty folder for files.
+        keep: called with the results so far after each comparison and part.
+
+    Returns:
+        The results by name of the part.
+    """
     data = options.data.resolve() if options.data else folder / "NYU"
     if not options.data:
         from tools import make_sample_nyu
@@ -495,11 +507,11 @@ def measure(options, folder, keep):
             ("inference", lambda: inference(options, bar, folder)),
             ("training", lambda: training(options, bar)),
         ):
-            for one in compared() if name in parts else ():
-                results["compared"].append(one)
+            for comparison in compared() if name in parts else ():
+                results["compared"].append(comparison)
                 keep(results)
         if "commands" in parts:
-            results["commands"] = whole_commands(options, bar, folder, data)
+            results["commands"] = time_commands(options, bar, folder, data)
             keep(results)
         if "growth" in parts:
             results["growth"] = growth.measure(folder)
@@ -517,10 +529,10 @@ def measure(options, folder, keep):
 def main():
     options = parse_args()
     output = writable_folder(options.output_dir)
-    began = time.perf_counter()
+    started_at = time.perf_counter()
 
     def keep(results):
-        results["facts"]["minutes"] = (time.perf_counter() - began) / 60
+        results["facts"]["minutes"] = (time.perf_counter() - started_at) / 60
         write_text(output / "benchmarks.json", json.dumps(results, indent=1) + "\n")
         write_text(output / "benchmarks.md", tables(results))
         if results["compared"]:

@@ -1,26 +1,28 @@
 # shellcheck shell=bash
-# Sourced by the other scripts. Works with bash 4.2 (CentOS 7): no "${empty[@]}" under set -u, no wait -n -p.
+# Sourced by the other scripts. Works with bash 4.2 (CentOS 7), so it must not use "${empty[@]}" under set -u, nor
+# wait -n or -p.
 
-set +o posix # where sh is bash
-unset CDPATH # cd would print, and go elsewhere
-# With it MindSpore compiles by GE, which this program is not made for; run_distributed_train_ascend.sh has an argument.
+set +o posix # on when bash was started as sh
+unset CDPATH # with it, cd prints the folder and may enter another
+# With RANK_TABLE_FILE set, MindSpore compiles with GE, which this program does not support.
+# run_distributed_train_ascend.sh takes the rank table as an argument.
 unset RANK_TABLE_FILE
-unset PYTHONSAFEPATH # the commands are beside what they import
-# Streams that are closed lead nowhere: what is opened next would have their numbers.
+unset PYTHONSAFEPATH # with it, Python does not import modules from the folder of the command
+# Open closed standard streams on /dev/null. Otherwise the next file opened would get a stream's descriptor.
 [[ -e /dev/fd/0 ]] || exec </dev/null
 [[ -e /dev/fd/1 ]] || exec >/dev/null
 [[ -e /dev/fd/2 ]] || exec 2>/dev/null
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-# From scripts/, the commands' Model/ is the repo's; from any other folder it is that folder's.
+# If a script is run from scripts/, the commands use Model/ of the repo; else Model/ in the current folder.
 [[ $PWD -ef $ROOT/scripts ]] && export DEPTHNET_MODEL=$ROOT/Model
-given= # what the environment says, as it is typed before a command
+given= # the variables set by the user, in the form that a shell accepts before a command
 for name in PYTHON DEVICE_TARGET SERVER_ID MASTER_PORT; do
     [[ -z ${!name:-} ]] || given+=$(printf '%s=%q ' "$name" "${!name}")
 done
 if [[ -z ${PYTHON:-} ]]; then
     PYTHON=python
     command -v python >/dev/null || PYTHON=python3 # Debian
-    # What run_demo.sh and run_tests.sh have made, unless another environment is active.
+    # The environment that run_demo.sh and run_tests.sh make, unless another environment is active.
     [[ -z ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} && -x $ROOT/.venv/bin/python ]] && PYTHON=$ROOT/.venv/bin/python
 elif [[ $PYTHON == */* && $PYTHON != /* ]]; then
     PYTHON=$PWD/$PYTHON
@@ -41,18 +43,18 @@ require_python() {
     command -v "$PYTHON" >/dev/null || fail "no '$PYTHON' on PATH: set PYTHON to the Python that has MindSpore"
 }
 
-# remember_command ARGUMENTS...: what was typed, for the line that says how to go on.
+# remember_command ARGUMENTS...: export the command that the user typed. train.py prints it with --resume when it stops.
 remember_command() {
     DEPTHNET_COMMAND=$given$(printf '%q ' bash "$0" "$@")
     export DEPTHNET_COMMAND=${DEPTHNET_COMMAND% }
 }
 
-# hand_on_and_wait PID FUNCTION: wait for a child of this script, its exit code is the result. The signals that come
-# meanwhile (Ctrl-C, a closed terminal) go to FUNCTION SIGNAL.
+# hand_on_and_wait PID FUNCTION: wait for a child of this script and return its exit code. For each signal meanwhile
+# (Ctrl-C, a closed terminal), call FUNCTION SIGNAL.
 hand_on_and_wait() {
     local pid=$1 signal code signalled=1
     for signal in INT TERM HUP; do
-        # shellcheck disable=SC2064  # both are those of this call
+        # shellcheck disable=SC2064  # expand both now: they are this call's
         trap "signalled=1; $2 $signal" "$signal"
     done
     while [[ -n $signalled ]]; do
@@ -63,8 +65,8 @@ hand_on_and_wait() {
     return "$code"
 }
 
-# run_logged LOG COMMAND...: the command's output on the screen and appended to LOG, and its exit code. The command has
-# a process group of its own (set -m): a signal that a terminal sends to all reaches it once, from here.
+# run_logged LOG COMMAND...: run a command, print its output and append it to LOG, and return its exit code. The command
+# gets its own process group (set -m), so that a terminal's signal reaches it once, from this script.
 run_logged() {
     local log=$1 code=0 tee_pid
     shift
@@ -77,7 +79,7 @@ run_logged() {
     command_pid=$!
     exec 3>&-
     hand_on_and_wait "$command_pid" signal_command || code=$?
-    [[ -z $tee_pid ]] || wait "$tee_pid" 2>/dev/null || true # bash 4.4 and later can
+    [[ -z $tee_pid ]] || wait "$tee_pid" 2>/dev/null || true # works in bash 4.4 and later
     return "$code"
 }
 
@@ -85,7 +87,7 @@ signal_command() {
     kill -s "$1" "$command_pid" 2>/dev/null || true
 }
 
-# make_environment REQUIREMENTS: .venv with these requirements; does nothing when they are already there.
+# make_environment REQUIREMENTS: make .venv and install the requirements, unless that was done before.
 make_environment() {
     local requirements=$1 stamp
     stamp=$ROOT/.venv/$(cat "$ROOT"/requirements*.txt "$ROOT"/*/requirements.txt - <<<"$requirements" | sha256sum | cut -c1-16).installed
@@ -100,7 +102,7 @@ make_environment() {
     touch -- "$stamp"
 }
 
-# run_export coarse|fine [CKPT_FILE] [further arguments of export.py]
+# run_export coarse|fine [CKPT_FILE] [further arguments of export.py]: export a net.
 run_export() {
     local net=$1
     shift

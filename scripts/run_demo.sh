@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Train both nets briefly, evaluate them, and run them in the C++ program where a compiler is present: on a NYU folder,
-# or on rooms that are rendered here. Everything is written to demo/.
+# Train both nets briefly, evaluate them, and run them in the C++ program if a compiler is installed. The data are a NYU
+# folder, or rooms that this script renders. All files are written to demo/.
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Score two checkpoints on the Test part of a NYU folder. Logs to ./eval.log.
+# Score two checkpoints on the Test part of a NYU folder. The log is ./eval.log.
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"

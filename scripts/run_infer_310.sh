@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Preprocess, build the C++ program if needed, infer, score. Everything is written to the current folder; what an
-# earlier run left there is moved aside. DEVICE_TARGET is Ascend or CPU: by default Ascend where there is one.
+# Preprocess the test set, build the C++ program if needed, run it, and score the results. All files are written to the
+# current folder; those of an earlier run are renamed. DEVICE_TARGET is Ascend or CPU; default: Ascend if present.
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
@@ -21,7 +21,7 @@ if [[ $DEVICE_TARGET == auto ]]; then
 fi
 echo "device: $DEVICE_TARGET"
 
-# move_aside NAME...: NAME of an earlier run becomes NAME.1, NAME.2, ...
+# move_aside NAME...: rename an existing NAME to NAME.1, or the first of NAME.2, NAME.3, ... that is free.
 move_aside() {
     local name number
     for name in "$@"; do
@@ -32,7 +32,8 @@ move_aside() {
     done
 }
 
-# stage NAME LOG COMMAND...: at a failure the log's last lines and the command's exit code.
+# stage NAME LOG COMMAND...: run a command with its output in LOG. If it fails, print the last lines of LOG and exit
+# with the command's exit code.
 stage() {
     local name=$1 log=$2 code=0
     shift 2

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on one device. Logs to ./train.log, checkpoints to ./Model. DEVICE_TARGET (Ascend, GPU, CPU) is auto by default.
+# Train on one device. Writes ./train.log and the folder ./Model. DEVICE_TARGET: Ascend, GPU, CPU or auto (default).
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make the environment if need be and run the tests; arguments go to pytest.
+# Make the environment if necessary, and run pytest with the given arguments.
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"

@@ -1,4 +1,4 @@
-"""Check every file of a NYU folder, and report its content and problems."""
+"""Check every file of a NYU folder, and report statistics and problems."""
 
 import argparse
 import collections
@@ -27,16 +27,16 @@ import cv2  # after src, which drops the variables that OpenCV reads at its impo
 LOADERS = {"Train": (listing.train_files, image.load_train_depth), "Test": (listing.test_files, image.load_test_depth)}
 HISTOGRAM_EDGES_M = np.linspace(0, 10, 51)
 PRINTED_PROBLEMS = 20
-# Two files hold the same picture if their thumbnails differ by at most SAME_LEVELS of 255 levels in the mean. JPEG
-# changes them by 1 level.
+# Two files contain the same picture if their thumbnails differ by at most SAME_LEVELS of 255 levels in the mean. JPEG
+# compression changes a thumbnail by 1 level.
 THUMBNAIL_SIZE, SAME_LEVELS = (16, 12), 2.0
-EMPTY_SHARE = 1 / 8  # share of rows of a single colour at the end of a picture that counts as truncated
+EMPTY_SHARE = 1 / 8  # a picture counts as truncated if at least this share of rows, at its end, has a single colour
 SHOWN_PAIRS = 4
 
 
 @dataclass
 class Split:
-    """Statistics and problems of Train or Test. `problems` holds (kind, message)."""
+    """Statistics and problems of Train or Test."""
 
     name: str
     pairs: list[Pair] = field(default_factory=list)
@@ -47,10 +47,10 @@ class Split:
     histogram: Array = field(default_factory=lambda: np.zeros(len(HISTOGRAM_EDGES_M) - 1, np.int64))
     good: list[Pair] = field(default_factory=list)
     thumbnails: list[Pixels] = field(default_factory=list)  # of the good pairs
-    problems: list[tuple[str, str]] = field(default_factory=list)
+    problems: list[tuple[str, str]] = field(default_factory=list)  # (kind, message)
 
     def add(self, pair: Pair, facts: Mapping[str, Any]) -> None:
-        """Add the facts that `inspect` returned for a pair."""
+        """Add a pair. `facts`: as `inspect` returned them."""
         if "problem" in facts:
             self.problems.append(facts["problem"])
             return
@@ -75,7 +75,16 @@ class Split:
 
 
 def inspect(pair: Pair, load_depth: Callable[[Path], Floats]) -> dict[str, Any]:
-    """Read both files of a pair. Returns their facts for `Split.add`, or a dict with the only key "problem"."""
+    """Read both files of a pair.
+
+    Args:
+        pair: the files.
+        load_depth: reads the depth map as metres (H, W).
+
+    Returns:
+        The size, the range of depth in metres, the share of unmeasured pixels, a histogram and a thumbnail, by name;
+        or {"problem": (kind, message)}.
+    """
     try:
         rgb, depth_m = image.load_rgb(pair.rgb), load_depth(pair.depth)
         image.check_pair(rgb, depth_m, pair.rgb, pair.depth)
@@ -102,14 +111,14 @@ def inspect(pair: Pair, load_depth: Callable[[Path], Floats]) -> dict[str, Any]:
 
 
 def _empty_rows(rgb: Pixels) -> int:
-    """Return the number of rows of a single colour at the picture's end, or 0 if less than EMPTY_SHARE of all."""
+    """Return the number of rows at a picture's end that have a single colour, or 0 if less than EMPTY_SHARE of all."""
     varied = np.flatnonzero((rgb != rgb[-1, -1]).any((1, 2)))
     empty = len(rgb) - 1 - (varied[-1] if varied.size else -1)
     return int(empty) if varied.size and empty >= EMPTY_SHARE * len(rgb) else 0
 
 
 def check_split(folder: StrPath, name: str, workers: int) -> Split:
-    """Inspect every pair of Train or Test."""
+    """Inspect every pair of a folder's Train or Test. `workers`: number of threads."""
     find, load_depth = LOADERS[name]
     split = Split(name)
     try:
@@ -118,9 +127,9 @@ def check_split(folder: StrPath, name: str, workers: int) -> Split:
         kind = "two files" if isinstance(error, listing.TwoFiles) else "missing folder"
         split.problems.append((kind, str(error)))
         return split
-    split.problems += [("not readable", text) for text in files.found.unread]
+    split.problems += [("not readable", text) for text in files.search.unread]
     split.problems += [
-        ("left out", f"{path}: left out, {why}") for why, paths in files.found.left_out.items() for path in paths
+        ("left out", f"{path}: left out, {reason}") for reason, paths in files.search.left_out.items() for path in paths
     ]
     split.problems += [("missing partner", text) for text in listing.missing_partners(files.rgb, files.depth)]
     split.pairs = listing.matched(files.rgb, files.depth)
@@ -147,7 +156,7 @@ def check(folder: StrPath, workers: int) -> dict[str, Split]:
 
 
 def _in_both(test: Split, train: Split) -> Iterator[tuple[Pair, Pair]]:
-    """Yield (test pair, training pair) that hold the same picture, by their thumbnails."""
+    """Yield (test pair, training pair) of each test picture that is also in Train, by their thumbnails."""
     if not train.good:
         return
     known = np.stack(train.thumbnails).reshape(len(train.good), -1).astype(np.int16)
@@ -159,7 +168,7 @@ def _in_both(test: Split, train: Split) -> Iterator[tuple[Pair, Pair]]:
 
 
 def report(splits: Mapping[str, Split]) -> dict[str, Any]:
-    """Return the splits with their problems as values for JSON."""
+    """Return the statistics and problems of the splits as values for JSON."""
     return {
         name: {**split.summary(), "problems": [{"kind": kind, "what": text} for kind, text in split.problems]}
         for name, split in splits.items()

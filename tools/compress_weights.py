@@ -1,7 +1,7 @@
 """Compress a checkpoint: store float16, and each dense layer of PaperCoarseNet as two factors. Every command loads it.
 
-A weight is projected on the leading principal directions of the layer's outputs for training pictures. Of all weights
-of that rank this changes the outputs least.
+A dense layer's weight is projected onto the leading principal directions of the layer's outputs for training pictures.
+No other weight of that rank changes these outputs less.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from src.base import cli
 from src.base.errors import UserError
 from src.base.files import StrPath
 
-EPOCHS = 3  # of augmented pictures, from which the directions are computed
+# The directions are computed from EPOCHS of augmented pictures, with at most MOST_PAIRS pictures in each.
+EPOCHS = 3
 MOST_PAIRS = 1000
 if TYPE_CHECKING:
     from src.base.arrays import Array, Floats
@@ -37,7 +38,15 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def layer_outputs(net: PaperCoarseNet, folder: StrPath) -> tuple[Floats, Floats]:
-    """Return the outputs of fc6 before its ReLU (N, 4096) and of fc7 (N, 4070) for augmented training pictures."""
+    """Compute the outputs of the dense layers for augmented training pictures.
+
+    Args:
+        net: the net, in evaluation mode.
+        folder: the NYU folder, or a packed folder.
+
+    Returns:
+        (outputs of fc6 before its ReLU (N, 4096), outputs of fc7 (N, 4070)).
+    """
     import mindspore as ms
     import numpy as np
 
@@ -64,16 +73,16 @@ def layer_outputs(net: PaperCoarseNet, folder: StrPath) -> tuple[Floats, Floats]
 
 
 def factors(weight: Floats, bias: Floats, outputs: Floats, rank: int) -> tuple[Array, Array, Array]:
-    """Factorise a dense layer.
+    """Approximate the weight of a dense layer by a product of two factors.
 
     Args:
         weight: (O, I).
         bias: (O,).
         outputs: outputs of the layer (N, O).
-        rank: of the factors.
+        rank: largest rank of the product.
 
     Returns:
-        (left (O, rank), right (rank, I), new bias (O,)).
+        (left factor (O, rank), right factor (rank, I), new bias (O,)).
     """
     import numpy as np
 

@@ -12,9 +12,9 @@ from src.base import cli
 def main() -> int:
     from src.nets import device
 
-    (screen,) = logging.getLogger().handlers
-    assert isinstance(screen, logging.StreamHandler)
-    screen.setStream(sys.stderr)
+    (handler,) = logging.getLogger().handlers
+    assert isinstance(handler, logging.StreamHandler)
+    handler.setStream(sys.stderr)
     sys.stdout.write(device.auto() + "\n")
     return 0
 

@@ -16,8 +16,9 @@ from src.base import cli
 from src.base.errors import UserError
 from src.base.files import replacing, writable_folder
 
-# mindspore-ai/hub, mshub_res/assets/mindspore/1.10.
+# The address and the checksums are from mindspore-ai/hub, mshub_res/assets/mindspore/1.10.
 BASE_URL = "https://download.mindspore.cn/models/r1.10"
+# Our file name -> (name on the server, SHA-256).
 PUBLISHED = {
     "FinalCoarseNet.ckpt": (
         "depthnet_coarsenet_ascend_v1100_nyu_official_cv.ckpt",
@@ -53,8 +54,15 @@ def sha256(path: Path) -> str:
 
 
 def fetch(name: str, expected: str, options: argparse.Namespace) -> Path:
-    """Return the file of this name from the cache or the server. Raises UserError if it differs from `expected`, its
-    SHA-256, or cannot be downloaded."""
+    """Return the path of a published file in the cache, after downloading it if necessary.
+
+    Args:
+        name: the file's name on the server.
+        expected: its SHA-256 in hexadecimal.
+        options: the address of the server (`base_url`), and the seconds to wait for it (`timeout`).
+
+    Raises UserError if the file has another SHA-256 or cannot be downloaded.
+    """
     import pooch
     import requests
 
@@ -75,25 +83,25 @@ def fetch(name: str, expected: str, options: argparse.Namespace) -> Path:
 def main() -> int:
     options = parse_args()
     folder = options.train_url / "Ckpt"
-    given = {sha256(path): path for path in options.files or []}
+    local_files = {sha256(path): path for path in options.files or []}
     known = {expected for _, expected in PUBLISHED.values()}
-    for digest, path in given.items():
+    for digest, path in local_files.items():
         if digest not in known:
             raise UserError(
                 f"{path}: not one of the published files: its SHA-256 is {digest}, expected "
                 + " or ".join(sorted(known))
             )
-    todo = {}
+    wanted = {}
     for target, (name, expected) in PUBLISHED.items():
         path = folder / target
         if path.exists() and sha256(path) != expected:
             raise UserError(f"{path}: another checkpoint is there: move it away, or name another --train_url")
         if path.exists():
             logging.info("%s: there already", path)
-        elif not options.files or expected in given:
-            todo[path] = (name, expected)
-    for path, (name, expected) in todo.items():
-        source = given.get(expected) or fetch(name, expected, options)
+        elif not options.files or expected in local_files:
+            wanted[path] = (name, expected)
+    for path, (name, expected) in wanted.items():
+        source = local_files.get(expected) or fetch(name, expected, options)
         writable_folder(folder)
         with replacing(path, "wb") as file:
             file.write(source.read_bytes())

@@ -1,5 +1,5 @@
 """Make the figures of the documents from a NYU folder and two trained nets: predictions beside the true depth, from the
-best to the worst, and a point cloud of the best."""
+best to the worst, and a point cloud of the best prediction."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COLUMNS = 6
 
 
 def from_best_to_worst(pairs: Sequence[Pair], predictor: DepthPredictor) -> list[tuple[Pair, float]]:
-    """Return (pair, abs_rel over the full picture) of all pairs, ordered by abs_rel."""
+    """Return all pairs as (pair, abs_rel over the full picture), with the lowest abs_rel first."""
     errors = []
     for pair in pairs:
         true_m = image.load_test_depth(pair.depth)
@@ -41,7 +41,7 @@ def from_best_to_worst(pairs: Sequence[Pair], predictor: DepthPredictor) -> list
     return sorted(zip(pairs, errors, strict=True), key=lambda ranked: ranked[1])
 
 
-def strip(ranked: Sequence[tuple[Pair, float]], predictor: DepthPredictor) -> Figure:
+def columns(ranked: Sequence[tuple[Pair, float]], predictor: DepthPredictor) -> Figure:
     """Draw a column for each (pair, abs_rel): picture, true depth and predicted depth, with common colours."""
     figure, axes = visual.subplots(3, len(ranked), 2 * len(ranked), 4.7)
     true_maps = [image.load_test_depth(pair.depth) for pair, _ in ranked]
@@ -99,7 +99,7 @@ def main() -> int:
     writable_folder(options.output_dir)
     ranked = from_best_to_worst(pairs, predictor)
     chosen = [ranked[index] for index in np.linspace(0, len(ranked) - 1, min(COLUMNS, len(ranked))).round().astype(int)]
-    visual.save_figure(strip(chosen, predictor), options.output_dir / "predictions.png")
+    visual.save_figure(columns(chosen, predictor), options.output_dir / "predictions.png")
     visual.save_figure(clouds(ranked[0][0], predictor), options.output_dir / "pointcloud.png")
     logging.info("predictions.png and pointcloud.png in %s", options.output_dir)
     return 0

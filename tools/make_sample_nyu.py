@@ -1,6 +1,7 @@
 """Make a small folder in the layout and encodings of NYU Depth V2 from rendered rooms.
 
-`tools/rooms.py` renders the rooms with their true depth. They replace NYU in the demo, the page's examples and tests.
+`tools/rooms.py` renders the rooms with their true depth. The demo, the page's examples and the tests use them
+instead of NYU.
 """
 
 import argparse
@@ -35,7 +36,12 @@ def write(path: StrPath, pixels: Array) -> None:
 
 
 def make_pair(seed: int, job: tuple[int, Path, Path]) -> None:
-    """Render a pair, `job` = (number, RGB path, depth path), and write it in the encoding of Train or Test."""
+    """Render a pair, and write it in the encoding of Train or Test.
+
+    Args:
+        seed: of the sample set.
+        job: (number of the pair, RGB path, depth path). A .jpg belongs to Train.
+    """
     number, rgb_path, depth_path = job
     rgb, depth_m = render(np.random.default_rng((seed, number)))
     write(rgb_path, rgb)
@@ -44,7 +50,8 @@ def make_pair(seed: int, job: tuple[int, Path, Path]) -> None:
 
 
 def jobs(folder: Path, scenes: int, pairs_per_scene: int, test_pairs: int) -> list[tuple[int, Path, Path]]:
-    """Create the folders, and return (number, RGB path, depth path) of every pair."""
+    """Create the folders of a sample set. Returns (number, RGB path, depth path) of every pair. Arguments as in
+    `make`."""
     paths = []
     for scene in range(scenes):
         scene_folder = folder / "Train" / f"sample_{scene + 1:04d}_out"
@@ -65,7 +72,7 @@ def make(folder: StrPath, scenes: int = 8, pairs_per_scene: int = 20, test_pairs
         scenes: number of training scenes.
         pairs_per_scene: training pairs per scene.
         test_pairs: number of test pairs.
-        seed: determines the rooms.
+        seed: random seed of the rooms.
 
     Returns:
         The number of pairs.
@@ -76,13 +83,13 @@ def make(folder: StrPath, scenes: int = 8, pairs_per_scene: int = 20, test_pairs
     with temporary_folder(folder) as work:
         if len(os.listdir(folder)) > 1:
             raise UserError(f"{folder}: not empty; expected an empty or a new folder")
-        todo = jobs(work, scenes, pairs_per_scene, test_pairs)
-        with cli.progress(len(todo), "rendering", "pair") as bar:
-            for _ in in_processes(partial(make_pair, seed), todo):
+        pairs = jobs(work, scenes, pairs_per_scene, test_pairs)
+        with cli.progress(len(pairs), "rendering", "pair") as bar:
+            for _ in in_processes(partial(make_pair, seed), pairs):
                 bar.update()
         for part in ("Train", "Test"):
             os.replace(work / part, folder / part)
-    return len(todo)
+    return len(pairs)
 
 
 def main() -> int:

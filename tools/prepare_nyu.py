@@ -9,7 +9,7 @@
 --bts: BTS' set (From Big to Small): sync/<scene>/rgb_<n>.jpg + sync_depth_<n>.png to Train (official_splits/train if
     there is no sync), and official_splits/test with the same names to Test.
 
-If stopped, the same command continues. Ends with the check of tools/check_nyu.py.
+If it was stopped, the same command continues. At the end it checks the folder as tools/check_nyu.py does.
 """
 
 import argparse
@@ -50,10 +50,10 @@ _HU_FILE = re.compile(r"(?:^|/)(nyu2_train/[^/]+/\d+\.(?:jpe?g|png)|nyu2_test/[^
 _HU_LIST = re.compile(r"(?:^|/)nyu2_(?:train|test)\.csv$")
 _TARGET = {"nyu2_train": "Train", "nyu2_test": "Test"}
 
-SPARE_BYTES = 64 << 20
+SPARE_BYTES = 64 << 20  # free space to leave on the disk
 MAX_LIST_BYTES = 32 << 20  # Hu's lists have 5 MB
-# Sizes of the files of the labelled images, rounded up, to check the free space.
-LABELED_TRAIN_BYTES, LABELED_TEST_BYTES = 250_000, 1_000_000
+# Estimated sizes of encoded files, rounded up, to check the free space.
+TRAIN_FILE_BYTES, TEST_FILE_BYTES = 250_000, 1_000_000
 JPEG_QUALITY = 95
 
 Save: TypeAlias = Callable[[Path], None]
@@ -65,10 +65,10 @@ class Item:
     """A file to make.
 
     Args:
-        target: its path below the NYU folder.
-        size: its size in bytes.
-        exact: whether the size is exact or an estimate.
-        make: function that writes it to a path.
+        target: the file's path relative to the NYU folder.
+        size: the file's size in bytes.
+        exact: whether the size is exact, not an estimate.
+        make: function that writes the file to a path.
     """
 
     target: PurePosixPath
@@ -77,13 +77,13 @@ class Item:
     make: Save
 
     def is_done(self, out: Path) -> bool:
-        """Return whether the file exists. Files are written atomically, so it is complete then."""
+        """Return whether the complete file exists in the NYU folder `out`."""
         path = out / self.target
         return path.is_file() and (path.stat().st_size == self.size if self.exact else _is_whole(path))
 
 
 def _is_whole(path: Path) -> bool:
-    """Return whether a JPEG or PNG has its end marker, so that it is not truncated."""
+    """Return whether a JPEG or PNG ends with its end marker, which a truncated file lacks."""
     with open(path, "rb") as file:
         file.seek(max(-16, -path.stat().st_size), 2)
         return file.read().endswith((b"\xff\xd9", b"IEND\xaeB`\x82"))
@@ -93,10 +93,10 @@ def hu_items(path: StrPath, link: bool) -> list[Item]:
     """Return the Items of Hu's set.
 
     Args:
-        path: its zip or folder.
+        path: the zip or the folder of the set.
         link: make symbolic links instead of copies.
 
-    Raises DataError if it is not such a set.
+    Raises DataError if `path` is not such a set.
     """
     if Path(path).is_file():
         if link:
@@ -113,19 +113,19 @@ def hu_items(path: StrPath, link: bool) -> list[Item]:
 
 
 def _hu_target(name: str) -> PurePosixPath:
-    split, *rest = name.split("/")
-    return PurePosixPath(_TARGET[split], *rest).with_suffix(".jpg" if name.endswith(".jpeg") else name[-4:])
+    split, *parts = name.split("/")
+    return PurePosixPath(_TARGET[split], *parts).with_suffix(".jpg" if name.endswith(".jpeg") else name[-4:])
 
 
 def _listed(path: StrPath, files: Mapping[str, Any], lists: Mapping[str, str]) -> dict[str, Any]:
     """Select the files that the CSV lists name, and all files of a split without a list.
 
     Args:
-        path: of the set, for error messages.
-        files: by name.
-        lists: text of each CSV list by name.
+        path: the set, for error messages.
+        files: size and function that writes the file, by name.
+        lists: texts of the CSV lists, by name.
 
-    Raises DataError if a listed file is missing or a list names none.
+    Raises DataError if a listed file is missing or a list names no file.
     """
     names = []
     for list_name, text in lists.items():
@@ -153,6 +153,7 @@ def _listed(path: StrPath, files: Mapping[str, Any], lists: Mapping[str, str]) -
 
 
 def _folder_files(root: Path, link: bool) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the files and lists of an unpacked set, as `_listed` takes them. Raises DataError."""
     bases = [
         base
         for base in (root, root / "data", root / "nyu_data", root / "nyu_data" / "data")
@@ -178,17 +179,17 @@ def _folder_files(root: Path, link: bool) -> tuple[dict[str, Any], dict[str, str
     return files, lists
 
 
-def _absence(path: Path) -> str:
+def _why_empty(path: Path) -> str:
     return "no NYU files in it" if path.exists() else "no such file or folder"
 
 
 def _searched(root: Path, pattern: tuple[str, ...], endings: tuple[str, ...]) -> list[Path]:
-    """Search for files, and log those left out. Raises DataError if a folder cannot be read."""
+    """Search for files, and log the paths that are left out. Raises DataError if a folder cannot be read."""
     search = folders.search(root, pattern, endings)
     if search.unread:
         raise DataError(folders.named(search.unread))
-    for why, paths in search.left_out.items():
-        logging.warning("left out, %s: %s", why, folders.named(paths))
+    for reason, paths in search.left_out.items():
+        logging.warning("left out, %s: %s", reason, folders.named(paths))
     return search.files
 
 
@@ -232,6 +233,7 @@ def _naming(path: object, what: str = "") -> Iterator[None]:
 
 
 def _zip_files(path: StrPath) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the files and lists of a zipped set, as `_listed` takes them. Raises DataError."""
     with open(path, "rb") as file:
         is_zip = file.read(2) == b"PK"
     with _naming(path, "not a whole zip: download it again: " if is_zip else f"no zip; {HU_LAYOUT}: "):
@@ -250,7 +252,7 @@ def _zip_files(path: StrPath) -> tuple[dict[str, Any], dict[str, str]]:
             if member.file_size > MAX_LIST_BYTES:
                 raise DataError(f"{path}: {member.filename} is a list of {member.file_size:,} bytes: refused")
             with _naming(path, f"{member.filename}: "), archive.open(member) as file:
-                # Limit the read: the size that the zip states may be wrong.
+                # Limit the read, because the size that the zip states may be wrong.
                 lists[name.name] = _list_text(path, member.filename, file.read(MAX_LIST_BYTES))
     return files, lists
 
@@ -269,15 +271,20 @@ def _extractor(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Save:
 
 @contextlib.contextmanager
 def _opened_hdf5(path: object, what: str, content: io.BytesIO | None = None) -> Iterator[Any]:
-    """Open an HDF5 file, or its `content`, without a lock, which network file systems may not support.
+    """Open an HDF5 file without a lock, because network file systems may not support locks.
 
-    Raises DataError with the message `what` if it is not valid, else with the reason why it cannot be opened.
+    Args:
+        path: the file.
+        what: the message if the file is not valid.
+        content: the bytes of the file, or None to read them from `path`.
+
+    Raises DataError with `what`, or with the reason why the file cannot be opened.
     """
     import h5py
 
     try:
         if content is None:
-            with open(str(path), "rb"):  # raises a clear error if it is missing or not permitted; HDF5 does not
+            with open(str(path), "rb"):  # raises a clear error if the file is missing or not permitted; HDF5 does not
                 pass
         file = h5py.File(content or str(path), "r", rdcc_nbytes=256 << 20, locking=False)
     except FileNotFoundError as error:
@@ -288,8 +295,8 @@ def _opened_hdf5(path: object, what: str, content: io.BytesIO | None = None) -> 
         yield file
 
 
-def _lacking(file: Any, *names: str) -> list[str]:
-    """Those of these names that no array has in an HDF5 file."""
+def _missing_arrays(file: Any, *names: str) -> list[str]:
+    """Return the names for which an HDF5 file contains no array."""
     return [name for name in names if not hasattr(file.get(name), "shape")]
 
 
@@ -298,7 +305,7 @@ def labeled_items(mat_path: StrPath, splits_path: StrPath) -> Iterator[list[Item
     """Open the labelled images and yield their Items, two per image. Raises DataError."""
     expected = "expected nyu_depth_v2_labeled.mat (2.8 GB)"
     with _opened_hdf5(mat_path, f"not a MATLAB 7.3 file, or not all of it; {expected}") as file:
-        if missing := _lacking(file, "depths", "images", "scenes"):
+        if missing := _missing_arrays(file, "depths", "images", "scenes"):
             raise DataError(f"{mat_path}: no {', '.join(missing)} in it; expected nyu_depth_v2_labeled.mat")
         images, depths, scenes = file["images"], file["depths"], np.ravel(file["scenes"])
         if images.shape[1:] != (3, 640, 480) or depths.shape != (len(images), 640, 480) or len(scenes) != len(images):
@@ -311,15 +318,10 @@ def labeled_items(mat_path: StrPath, splits_path: StrPath) -> Iterator[list[Item
                 f"{mat_path}: images of {images.dtype}, depths of {depths.dtype}, scenes of {scenes.dtype};"
                 " expected uint8, floats and references to texts"
             )
-        is_test = _is_test(splits_path, len(images))
         yield [
             item
-            for index in sorted(is_test)
-            for item in (
-                _test_items(images, depths, index)
-                if is_test[index]
-                else _train_items(images, depths, index, _matlab_text(file[scenes[index]]))
-            )
+            for index, is_test in sorted(_is_test(splits_path, len(images)).items())
+            for item in _labeled_pair(images, depths, index, None if is_test else _matlab_text(file[scenes[index]]))
         ]
 
 
@@ -341,41 +343,49 @@ def _matlab_text(characters: Array) -> str:
     return "".join(map(chr, np.ravel(characters)))
 
 
-def _rgb(images: Any, index: int) -> Pixels:
-    return np.ascontiguousarray(images[index].transpose(2, 1, 0))
+def _labeled_pair(images: Any, depths: Any, index: int, scene: str | None) -> list[Item]:
+    """Return the two Items of a labelled image: of Train if `scene` names its scene, of Test if that is None."""
 
+    def rgb() -> Pixels:
+        return np.ascontiguousarray(images[index].transpose(2, 1, 0))
 
-def _train_items(images: Any, depths: Any, index: int, scene: str) -> list[Item]:
+    if scene is None:
+        return _test_pair(f"{index:05d}", rgb, lambda: depths[index].T)
     if not re.fullmatch(r"\w[\w.-]*", scene):
         raise DataError(f"image {index + 1}: {scene!r} is no scene name")
-    folder = PurePosixPath("Train", f"{scene}_out")
+    return _train_pair(scene, index + 1, rgb, lambda: depths[index].T)
 
+
+def _train_pair(scene: str, number: int, rgb: Callable[[], Pixels], depth_m: Callable[[], Array]) -> list[Item]:
+    """Return the two Items of a training pair.
+
+    Args:
+        scene, number: the names of the folder, without _out, and of the files.
+        rgb: function that reads the picture, uint8 (H, W, 3).
+        depth_m: function that reads the depth, metres (H, W).
+    """
+    folder = PurePosixPath("Train", f"{scene}_out")
     return [
+        Item(folder / f"{number}.jpg", TRAIN_FILE_BYTES, False, lambda path: _save_jpeg(path, rgb())),
         Item(
-            folder / f"{index + 1}.jpg", LABELED_TRAIN_BYTES, False, lambda path: _save_jpeg(path, _rgb(images, index))
-        ),
-        Item(
-            folder / f"{index + 1}.png",
-            LABELED_TRAIN_BYTES,
+            folder / f"{number}.png",
+            TRAIN_FILE_BYTES,
             False,
-            lambda path: _save_png(path, image.encode_train_depth(depths[index].T)),
+            lambda path: _save_png(path, image.encode_train_depth(depth_m())),
         ),
     ]
 
 
-def _test_items(images: Any, depths: Any, index: int) -> list[Item]:
+def _test_pair(number: str, rgb: Callable[[], Pixels], depth_m: Callable[[], Array]) -> list[Item]:
+    """Return the two Items of a test pair. `number`: its id. Other arguments as in `_train_pair`."""
+    stem = f"Test/{number}"
     return [
+        Item(PurePosixPath(f"{stem}_colors.png"), TEST_FILE_BYTES, False, lambda path: _save_png(path, rgb())),
         Item(
-            PurePosixPath("Test", f"{index:05d}_colors.png"),
-            LABELED_TEST_BYTES,
+            PurePosixPath(f"{stem}_depth.png"),
+            TEST_FILE_BYTES,
             False,
-            lambda path: _save_png(path, _rgb(images, index)),
-        ),
-        Item(
-            PurePosixPath("Test", f"{index:05d}_depth.png"),
-            LABELED_TEST_BYTES,
-            False,
-            lambda path: _save_png(path, image.encode_test_depth(depths[index].T)),
+            lambda path: _save_png(path, image.encode_test_depth(depth_m())),
         ),
     ]
 
@@ -396,7 +406,7 @@ FASTDEPTH_LAYOUT = "expected train/<scene>/<n>.h5 and val/official/<n>.h5, unpac
 
 @contextlib.contextmanager
 def fastdepth_items(path: Path) -> Iterator[list[Item]]:
-    """Open FastDepth's set and yield its Items, two per HDF5 file. Raises DataError."""
+    """Open FastDepth's set, a .tar file or a folder, and yield its Items, two per HDF5 file. Raises DataError."""
     with contextlib.ExitStack() as stack:
         reads: list[tuple[str, Path, Read]] = []
         for file in [path] if path.is_file() else _searched(path, ("**",), (".h5", ".tar")) if path.is_dir() else []:
@@ -413,17 +423,22 @@ def fastdepth_items(path: Path) -> Iterator[list[Item]]:
         if other_names:
             logging.warning("left out, no file of this set by its name: %s", folders.named(other_names))
         if not items:
-            raise DataError(f"{path}: {_absence(path)}; {FASTDEPTH_LAYOUT}")
+            raise DataError(f"{path}: {_why_empty(path)}; {FASTDEPTH_LAYOUT}")
         yield items
 
 
 def _tar_files(path: Path, stack: contextlib.ExitStack) -> dict[str, Read]:
-    """Return functions that read the .h5 files of an archive, by name. Raises DataError."""
+    """Return the functions that read the .h5 files of a .tar archive, by name. Raises DataError.
+
+    Args:
+        path: the archive.
+        stack: closes the archive.
+    """
 
     def read(member: tarfile.TarInfo) -> bytes:
         with _naming(path, f"{member.name}: "):
             content = archive.extractfile(member)
-            assert content is not None  # a plain file
+            assert content is not None  # because the member is a plain file
             return content.read()
 
     if path.name.endswith((".gz", ".tgz", ".bz2", ".xz")):
@@ -445,7 +460,7 @@ def _check_end(path: Path, archive: tarfile.TarFile) -> None:
     one file.
     """
     file = archive.fileobj
-    assert file is not None  # it was opened by name
+    assert file is not None  # because the archive was opened by name
     file.seek(archive.offset)
     end = file.read(tarfile.BLOCKSIZE)
     if len(end) < tarfile.BLOCKSIZE or any(end) or any(map(any, iter(partial(file.read, 1 << 16), b""))):
@@ -453,12 +468,18 @@ def _check_end(path: Path, archive: tarfile.TarFile) -> None:
 
 
 def _hdf5_items(name: str, match: re.Match[str], read: Read) -> list[Item]:
-    """Return the two Items of a file of FastDepth's set, which holds uint8 RGB (3, H, W) and depth (H, W) in metres."""
+    """Return the two Items of a file of FastDepth's set.
+
+    Args:
+        name: the file, for error messages.
+        match: of _FASTDEPTH_FILE with the file's name.
+        read: function that reads the file. It contains uint8 RGB (3, H, W) and depth (H, W) in metres.
+    """
 
     def arrays() -> tuple[Pixels, Array]:
         with _opened_hdf5(name, "not a whole HDF5 file", io.BytesIO(read())) as file, _naming(name):
             if (
-                _lacking(file, "rgb", "depth")
+                _missing_arrays(file, "rgb", "depth")
                 or file["rgb"].shape != (3, *file["depth"].shape)
                 or file["rgb"].dtype != np.uint8
                 or file["depth"].dtype.kind != "f"
@@ -468,30 +489,8 @@ def _hdf5_items(name: str, match: re.Match[str], read: Read) -> list[Item]:
 
     folder, number = match[1], match[2]
     if folder == "val/official":
-        return [
-            Item(
-                PurePosixPath("Test", f"{number}_colors.png"),
-                LABELED_TEST_BYTES,
-                False,
-                lambda path: _save_png(path, arrays()[0]),
-            ),
-            Item(
-                PurePosixPath("Test", f"{number}_depth.png"),
-                LABELED_TEST_BYTES,
-                False,
-                lambda path: _save_png(path, image.encode_test_depth(arrays()[1])),
-            ),
-        ]
-    train = PurePosixPath("Train", f"{folder.removeprefix('train/')}_out")
-    return [
-        Item(train / f"{int(number)}.jpg", LABELED_TRAIN_BYTES, False, lambda path: _save_jpeg(path, arrays()[0])),
-        Item(
-            train / f"{int(number)}.png",
-            LABELED_TRAIN_BYTES,
-            False,
-            lambda path: _save_png(path, image.encode_train_depth(arrays()[1])),
-        ),
-    ]
+        return _test_pair(number, lambda: arrays()[0], lambda: arrays()[1])
+    return _train_pair(folder.removeprefix("train/"), int(number), lambda: arrays()[0], lambda: arrays()[1])
 
 
 _BTS_FILE = re.compile(r"(rgb|sync_depth)_(\d+)\.(jpg|png)", re.IGNORECASE)
@@ -516,11 +515,12 @@ def bts_items(root: Path) -> list[Item]:
             else:
                 logging.warning("left out, no picture of this set by its name: %s", path)
     if not items:
-        raise DataError(f"{root}: {_absence(root)}; {BTS_LAYOUT}")
+        raise DataError(f"{root}: {_why_empty(root)}; {BTS_LAYOUT}")
     return items
 
 
 def _bts_item(split: str, source: Path, is_rgb: bool, number: str) -> Item:
+    """Return the Item of a file of BTS' set: a copy if the encoding stays, else a conversion."""
     scene = source.parent.name
     if split == "Train":
         target = PurePosixPath("Train", f"{scene}_out", f"{int(number)}.{'jpg' if is_rgb else 'png'}")
@@ -529,21 +529,21 @@ def _bts_item(split: str, source: Path, is_rgb: bool, number: str) -> Item:
     if split == "Train" and not is_rgb:
         return Item(
             target,
-            LABELED_TRAIN_BYTES,
+            TRAIN_FILE_BYTES,
             False,
             lambda path: _save_png(path, image.encode_train_depth(image.load_test_depth(source))),
         )
     if split == "Test" and is_rgb:
-        return Item(target, LABELED_TEST_BYTES, False, lambda path: _save_png(path, image.load_rgb(source)))
+        return Item(target, TEST_FILE_BYTES, False, lambda path: _save_png(path, image.load_rgb(source)))
     if is_rgb and source.suffix.lower() != ".jpg":
-        return Item(target, LABELED_TRAIN_BYTES, False, lambda path: _save_jpeg(path, image.load_rgb(source)))
+        return Item(target, TRAIN_FILE_BYTES, False, lambda path: _save_jpeg(path, image.load_rgb(source)))
     return Item(target, source.stat().st_size, True, _copier(source))
 
 
 def make(items: Sequence[Item], out: Path) -> None:
-    """Make every Item that does not exist yet in folder `out`.
+    """Write every Item that does not exist yet in folder `out`.
 
-    Raises DataError before writing anything if `out` holds other files or the disk has too little space.
+    Raises DataError before writing anything if `out` contains other files or the disk has too little space.
     """
     wanted = {str(item.target) for item in items}
     if len(wanted) < len(items):

@@ -23,10 +23,10 @@ PORT = 8118  # default of MASTER_PORT, the port of the scheduler on the first se
 
 
 class Server(NamedTuple):
-    """A server of the table. `devices` holds (rank, device id), ordered by rank."""
+    """A server of the table."""
 
     server_id: str
-    devices: list[tuple[int, int]]
+    devices: list[tuple[int, int]]  # (rank, device id), ordered by rank
 
 
 def read(path: StrPath) -> list[Server]:
@@ -43,7 +43,7 @@ def read(path: StrPath) -> list[Server]:
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a rank table: expected an object with a list server_list of servers") from error
     counts = {len(server.devices) for server in servers}
-    if len(counts) > 1:  # msrun's rank is node_rank * local_worker_num + index
+    if len(counts) > 1:  # msrun computes a rank as node_rank * local_worker_num + index
         numbers = " and ".join(map(str, sorted(counts)))
         raise UserError(f"{path}: servers with {numbers} devices: expected as many on each")
     ranks = sorted(rank for server in servers for rank, _ in server.devices)
@@ -53,6 +53,7 @@ def read(path: StrPath) -> list[Server]:
 
 
 def _server(entry: Any, number: int, path: StrPath) -> Server:
+    """Check the entry of a server. Raises UserError, or KeyError, TypeError or AttributeError if it is no entry."""
     where = f"{path}: server_list[{number}]"
     devices = []
     if "server_id" not in entry or not entry.get("device"):
@@ -72,7 +73,7 @@ def _server(entry: Any, number: int, path: StrPath) -> Server:
         raise UserError(f"{where}: a device_id is there twice")
     devices.sort()
     if devices != sorted(devices, key=lambda device: device[1]):
-        # ASCEND_RT_VISIBLE_DEVICES must be ascending, and msrun assigns ranks in its order.
+        # ASCEND_RT_VISIBLE_DEVICES must be ascending, and msrun assigns ranks in that order.
         raise UserError(f"{where}: rank_id and device_id must rise together: expected the devices in ascending order")
     if devices[-1][0] - devices[0][0] != len(devices) - 1:
         raise UserError(f"{where}: the rank_id of one server must follow each other, got {[r for r, _ in devices]}")
@@ -93,10 +94,10 @@ def own_server(servers: Sequence[Server], server_id: str | None, addresses: set[
     """Return the index of this host's server.
 
     Args:
-        servers: of the rank table.
-        server_id: the environment variable SERVER_ID, an index or a name of the table, or None.
-        addresses: of this host, compared if `server_id` is None.
-        path: of the table, for error messages.
+        servers: the servers of the rank table.
+        server_id: the environment variable SERVER_ID, an index or a server_id of the table, or None.
+        addresses: this host's addresses; used if `server_id` is None.
+        path: the rank table, for error messages.
 
     Raises UserError if the server cannot be determined.
     """
@@ -115,28 +116,28 @@ def own_server(servers: Sequence[Server], server_id: str | None, addresses: set[
     return matches[0]
 
 
-def master_port(asked: str | None, servers: int, index: int) -> int:
+def master_port(wanted: str | None, servers: int, index: int) -> int:
     """Return the port of MindSpore's scheduler on the first server.
 
     Args:
-        asked: the environment variable MASTER_PORT, or None for PORT, or for any free port if there is one server.
+        wanted: the environment variable MASTER_PORT, or None: PORT, or with a single server any free port.
         servers: number of servers.
-        index: of this server.
+        index: index of this server.
 
     Raises UserError if the port is in use; the scheduler would exit, and its workers would wait for ten minutes.
     """
-    if asked is None:
-        asked = "0" if servers == 1 else str(PORT)
-    elif not asked.isdecimal() or not 0 < int(asked) < 65536:
-        raise UserError(f"MASTER_PORT={asked}: expected 1 to 65535")
+    if wanted is None:
+        wanted = "0" if servers == 1 else str(PORT)
+    elif not wanted.isdecimal() or not 0 < int(wanted) < 65536:
+        raise UserError(f"MASTER_PORT={wanted}: expected 1 to 65535")
     if index > 0:
-        return int(asked)
+        return int(wanted)
     with socket.socket() as probe:
         try:
-            probe.bind(("", int(asked)))
+            probe.bind(("", int(wanted)))
         except OSError as error:
             raise UserError(
-                f"port {asked} cannot be had ({error.strerror}; after a run it stays taken for a minute): "
+                f"port {wanted} cannot be had ({error.strerror}; after a run it stays taken for a minute): "
                 "set MASTER_PORT, the same on all servers"
             ) from error
         return int(probe.getsockname()[1])
@@ -147,7 +148,7 @@ def main() -> int:
     parser.add_argument("rank_table", type=Path)
     options = parser.parse_args()
     servers = read(options.rank_table)
-    # MindSpore numbers the nodes by the ranks that they hold.
+    # MindSpore numbers the nodes in the order of their ranks.
     servers.sort(key=lambda server: server.devices[0])
     index = own_server(servers, os.environ.get("SERVER_ID"), own_addresses(), options.rank_table)
     devices = servers[index].devices

@@ -1,7 +1,7 @@
 """Renders rooms with their true depth: walls with doors, windows and pictures, furniture, and daylight.
 
-A room and everything in it are axis-aligned boxes. The camera is a pinhole with the intrinsics of NYU's Kinect. Depth
-is the distance along the optical axis, computed by ray casting. World axes: x right, y up, z forward, in metres.
+A room and all objects in it are axis-aligned boxes. The camera is a pinhole camera with the intrinsics of NYU's Kinect.
+Depth is the distance along the optical axis, computed by ray casting. World axes: x right, y up, z forward, in metres.
 """
 
 import itertools
@@ -44,7 +44,7 @@ WHITE, METAL, SKY = (0.80, 0.79, 0.76), (0.35, 0.35, 0.36), (0.85, 0.93, 1.0)
 T = TypeVar("T")
 Colour: TypeAlias = tuple[float, ...]  # albedo (3,)
 Extent: TypeAlias = tuple[float, float]
-Footprint: TypeAlias = tuple[Array, Array]  # lower and upper (x, z) in metres
+Footprint: TypeAlias = tuple[Array, Array]  # lower and upper corner (x, z) in metres
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,11 @@ def box(x: Extent, y: Extent, z: Extent, colour: Colour, look: str = "plain") ->
 
 
 def camera_axes(yaw: float, pitch: float) -> Doubles:
-    """Return the camera's axes (right, up, forward) in world coordinates, as the columns of a matrix (3, 3)."""
+    """Return the camera's axes (right, up, forward) in world coordinates, as the columns of a matrix (3, 3).
+
+    Args:
+        yaw, pitch: in radians; a negative pitch looks down.
+    """
     tilt = np.array([[1, 0, 0], [0, np.cos(pitch), np.sin(pitch)], [0, -np.sin(pitch), np.cos(pitch)]])
     turn = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
     return turn @ tilt
@@ -76,8 +80,7 @@ def camera_axes(yaw: float, pitch: float) -> Doubles:
 def camera_rays(yaw: float, pitch: float) -> Doubles:
     """Return ray directions (H, W, 3), scaled so that the ray parameter is depth along the optical axis.
 
-    Args:
-        yaw, pitch: in radians; a negative pitch looks down.
+    Arguments as in `camera_axes`.
     """
     x = (np.arange(WIDTH) - KINECT.cx) / KINECT.fx
     y = (KINECT.cy - np.arange(HEIGHT)) / KINECT.fy
@@ -89,29 +92,37 @@ def cast_box(origin: Array, rays: Array, low: Array, high: Array, inside: bool) 
     """Intersect rays with an axis-aligned box.
 
     Args:
-        origin: of the rays (3,).
-        rays: as `camera_rays` returns them (H, W, 3).
+        origin: origin of the rays (3,).
+        rays: directions (H, W, 3), as `camera_rays` returns them.
         low, high: corners of the box (3,).
         inside: whether the origin is inside the box.
 
     Returns:
-        (depth (H, W), axis of the face (H, W)): of the exit if inside, else of the entry, infinite where a ray misses.
+        (depth (H, W), axis that the face is normal to (H, W)) of the point where a ray leaves the box if `inside`, else
+        where it enters the box. The depth is infinite where a ray misses the box.
     """
     depth = np.full(rays.shape[:2], np.inf if inside else -np.inf, rays.dtype)
-    axis, leave = np.zeros(rays.shape[:2], np.int8), np.inf
+    axis, exit_depth = np.zeros(rays.shape[:2], np.int8), np.inf
     for number in range(3):
         with np.errstate(divide="ignore", invalid="ignore"):
             at_low, at_high = ((bound[number] - origin[number]) / rays[..., number] for bound in (low, high))
         near, far = np.minimum(at_low, at_high), np.maximum(at_low, at_high)
-        met = far < depth if inside else near > depth
-        axis[met] = number
-        depth = np.where(met, far if inside else near, depth)
-        leave = np.minimum(leave, far)
-    return (depth, axis) if inside else (np.where((depth < leave) & (depth > 0), depth, np.inf), axis)
+        hit = far < depth if inside else near > depth
+        axis[hit] = number
+        depth = np.where(hit, far if inside else near, depth)
+        exit_depth = np.minimum(exit_depth, far)
+    return (depth, axis) if inside else (np.where((depth < exit_depth) & (depth > 0), depth, np.inf), axis)
 
 
 def seen_in(solid: Box, origin: Array, axes: Array) -> tuple[slice, slice]:
-    """Return the slices of rows and columns that contain a Box. If it reaches behind the camera, the whole picture."""
+    """Return the slices of rows and columns in which a Box appears. If a part of it is behind the camera, the whole
+    picture.
+
+    Args:
+        solid: the Box.
+        origin: position of the camera (3,).
+        axes: as `camera_axes` returns them.
+    """
     corners = np.array(list(itertools.product(*zip(solid.low, solid.high, strict=True))))
     right, up, forward = ((corners - origin) @ axes).T
     if forward.min() < 0.05:
@@ -258,13 +269,13 @@ def _one_of(rng: np.random.Generator, choices: Sequence[T]) -> T:
 
 
 def _placed(boxes: Sequence[Box], wall: str, start: Any, size: Array) -> list[Box]:
-    """Move boxes from their own to the room's coordinates.
+    """Convert boxes from their own coordinates to the room's.
 
     Args:
-        boxes: furniture.
-        wall: "left", "right", "back" or "free".
-        start: metres along the wall, or (x, z) for "free".
-        size: of the room (3,).
+        boxes: furniture, or things on a wall.
+        wall: "left", "right" or "back"; "free": not at a wall.
+        start: position along the wall in metres, or (x, z) if "free".
+        size: size of the room (3,).
     """
 
     def placed(solid: Box) -> Box:
@@ -281,7 +292,7 @@ def _placed(boxes: Sequence[Box], wall: str, start: Any, size: Array) -> list[Bo
 
 
 def footprint(boxes: Sequence[Box]) -> Footprint:
-    """Return the lower and upper (x, z) of boxes."""
+    """Return the floor area that boxes cover together: its lower and upper corner (x, z)."""
     return (
         np.min([solid.low[[0, 2]] for solid in boxes], axis=0),
         np.max([solid.high[[0, 2]] for solid in boxes], axis=0),
@@ -289,13 +300,13 @@ def footprint(boxes: Sequence[Box]) -> Footprint:
 
 
 def furnish(rng: np.random.Generator, size: Array, origin: Array, doorways: Sequence[Footprint]) -> list[list[Box]]:
-    """Furnish a room at random. Pieces do not overlap, and leave doorways and the space around the camera free.
+    """Furnish a room at random. Pieces do not overlap, and leave the doorways and the area around the camera free.
 
     Args:
-        rng: source of all randomness.
-        size: of the room (3,).
-        origin: of the camera (3,).
-        doorways: areas to leave free.
+        rng: random generator.
+        size: size of the room (3,).
+        origin: position of the camera (3,).
+        doorways: floor areas to leave free.
 
     Returns:
         A list of Boxes for each piece of furniture.
@@ -308,8 +319,8 @@ def furnish(rng: np.random.Generator, size: Array, origin: Array, doorways: Sequ
         if rng.random() < 0.6:
             wall = ("left", "right", "back", "back")[rng.integers(4)]
             boxes = _one_of(rng, AT_WALL)(rng)
-            room = size[0 if wall == "back" else 2] - footprint(boxes)[1][0]
-            start = rng.uniform(0, max(room, 0.01))
+            last_start = size[0 if wall == "back" else 2] - footprint(boxes)[1][0]
+            start = rng.uniform(0, max(last_start, 0.01))
         else:
             wall, boxes = "free", _one_of(rng, FREE)(rng)
             start = rng.uniform((0.2, 1.0), np.maximum(size[[0, 2]] - 1.2, 1.01))
@@ -324,8 +335,15 @@ def furnish(rng: np.random.Generator, size: Array, origin: Array, doorways: Sequ
 
 
 def fittings(rng: np.random.Generator, size: Array) -> tuple[list[Box], list[Box], list[Footprint]]:
-    """Place doors, windows, pictures and skirting on the walls. Returns (all boxes, the window panes, the areas before
-    the doors)."""
+    """Put doors, windows, pictures and skirting on the walls at random.
+
+    Args:
+        rng: random generator.
+        size: size of the room (3,).
+
+    Returns:
+        (all Boxes, the window panes, the floor areas in front of the doors).
+    """
     boxes, panes, doorways = [], [], []
     trim = _one_of(rng, (WHITE, *WOODS[:3]))
     for wall, length in (("back", size[0]), ("left", size[2]), ("right", size[2])):
@@ -335,47 +353,48 @@ def fittings(rng: np.random.Generator, size: Array) -> tuple[list[Box], list[Box
             kind = rng.random()
             width = rng.uniform(0.9, 1.8)
             if kind < 0.45 and at + width < length - 0.2:
-                low, high = rng.uniform(0.8, 1.0), rng.uniform(1.9, 2.2)
-                pane = box((0.05, width - 0.05), (low + 0.05, high - 0.05), (0, 0.01), SKY, "sky")
-                bars = [box((0, width), (y, y + 0.05), (0, 0.05), trim) for y in (low, high - 0.05)]
-                bars += [box((x, x + 0.05), (low, high), (0, 0.05), trim) for x in (0, width / 2 - 0.025, width - 0.05)]
+                pane, frame = _window(rng, width, trim)
                 panes += _placed([pane], wall, at, size)
-                boxes += _placed(
-                    [pane, *bars, box((-0.05, width + 0.05), (low - 0.04, low), (0, 0.12), trim)], wall, at, size
-                )
+                boxes += _placed([pane, *frame], wall, at, size)
             elif kind < 0.65:
                 width = 0.9
                 doorways.append(footprint(_placed([box((0, width), (0, 2), (0, 0.9), WHITE)], wall, at, size)))
-                boxes += _placed(
-                    [
-                        box((0, width), (0, 2.1), (0, 0.03), trim),
-                        box((0.08, width - 0.08), (0, 2.02), (0, 0.045), _one_of(rng, (*WOODS, WHITE)), "panels"),
-                        box((width - 0.2, width - 0.1), (1.0, 1.03), (0.045, 0.09), METAL),
-                    ],
-                    wall,
-                    at,
-                    size,
-                )
+                boxes += _placed(_door(rng, width, trim), wall, at, size)
             elif kind < 0.9:
-                width, high = rng.uniform(0.4, 1.0), rng.uniform(0.3, 0.7)
-                boxes += _placed(
-                    [
-                        box((0, width), (1.3, 1.3 + high), (0, 0.02), _one_of(rng, WOODS)),
-                        box((0.04, width - 0.04), (1.34, 1.26 + high), (0, 0.025), WHITE, "picture"),
-                    ],
-                    wall,
-                    at,
-                    size,
-                )
+                width = rng.uniform(0.4, 1.0)
+                boxes += _placed(_framed_picture(rng, width), wall, at, size)
             at += width + rng.uniform(0.3, 1.5)
     return boxes, panes, doorways
 
 
+def _window(rng: np.random.Generator, width: float, trim: Colour) -> tuple[Box, list[Box]]:
+    """Return (the pane of a window, its bars and sill)."""
+    low, high = rng.uniform(0.8, 1.0), rng.uniform(1.9, 2.2)
+    pane = box((0.05, width - 0.05), (low + 0.05, high - 0.05), (0, 0.01), SKY, "sky")
+    frame = [box((0, width), (y, y + 0.05), (0, 0.05), trim) for y in (low, high - 0.05)]
+    frame += [box((x, x + 0.05), (low, high), (0, 0.05), trim) for x in (0, width / 2 - 0.025, width - 0.05)]
+    return pane, [*frame, box((-0.05, width + 0.05), (low - 0.04, low), (0, 0.12), trim)]
+
+
+def _door(rng: np.random.Generator, width: float, trim: Colour) -> list[Box]:
+    """Return the frame, the leaf and the handle of a door."""
+    return [
+        box((0, width), (0, 2.1), (0, 0.03), trim),
+        box((0.08, width - 0.08), (0, 2.02), (0, 0.045), _one_of(rng, (*WOODS, WHITE)), "panels"),
+        box((width - 0.2, width - 0.1), (1.0, 1.03), (0.045, 0.09), METAL),
+    ]
+
+
+def _framed_picture(rng: np.random.Generator, width: float) -> list[Box]:
+    """Return the frame and the picture."""
+    height = rng.uniform(0.3, 0.7)
+    return [
+        box((0, width), (1.3, 1.3 + height), (0, 0.02), _one_of(rng, WOODS)),
+        box((0.04, width - 0.04), (1.34, 1.26 + height), (0, 0.025), WHITE, "picture"),
+    ]
+
+
 # ---- textures: functions of (points (N, 3), axis (N,), Box, rng) -> factors of the albedo (N,) or (N, 3)
-
-
-def _across(points: Array, axis: Array, turn: bool) -> Array:
-    return np.take_along_axis(points, ((axis + turn) % 3)[:, None], 1)[:, 0]
 
 
 def _inside(points: Array, axis: Array, solid: Box) -> tuple[Array, Array]:
@@ -477,8 +496,19 @@ GLOWS = {"sky": 1.6, "glow": 1.2}
 
 
 def _light(points: Array, normals: Array, depth: Array, size: Array, panes: Sequence[Box], lamp: float) -> Array:
-    """Return the light (H, W) on points (H, W, 3): from the window panes, from a ceiling lamp, from all sides, and from
-    the camera, which darkens distant surfaces."""
+    """Return the light on each point: from the window panes, from a ceiling lamp, from all sides, and from the camera,
+    whose light fades with distance.
+
+    Args:
+        points, normals: (H, W, 3).
+        depth: (H, W) metres.
+        size: size of the room (3,).
+        panes: the window panes.
+        lamp: power of the ceiling lamp.
+
+    Returns:
+        (H, W), in arbitrary units.
+    """
     total = 0.30 + 0.08 * normals[..., 1]
     sources = [((pane.low + pane.high) / 2, 1.5 * np.prod(np.sort(pane.high - pane.low)[1:])) for pane in panes]
     for position, power in [*sources, (np.array([size[0] / 2, size[1] - 0.1, size[2] / 2]), lamp)]:
@@ -515,7 +545,7 @@ def _contact(points: Array, pieces: Sequence[Sequence[Box]]) -> Array:
 
 
 def render(rng: np.random.Generator) -> tuple[Pixels, Floats]:
-    """Render a view of a random room: uint8 RGB (480, 640, 3) and depth in metres (480, 640)."""
+    """Render a view of a random room. Returns (uint8 RGB (480, 640, 3), depth in metres (480, 640))."""
     size = np.array([rng.uniform(3, 6.5), rng.uniform(2.4, 3.0), rng.uniform(3.2, 7)])
     origin = size * (rng.uniform(0.3, 0.7), 0, rng.uniform(0.05, 0.25)) + (0, rng.uniform(1.2, 1.7), 0)
     yaw, pitch = rng.uniform(-0.4, 0.4), rng.uniform(-0.3, 0.0)
@@ -525,16 +555,7 @@ def render(rng: np.random.Generator) -> tuple[Pixels, Floats]:
     pieces = furnish(rng, size, origin, doorways)
     boxes = [*on_walls, *(solid for piece in pieces for solid in piece)]
 
-    depth, axis = cast_box(origin, rays, np.zeros(3), size, inside=True)
-    which = np.full((HEIGHT, WIDTH), -1, np.int16)
-    for number, solid in enumerate(boxes):
-        part = seen_in(solid, origin, axes)
-        met, faces = cast_box(origin, rays[part], solid.low, solid.high, inside=False)
-        closer = met < depth[part]
-        depth[part][closer] = met[closer]
-        axis[part][closer] = faces[closer]
-        which[part][closer] = number
-
+    depth, axis, which = _cast_room(boxes, size, origin, axes, rays)
     points = origin.astype(np.float32) + depth[..., None] * rays
     normals = np.zeros((HEIGHT, WIDTH, 3), np.float32)
     for number in range(3):
@@ -546,20 +567,65 @@ def render(rng: np.random.Generator) -> tuple[Pixels, Floats]:
     light[floor] *= _contact(points[floor], pieces)
 
     surfaces = _room_surfaces(rng, size)
-    albedo = np.empty((HEIGHT, WIDTH, 3), np.float32)
-    for mask, solid in [
+    visible = [
         (floor, surfaces[0]),
         (room & (normals[..., 1] < 0), surfaces[1]),
         (room & (normals[..., 1] == 0), surfaces[2]),
         *((which == number, boxes[number]) for number in np.unique(which[~room])),
-    ]:
+    ]
+    radiance = _radiance(rng, visible, points, axis, light)
+    return _photograph(radiance, rng), np.minimum(depth, MAX_DEPTH_M)
+
+
+def _cast_room(
+    boxes: Sequence[Box], size: Array, origin: Array, axes: Array, rays: Array
+) -> tuple[Array, Array, Array]:
+    """Cast rays from inside a room.
+
+    Args:
+        boxes: all Boxes in the room.
+        size: size of the room (3,).
+        origin, axes, rays: of the camera, as in `seen_in` and `cast_box`.
+
+    Returns:
+        (depth (H, W), axis that the face is normal to (H, W), index of the Box, or -1 for the room itself (H, W)).
+    """
+    depth, axis = cast_box(origin, rays, np.zeros(3), size, inside=True)
+    which = np.full((HEIGHT, WIDTH), -1, np.int16)
+    for number, solid in enumerate(boxes):
+        part = seen_in(solid, origin, axes)
+        box_depth, box_axis = cast_box(origin, rays[part], solid.low, solid.high, inside=False)
+        closer = box_depth < depth[part]
+        depth[part][closer] = box_depth[closer]
+        axis[part][closer] = box_axis[closer]
+        which[part][closer] = number
+    return depth, axis, which
+
+
+def _radiance(
+    rng: np.random.Generator, visible: Sequence[tuple[Array, Box]], points: Array, axis: Array, light: Array
+) -> Array:
+    """Return the linear colour of each pixel: albedo with its texture, times the light.
+
+    Args:
+        rng: random generator.
+        visible: each visible surface as (mask of its pixels (H, W), Box with its albedo and texture).
+        points: the visible point of each pixel (H, W, 3).
+        axis: the axis that its face is normal to (H, W).
+        light: the light on each point (H, W). Changed: surfaces in GLOWS get their own light.
+
+    Returns:
+        (H, W, 3).
+    """
+    albedo = np.empty((HEIGHT, WIDTH, 3), np.float32)
+    for mask, solid in visible:
         factor = LOOKS[solid.look](points[mask], axis[mask], solid, rng)
         albedo[mask] = np.array(solid.colour, np.float32) * (
             factor if np.ndim(factor) == 2 else np.asarray(factor)[:, None]
         )
         if solid.look in GLOWS:
             light[mask] = GLOWS[solid.look] * (1 if solid.look == "glow" else 0.6 + 0.4 * (points[mask][:, 1] > 1.4))
-    return _photograph(albedo * light[..., None], rng), np.minimum(depth, MAX_DEPTH_M)
+    return albedo * light[..., None]
 
 
 def _room_surfaces(rng: np.random.Generator, size: Array) -> tuple[Box, Box, Box]:

@@ -1,7 +1,7 @@
 """Filters the requests to the page before they reach Gradio.
 
 Gradio serves more than the page needs: it fetches URLs for clients, converts videos with ffmpeg, and stores pages. This
-filter only passes the requests that the page makes, and limits their size and the disk space they use.
+filter passes only the requests that the page makes, and limits their size and the disk space of the visitors' files.
 """
 
 import contextlib
@@ -32,16 +32,16 @@ _SESSION = re.compile(r"[\w-]{1,64}", re.ASCII)
 
 
 class Refused(Exception):
-    """A request is refused. Arguments: HTTP status, reason."""
+    """A request is refused. The arguments are the HTTP status and the reason."""
 
 
 class Gate:
-    """ASGI middleware that only passes the requests that the page makes.
+    """ASGI middleware that passes only the requests that the page makes.
 
     Args:
-        app: the ASGI application behind it.
-        cache: Gradio's folder for files, the only files that a client may name.
-        folder: the folder of all files of visitors.
+        app: the ASGI application that gets the passed requests.
+        cache: Gradio's folder for files. A client may name only files in this folder.
+        folder: the folder of all files of visitors, including `cache`.
         events: the numbers of the page's events.
         keep_s: seconds after which the partial file of a broken upload is deleted.
     """
@@ -56,14 +56,14 @@ class Gate:
         try:
             await self.app(scope, await self._checked(scope, receive), send)
         except Refused as refused:
-            status, why = refused.args
-            body = json.dumps({"detail": why}).encode()
+            status, reason = refused.args
+            body = json.dumps({"detail": reason}).encode()
             headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": body})
 
     async def _checked(self, scope: Scope, receive: Receive) -> Receive:
-        """Check a request. Returns the function from which the application reads its content. Raises Refused."""
+        """Check a request. Returns the function by which the application reads its content. Raises Refused."""
         path = scope["path"]
         if scope["type"] != "http":
             raise Refused(404, "not found")
@@ -83,8 +83,9 @@ class Gate:
         raise Refused(404, "not found")
 
     def _check_event(self, content: bytes) -> None:
+        """Raise Refused unless this is the JSON of an event of the page, and names only files in the cache."""
         try:
-            event = json.loads(content, parse_constant=_no_number)
+            event = json.loads(content, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             raise Refused(400, "expected JSON") from error
         if not isinstance(event, dict):
@@ -111,30 +112,34 @@ class Gate:
                 values += value
 
     def _in_cache(self, path: str) -> bool:
+        """Return whether a path, after following links, is in the cache."""
         try:
             return self.cache.resolve() in Path(path).resolve().parents
         except (OSError, ValueError, RuntimeError):
             return False
 
     def _check_room(self) -> None:
+        """Raise Refused if the visitors' files fill MAX_STORED. Deletes the old files of broken uploads first."""
         now, stored = time.time(), 0
         for folder, _, names in os.walk(self.folder):
             for path in (Path(folder) / name for name in names):
                 with contextlib.suppress(FileNotFoundError):
                     facts = path.lstat()
                     if path.parent == self.cache and now - facts.st_mtime > self.keep_s:
-                        path.unlink()  # of a broken upload, which Gradio does not delete
+                        path.unlink()  # the partial file of a broken upload, which Gradio does not delete
                     else:
                         stored += facts.st_size
         if stored > MAX_STORED:
             raise Refused(503, "The disk space for visitors is used up. Please try again in an hour.")
 
 
-def _no_number(name: str) -> None:
+def _refuse_constant(name: str) -> None:
+    """Refuse NaN and Infinity, which Python's json accepts by default."""
     raise ValueError(f"{name} is no JSON")
 
 
 def _check_length(scope: Scope, most: int) -> None:
+    """Raise Refused unless a request states its length in bytes, and it is at most `most`."""
     lengths = [value for name, value in scope["headers"] if name == b"content-length"]
     if len(lengths) != 1 or not re.fullmatch(rb"\d{1,18}", lengths[0]):
         raise Refused(411, "expected a Content-Length")

@@ -1,5 +1,5 @@
-// The depth map under the pointer: metres where it is, and the distance between two points. Everything is looked up in
-// `props.value` (src/page.py: pointer_value); nothing is asked of the server.
+// Shows the depth map, the depth under the pointer in metres, and the distance between two points. All data are in
+// `props.value` (web/page.py: pointer_value); the script sends no requests to the server.
 const part = (name) => element.querySelector(`.${name}`);
 let map = null;
 let points = [];
@@ -23,13 +23,13 @@ function load() {
 }
 
 function colourOf(metres) {
-  const place = Math.min(255, Math.floor(metres * (255 / map.max_depth)));
-  return map.colours.slice(3 * place, 3 * place + 3);
+  const index = Math.min(255, Math.floor(metres * (255 / map.max_depth)));
+  return map.colours.slice(3 * index, 3 * index + 3);
 }
 
 function paint() {
   const pixels = new ImageData(map.width, map.height);
-  map.depth.forEach((depth, place) => pixels.data.set([...colourOf(depth * map.unit), 255], 4 * place));
+  map.depth.forEach((depth, index) => pixels.data.set([...colourOf(depth * map.unit), 255], 4 * index));
   map.painted = document.createElement("canvas");
   map.painted.width = map.width;
   map.painted.height = map.height;
@@ -37,12 +37,12 @@ function paint() {
 }
 
 function paintBar() {
-  const stops = Array.from({length: 17}, (_, place) => {
-    const [red, green, blue] = colourOf((place / 16) * map.max_depth);
-    return `rgb(${red} ${green} ${blue}) ${(place / 16) * 100}%`;
+  const stops = Array.from({length: 17}, (_, index) => {
+    const [red, green, blue] = colourOf((index / 16) * map.max_depth);
+    return `rgb(${red} ${green} ${blue}) ${(index / 16) * 100}%`;
   });
   part("bar").style.background = `linear-gradient(to right, ${stops.join(", ")})`;
-  const step = [0.1, 0.2, 0.5, 1, 2, 5, 10].find((one) => map.max_depth / one <= 6) ?? Math.ceil(map.max_depth / 6);
+  const step = [0.1, 0.2, 0.5, 1, 2, 5, 10].find((metres) => map.max_depth / metres <= 6) ?? Math.ceil(map.max_depth / 6);
   const ticks = [];
   for (let metres = 0; metres <= map.max_depth + 1e-9; metres += step) {
     const tick = document.createElement("span");
@@ -53,8 +53,8 @@ function paintBar() {
   part("ticks").replaceChildren(...ticks);
 }
 
-// Metres in the camera's axes (src/pointcloud.py: points).
-function place3d({x, y}) {
+// Returns the 3D point of a pixel in metres, along the camera's axes (src/prediction/pointcloud.py: points).
+function point3d({x, y}) {
   const z = map.depth[y * map.width + x] * map.unit;
   return [z * (x - map.cx) / map.fx, z * (y - map.cy) / map.fy, z];
 }
@@ -83,15 +83,15 @@ function draw() {
   }
   part("here").textContent = hover ? metresAt(hover) : "point at the picture: its depth in metres";
   part("distance").textContent = points.length === 2
-    ? `${Math.hypot(...place3d(points[0]).map((one, axis) => one - place3d(points[1])[axis])).toFixed(2)} m between the two points`
+    ? `${Math.hypot(...point3d(points[0]).map((metres, axis) => metres - point3d(points[1])[axis])).toFixed(2)} m between the two points`
     : points.length === 1 ? "click the second point" : "click two points: the distance between them";
 }
 
 function metresAt({x, y}) {
-  const place = y * map.width + x;
-  const predicted = `${(map.depth[place] * map.unit).toFixed(2)} m`;
+  const index = y * map.width + x;
+  const predicted = `${(map.depth[index] * map.unit).toFixed(2)} m`;
   if (!map.truth) return predicted;
-  return map.truth[place] ? `${predicted} (true: ${(map.truth[place] * map.unit).toFixed(2)} m)` : `${predicted} (not measured)`;
+  return map.truth[index] ? `${predicted} (true: ${(map.truth[index] * map.unit).toFixed(2)} m)` : `${predicted} (not measured)`;
 }
 
 function at(event) {
@@ -108,7 +108,7 @@ element.addEventListener("pointermove", ofMap((event) => {
   draw();
 }));
 element.addEventListener("pointerout", ofMap((event) => {
-  if (event.pointerType === "mouse") hover = null; // a finger that is lifted has pointed all the same
+  if (event.pointerType === "mouse") hover = null; // keep the depth on the screen after a finger is lifted
   draw();
 }));
 element.addEventListener("click", ofMap((event) => {

@@ -41,9 +41,9 @@ from web.visits import CACHE_S, VISITORS, Prediction, Visit, Visits
 if TYPE_CHECKING:
     from src.prediction.video import Video
 
-LONGEST_SIDE = 1280  # pixels; larger pictures are reduced, for the browser's sake
-POINTER_SIDE = 480  # longest side in pixels of the map under the pointer
-LONGEST_VIDEO_S, MOST_FRAMES, LARGEST_FRAME = 60, 3600, 4096 * 2304  # limits of a video; the last in pixels
+LONGEST_SIDE = 1280  # pixels; larger pictures are reduced, so that browsers can show them and their meshes
+POINTER_SIDE = 480  # longest side in pixels of the depth map that follows the pointer
+LONGEST_VIDEO_S, MOST_FRAMES, LARGEST_FRAME = 60, 3600, 4096 * 2304  # limits of a video: seconds, frames, pixels
 MESH_TAB = "3D"
 COLORMAPS = ("turbo", "viridis", "magma", "gray")
 
@@ -76,7 +76,8 @@ _POINTER = """<div class="pointer">
 
 
 class Picture(gr.Image):
-    """An image passed on as the uploaded file, so that its size is checked before decoding and its EXIF is kept."""
+    """An image whose value is the path of the uploaded file, so that its size is checked before decoding and its EXIF
+    is kept."""
 
     is_template = True
 
@@ -85,7 +86,7 @@ class Picture(gr.Image):
 
 
 class Clip(gr.Video):
-    """A video passed on as the uploaded file, without a conversion by ffmpeg."""
+    """A video whose value is the path of the uploaded file, without a conversion by ffmpeg."""
 
     is_template = True
 
@@ -98,8 +99,8 @@ class Page:
 
     Args:
         predictor: predicts the depth.
-        about: a line of Markdown on the nets.
-        pairs: test pairs offered as examples with their true depth.
+        about: a line of Markdown about the nets.
+        pairs: test pairs offered as examples, with their true depth.
         folder: the folder for files of visitors.
         queue: largest number of waiting visitors. Further visitors are asked to try again later.
     """
@@ -120,8 +121,13 @@ class Page:
         Args:
             path: the uploaded file, or None.
             before: the visitor's previous prediction, whose files are deleted.
-            degrees: horizontal field of view; 0: from EXIF, or the Kinect's.
+            degrees: horizontal field of view; 0: from EXIF if present, else the Kinect's.
             request: identifies the visitor.
+
+        Returns:
+            The prediction, or None without a picture.
+
+        Raises gr.Error if the picture cannot be predicted.
         """
         if before:
             before.discard()
@@ -132,10 +138,10 @@ class Page:
             rgb = _reduced(image.load_rgb(path))
             size = rgb.shape[:2]
             writer, lens = self._writer(degrees).of_photograph(path, size)
-            begun = time.perf_counter()
+            started_at = time.perf_counter()
             (maps,) = self.predictor.maps([rgb], [name])
             depth_m = blended(size, maps) * lens
-            seconds = time.perf_counter() - begun
+            seconds = time.perf_counter() - started_at
             truth = self.truths.get(_digest(path))
             return Prediction(
                 name,
@@ -150,14 +156,24 @@ class Page:
             )
 
     def _writer(self, degrees: float) -> depth_files.Writer:
-        """Return a Writer as predict.py makes it: a given field of view takes precedence over EXIF."""
+        """Return a Writer with the same camera as predict.py: a field of view above 0 takes precedence over EXIF."""
         camera = Intrinsics.kinect
         if degrees:
             camera = lambda height, width: Intrinsics.from_fov(height, width, degrees)  # noqa: E731
         return depth_files.Writer(tuple(FORMS), COLORMAPS[0], 10.0, camera, follow_exif=not degrees)
 
     def show(self, prediction: Prediction | None, colormap: str, max_depth: float) -> tuple[Any, Any, Any, str]:
-        """Return what is shown: (map under the pointer, picture and depth to compare, gallery of the nets, facts)."""
+        """Draw a prediction.
+
+        Args:
+            prediction: the prediction, or None.
+            colormap: one of COLORMAPS.
+            max_depth: metres at the end of the colours; 0: automatic.
+
+        Returns:
+            The values of the page's components: (map under the pointer, picture and depth to compare, gallery of the
+            nets, facts).
+        """
         if not prediction:
             return None, None, None, self.about
         end = max_depth or prediction.colour_end
@@ -170,20 +186,11 @@ class Page:
         if prediction.lens != 1:
             facts += f" The photograph's EXIF tells another lens than the Kinect's: depth times {prediction.lens:.2f}."
         if prediction.truth_m is not None:
-            truth_m, measured = prediction.truth_m, prediction.truth_m > 0
-            error = np.where(measured, np.abs(prediction.depth_m - truth_m) / np.where(measured, truth_m, 1), 0)
-            mean = error[measured].mean() if measured.any() else np.nan
-            pictures += [
-                (visual.colour(truth_m, end, colormap), "true depth (black: not measured)"),
-                (
-                    visual.colour(error + 1e-6 * measured, 0.5, "magma"),
-                    f"relative error, from 0 to 50 % and more (mean {mean:.0%})",
-                ),
-            ]
+            pictures += _truth_and_error(prediction.depth_m, prediction.truth_m, end, colormap)
         return (pointer_value(prediction, end, colormap), (prediction.rgb, pictures[1][0]), pictures, facts)
 
     def save(self, prediction: Prediction | None, colormap: str, max_depth: float) -> tuple[str | None, ...]:
-        """Write and return the file of each form in FORMS."""
+        """Write the file of each form in FORMS. Returns their paths, or Nones without a prediction."""
         if not prediction:
             return (None,) * len(FORMS)
         end = max_depth or prediction.colour_end
@@ -196,8 +203,8 @@ class Page:
         return (None,) * len(FORMS)
 
     def mesh(self, prediction: Prediction | None, tab: str) -> str | None:
-        """Write and return the file of the coloured mesh if its tab is visible. Gradio (6.25 to 6.31) does not show a
-        mesh that arrived while its tab was hidden."""
+        """Write the coloured mesh and return its path if `tab`, the visible tab, is MESH_TAB; else return None. Gradio
+        (6.25 to 6.31) does not show a mesh that arrived while its tab was hidden."""
         if not prediction or tab != MESH_TAB:
             return None
         path = prediction.folder / "mesh.glb"
@@ -214,7 +221,19 @@ class Page:
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> str:
-        """Predict a video. Returns the file of a video with the picture beside its depth, which browsers can play."""
+        """Predict a video.
+
+        Args:
+            path: the uploaded file, or None.
+            colormap, max_depth: as in `show`.
+            request: identifies the visitor.
+            progress: shows the number of frames done.
+
+        Returns:
+            The path of a video that shows the picture beside its depth, in a format that browsers play.
+
+        Raises gr.Error if the video cannot be predicted, exceeds the page's limits, or was stopped.
+        """
         if not path:
             raise gr.Error("choose a video first", print_exception=False)
         visit, name = self.visits.of(request), Path(path).name
@@ -267,6 +286,7 @@ class Page:
         return blocks
 
     def _blocks(self) -> gr.Blocks:
+        """Return the components and events of the page."""
         page = gr.Blocks(title="DepthNet", analytics_enabled=False, delete_cache=(CACHE_S // 6, CACHE_S))
         page.queue(max_size=self.queue, default_concurrency_limit=4, api_open=False)
         with page:
@@ -292,71 +312,26 @@ class Page:
         return page
 
     def _picture_tab(self, colormap: gr.Dropdown, max_depth: gr.Slider, degrees: gr.Slider) -> None:
+        """Add the components of the picture tab, and the events that predict a picture and show its depth."""
         prediction = gr.State(None, time_to_live=CACHE_S, delete_callback=lambda expired: expired and expired.discard())
         tab = gr.State("Depth")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                picture = Picture(
-                    label="drop, paste or photograph a picture",
-                    elem_id="picture",
-                    sources=["upload", "clipboard", "webcam"],
-                )
-                facts = gr.Markdown(self.about, elem_id="facts")
-                sent = [picture.input]
-                if self.examples:
-                    examples = gr.Examples(
-                        [str(path) for path in self.examples],
-                        picture,
-                        examples_per_page=12,
-                        label="examples, with their true depth",
-                    )
-                    sent.append(examples.load_input_event.success)
+                picture, facts, new_picture = self._picture_input()
             with gr.Column(scale=3, min_width=300), gr.Tabs() as tabs:
-                with gr.Tab("Depth"):
-                    pointer = gr.HTML(
-                        None,
-                        html_template=_POINTER,
-                        elem_id="pointer",
-                        apply_default_css=False,
-                        js_on_load=Path(__file__).with_suffix(".js").read_text(encoding="utf-8"),
-                    )
-                with gr.Tab("Compare"):
-                    compare = gr.ImageSlider(show_label=False, elem_id="compare", format="jpeg", buttons=["fullscreen"])
-                with gr.Tab(MESH_TAB):
-                    mesh = gr.Model3D(
-                        label="drag to turn it",
-                        elem_id="mesh",
-                        height=480,
-                        camera_position=(90, 80, None),
-                        clear_color=(0.94, 0.94, 0.94, 1),
-                    )
-                with gr.Tab("Nets"):
-                    nets = gr.Gallery(
-                        columns=2,
-                        show_label=False,
-                        elem_id="nets",
-                        format="png",
-                        object_fit="contain",
-                        height=590,
-                        preview=False,
-                    )
-                with gr.Tab("Files"):
-                    files = [
-                        gr.DownloadButton(label, interactive=False, elem_id=f"file-{kind}", size="md")
-                        for kind, label in FORMS.items()
-                    ]
-        colours, seen = [prediction, colormap, max_depth], [pointer, compare, nets, facts]
+                pointer, compare, mesh, nets, files = _result_tabs()
+        colours, shown = [prediction, colormap, max_depth], [pointer, compare, nets, facts]
 
-        def save(*chosen: Any) -> list[gr.DownloadButton]:
-            return [gr.DownloadButton(value=path, interactive=path is not None) for path in self.save(*chosen)]
+        def save(*inputs: Any) -> list[gr.DownloadButton]:
+            return [gr.DownloadButton(value=path, interactive=path is not None) for path in self.save(*inputs)]
 
-        def turn(prediction: Prediction | None, event: gr.SelectData) -> tuple[str, str | None]:
+        def select_tab(prediction: Prediction | None, event: gr.SelectData) -> tuple[str, str | None]:
             tab = str(event.value)
             return tab, self.mesh(prediction, tab)
 
-        tabs.select(turn, prediction, [tab, mesh], show_progress="hidden")
+        tabs.select(select_tab, prediction, [tab, mesh], show_progress="hidden")
         changes = [colormap.input, max_depth.input]
-        for event in (*sent, degrees.input):
+        for event in (*new_picture, degrees.input):
             predicted = event(
                 self.predict,
                 [picture, prediction, degrees],
@@ -367,22 +342,40 @@ class Page:
                 trigger_mode="always_last",
             )
             # After an error, show nothing rather than the previous picture's depth.
-            forgotten = predicted.failure(lambda: None, None, prediction, queue=False)
-            changes += [predicted.success, forgotten.then]
+            cleared = predicted.failure(lambda: None, None, prediction, queue=False)
+            changes += [predicted.success, cleared.then]
         for event in changes:
-            seeing = event(
+            drawn = event(
                 self.show,
                 colours,
-                seen,
+                shown,
                 show_progress="hidden",
                 trigger_mode="always_last",
-                concurrency_id="show",
+                concurrency_id="show",  # with the limit of 1, requests are answered in order
                 concurrency_limit=1,
-            )  # keeps the order of requests
-            turning = seeing.then(self.mesh, [prediction, tab], mesh, show_progress="hidden")
-            turning.then(save, colours, files, show_progress="hidden")
+            )
+            meshed = drawn.then(self.mesh, [prediction, tab], mesh, show_progress="hidden")
+            meshed.then(save, colours, files, show_progress="hidden")
+
+    def _picture_input(self) -> tuple[Picture, gr.Markdown, list[Any]]:
+        """Add the components that take a picture. Returns (picture, facts about its depth, events of a new picture)."""
+        picture = Picture(
+            label="drop, paste or photograph a picture", elem_id="picture", sources=["upload", "clipboard", "webcam"]
+        )
+        facts = gr.Markdown(self.about, elem_id="facts")
+        events: list[Any] = [picture.input]
+        if self.examples:
+            examples = gr.Examples(
+                [str(path) for path in self.examples],
+                picture,
+                examples_per_page=12,
+                label="examples, with their true depth",
+            )
+            events.append(examples.load_input_event.success)
+        return picture, facts, events
 
     def _video_tab(self, colormap: gr.Dropdown, max_depth: gr.Slider) -> None:
+        """Add the components and events of the video tab."""
         with gr.Row():
             video = Clip(label=f"a video of at most {LONGEST_VIDEO_S} s", elem_id="video", sources=["upload", "webcam"])
             result = gr.Video(label="picture beside depth", elem_id="video-depth", interactive=False)
@@ -393,8 +386,62 @@ class Page:
             gr.Button("Stop", variant="stop", elem_id="stop-video").click(self.visits.stop, queue=False)
 
 
+def _result_tabs() -> tuple[gr.HTML, gr.ImageSlider, gr.Model3D, gr.Gallery, list[gr.DownloadButton]]:
+    """Add the tabs that show a prediction. Returns (map under the pointer, picture and depth to compare, mesh, gallery
+    of the nets, files)."""
+    with gr.Tab("Depth"):
+        pointer = gr.HTML(
+            None,
+            html_template=_POINTER,
+            elem_id="pointer",
+            apply_default_css=False,
+            js_on_load=Path(__file__).with_suffix(".js").read_text(encoding="utf-8"),
+        )
+    with gr.Tab("Compare"):
+        compare = gr.ImageSlider(show_label=False, elem_id="compare", format="jpeg", buttons=["fullscreen"])
+    with gr.Tab(MESH_TAB):
+        mesh = gr.Model3D(
+            label="drag to turn it",
+            elem_id="mesh",
+            height=480,
+            camera_position=(90, 80, None),
+            clear_color=(0.94, 0.94, 0.94, 1),
+        )
+    with gr.Tab("Nets"):
+        nets = gr.Gallery(
+            columns=2, show_label=False, elem_id="nets", format="png", object_fit="contain", height=590, preview=False
+        )
+    with gr.Tab("Files"):
+        files = [
+            gr.DownloadButton(label, interactive=False, elem_id=f"file-{kind}", size="md")
+            for kind, label in FORMS.items()
+        ]
+    return pointer, compare, mesh, nets, files
+
+
+def _truth_and_error(depth_m: Floats, truth_m: Floats, end: float, colormap: str) -> list[tuple[Pixels, str]]:
+    """Return the pictures of the true depth and of the relative error, with their captions.
+
+    Args:
+        depth_m: predicted metres (H, W).
+        truth_m: true metres (H, W), 0 = not measured.
+        end: metres at the end of the colours.
+        colormap: one of COLORMAPS.
+    """
+    measured = truth_m > 0
+    error = np.where(measured, np.abs(depth_m - truth_m) / np.where(measured, truth_m, 1), 0)
+    mean = error[measured].mean() if measured.any() else np.nan
+    return [
+        (visual.colour(truth_m, end, colormap), "true depth (black: not measured)"),
+        (
+            visual.colour(error + 1e-6 * measured, 0.5, "magma"),
+            f"relative error, from 0 to 50 % and more (mean {mean:.0%})",
+        ),
+    ]
+
+
 class _Bar:
-    """Shows the progress of `predict_video` on the page, and raises UserError when the visitor stops it."""
+    """Shows the progress of `predict_video` on the page, and raises UserError when the visitor has stopped it."""
 
     def __init__(self, total: int, progress: gr.Progress, visit: Visit) -> None:
         self.total, self.progress, self.visit, self.done = total, progress, visit, 0
@@ -407,7 +454,8 @@ class _Bar:
 
 
 def _checked_clip(job: Job, name: str) -> "Video":
-    """Open the video of a Job. Raises UserError if it exceeds the page's limits."""
+    """Open the video of a Job. Raises UserError if it is no video or exceeds the page's limits. `name`: as the visitor
+    called the file."""
     from src.prediction.video import Video
 
     if not job.is_video:
@@ -442,7 +490,7 @@ def _check_address(host: str, port: int) -> None:
 
 @contextlib.contextmanager
 def _plainly(path: object, name: str) -> Iterator[None]:
-    """Show errors of this block in the browser, with the user's name of the file instead of the server's path."""
+    """Show errors of this block in the browser, with the visitor's name of the file instead of its path here."""
     try:
         yield
     except (UserError, NotFinite, OSError) as error:
@@ -481,6 +529,7 @@ def pointer_value(prediction: Prediction, max_depth: float, colormap: str) -> st
 
 
 def _reduced(rgb: Pixels) -> Pixels:
+    """Resize a picture to at most LONGEST_SIDE pixels along its longer side."""
     scale = LONGEST_SIDE / max(rgb.shape[:2])
     if scale >= 1:
         return rgb

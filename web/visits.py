@@ -20,15 +20,15 @@ VISITORS = 64  # largest number of visitors; the least recently active visitor i
 
 @dataclass(frozen=True)
 class Prediction:
-    """A prediction that a visitor sees."""
+    """A prediction that a visitor sees. All maps are in metres, and as large as `rgb`."""
 
     name: str
     rgb: Pixels  # uint8 (H, W, 3)
     depth_m: Floats  # float32 (H, W)
     coarse_m: Floats  # CoarseNet's depth, float32 (H, W)
-    truth_m: Floats | None  # true depth (H, W), 0 = not measured
+    truth_m: Floats | None  # true depth, float32 (H, W), 0 = not measured
     camera: Intrinsics
-    lens: float  # factor of the depth, from the photo's EXIF
+    lens: float  # factor by which the depth was multiplied for the photo's lens
     seconds: float  # duration of the prediction
     folder: Path  # for the files to download
 
@@ -45,19 +45,21 @@ class Prediction:
 
 @dataclass
 class Visit:
-    """A visitor: the folder of their files, and whether they stopped their video."""
+    """A visitor of the page."""
 
-    folder: Path
+    folder: Path  # the visitor's files
     last: float  # time.monotonic() of the last event
-    stopped: bool = False
+    stopped: bool = False  # whether the visitor stopped their video, or left
 
 
 class Visits:
     """The current visitors by session. The session's name comes from the client, and is never part of a path.
 
+    A visitor is removed, with their folder, when they leave, after CACHE_S without an event, or when they are the least
+    recently active of more than VISITORS.
+
     Args:
-        folder: the parent of the visitors' folders. A folder is removed when its visitor leaves, was inactive for
-            CACHE_S, or is the least recently active of more than VISITORS.
+        folder: the parent of the visitors' folders.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -73,12 +75,13 @@ class Visits:
             visit.last = time.monotonic()
             self._visits[session] = visit
             inactive = [key for key, other in self._visits.items() if visit.last - other.last > CACHE_S]
-            for key in [*inactive, *list(self._visits)[len(inactive) : -VISITORS]]:
+            surplus = list(self._visits)[len(inactive) : -VISITORS]  # the inactive visitors come first in the dict
+            for key in [*inactive, *surplus]:
                 self._remove(key)
             return visit
 
     def stop(self, request: gr.Request) -> None:
-        """Stop this visitor's video."""
+        """Stop the video of the visitor who sent this request."""
         with self._changing:
             if visit := self._visits.get(request.session_hash):
                 visit.stopped = True

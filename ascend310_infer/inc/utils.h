@@ -1,4 +1,4 @@
-// Files, queues and statistics of the inference program; nothing here knows MindSpore Lite.
+// Files, queues and statistics of the inference program. Does not need MindSpore Lite.
 #ifndef DEPTHNET_INC_UTILS_H_
 #define DEPTHNET_INC_UTILS_H_
 
@@ -26,39 +26,39 @@ namespace fs = std::experimental::filesystem;
 
 namespace depthnet {
 
-// What is wrong, where, and what was expected: printed as one line.
+// An error that is printed as one line: what is wrong, where, and what was expected.
 class Error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };
 
-// The .bin files of `folder`, sorted by name. Throws Error when there is no such folder or none in it.
+// Returns the .bin files of `folder`, sorted by name. Throws Error if the folder or a .bin file in it is missing.
 std::vector<fs::path> ListInputs(const fs::path& folder);
 
-// Exactly `count` float32 values. Throws Error when the file cannot be read or has any other number of bytes.
+// Reads a file of `count` float32 values. Throws Error if it cannot be read or has another size.
 std::vector<float> ReadFloats(const fs::path& path, size_t count);
 
-// Writes through a temporary name, so that a file is complete or absent. Throws Error.
+// Writes a file under a temporary name and renames it, so that `path` is never incomplete. Throws Error.
 void WriteFile(const fs::path& path, const void* data, size_t bytes);
 
-// Creates `folder` and proves that it can be written to. Throws Error.
+// Creates `folder` if necessary and checks that files can be written there. Throws Error.
 void MakeWritable(const fs::path& folder);
 
 bool AllFinite(const std::vector<float>& values);
 
 struct Timing {
-  size_t count = 0;  // of the images that are in the statistics
+  size_t count = 0;  // number of images in the statistics
   double mean_ms = 0;
   double median_ms = 0;
   double p95_ms = 0;  // nearest rank
   double images_per_s = 0;
 };
 
-// Statistics of `milliseconds`, an entry an image; the first, which pays for what is done once, is left out when
-// there are others.
+// Computes the statistics of the times of images. Leaves out the first image if there are others, because its time
+// includes work that is done once.
 Timing Summarize(std::vector<double> milliseconds);
 
-// The text of test_perform_static.txt.
+// Returns the text of test_perform_static.txt.
 std::string Report(const Timing& timing);
 
 // A queue of at most `capacity` items between two threads.
@@ -67,7 +67,7 @@ class BoundedQueue {
  public:
   explicit BoundedQueue(size_t capacity) : capacity_(capacity) {}
 
-  // Waits for room; returns false when the queue has been closed.
+  // Waits until the queue has fewer than `capacity` items and appends one. Returns false if the queue was closed.
   bool Push(T item) {
     std::unique_lock<std::mutex> lock(mutex_);
     changed_.wait(lock, [this] { return closed_ || items_.size() < capacity_; });
@@ -79,7 +79,7 @@ class BoundedQueue {
     return true;
   }
 
-  // Waits for an item; empty when the queue has been closed and emptied.
+  // Waits for an item and removes it. Returns nothing if the queue was closed and is empty.
   std::optional<T> Pop() {
     std::unique_lock<std::mutex> lock(mutex_);
     changed_.wait(lock, [this] { return closed_ || !items_.empty(); });
@@ -92,6 +92,7 @@ class BoundedQueue {
     return item;
   }
 
+  // Makes Push return false, and Pop return nothing when no item is left.
   void Close() {
     std::lock_guard<std::mutex> lock(mutex_);
     closed_ = true;

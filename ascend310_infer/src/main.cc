@@ -1,4 +1,4 @@
-// Predicts log depth for a folder of preprocessed images: CoarseNet, then FineNet on top of it.
+// Predicts the log depth of a folder of preprocessed images with CoarseNet and FineNet.
 
 #include <getopt.h>
 
@@ -69,11 +69,13 @@ struct Options {
   int threads = 2;
 };
 
+// The expected name and shape of a model's input.
 struct Port {
   std::string name;
   std::vector<int64_t> shape;
 };
 
+// Number of elements of a tensor.
 size_t Count(const std::vector<int64_t>& shape) {
   size_t count = 1;
   for (const auto size : shape) {
@@ -82,6 +84,7 @@ size_t Count(const std::vector<int64_t>& shape) {
   return count;
 }
 
+// A shape as text, such as 1x3x228x304.
 std::string Text(const std::vector<int64_t>& shape) {
   std::string text;
   for (const auto size : shape) {
@@ -90,6 +93,7 @@ std::string Text(const std::vector<int64_t>& shape) {
   return text;
 }
 
+// Throws Error, beginning with `what`, unless the status is OK.
 void Check(const mindspore::Status& status, const std::string& what) {
   if (!status.IsOk()) {
     throw Error(what + ": MindSpore Lite says: " + status.ToString());
@@ -102,7 +106,7 @@ std::shared_ptr<mindspore::Context> MakeContext(const Options& options) {
   if (options.device_type == "Ascend") {
     auto device = std::make_shared<mindspore::AscendDeviceInfo>();
     device->SetDeviceID(static_cast<uint32_t>(options.device_id));
-    device->SetPrecisionMode(fp16 ? "enforce_fp16" : "enforce_fp32");  // left alone it would be enforce_fp16
+    device->SetPrecisionMode(fp16 ? "enforce_fp16" : "enforce_fp32");  // MindSpore Lite's default is enforce_fp16
     context->MutableDeviceInfo().push_back(device);
   } else {
     context->SetThreadNum(options.threads);
@@ -113,7 +117,7 @@ std::shared_ptr<mindspore::Context> MakeContext(const Options& options) {
   return context;
 }
 
-// One loaded model whose inputs and output are known to be the expected ones.
+// A loaded model. The constructor throws Error unless its inputs and output have the expected names, types and shapes.
 class Network {
  public:
   Network(const fs::path& path, std::vector<Port> inputs, const Options& options)
@@ -128,7 +132,7 @@ class Network {
     CheckOutputs(model_.GetOutputs());
   }
 
-  // Values in the order of the ports -> the output's values.
+  // Takes the values of each input, in the order of the ports. Returns the values of the output. Throws Error.
   std::vector<float> Run(const std::vector<const std::vector<float>*>& values) {
     for (size_t i = 0; i < ports_.size(); ++i) {
       auto& tensor = inputs_[order_[i]];
@@ -150,7 +154,7 @@ class Network {
   }
 
  private:
-  // MindIR names an input <graph>:<argument>; Lite may keep either.
+  // Whether an input has this name. MindIR names an input <graph>:<argument>; Lite may drop the first part.
   static bool IsNamed(const std::string& full, const std::string& name) {
     return full == name ||
            (full.size() > name.size() && full.compare(full.size() - name.size(), name.size(), name) == 0 &&
@@ -197,13 +201,13 @@ class Network {
   std::vector<Port> ports_;
   mindspore::Model model_;
   std::vector<mindspore::MSTensor> inputs_;
-  std::vector<size_t> order_;  // where port i is in inputs_
+  std::vector<size_t> order_;  // inputs_[order_[i]] belongs to ports_[i]
 };
 
 struct Image {
   fs::path path;
   std::vector<float> rgb;
-  std::string problem;  // why it could not be read; empty when it could
+  std::string problem;  // why the file could not be read; empty if it was read
 };
 
 struct Prediction {
@@ -211,6 +215,7 @@ struct Prediction {
   std::vector<float> log_depth;
 };
 
+// Reads the files into the queue, then closes it. Stops if the queue was closed.
 void ReadAll(const std::vector<fs::path>& files, depthnet::BoundedQueue<Image>* images) {
   for (const auto& file : files) {
     Image image{file, {}, {}};
@@ -226,6 +231,7 @@ void ReadAll(const std::vector<fs::path>& files, depthnet::BoundedQueue<Image>* 
   images->Close();
 }
 
+// Writes the predictions of the queue to files until it is closed. Appends a message to `problems` for each failure.
 void WriteAll(depthnet::BoundedQueue<Prediction>* predictions, std::vector<std::string>* problems) {
   while (auto prediction = predictions->Pop()) {
     try {
@@ -236,7 +242,7 @@ void WriteAll(depthnet::BoundedQueue<Prediction>* predictions, std::vector<std::
   }
 }
 
-// Both nets on one image. Throws Error when the result is not finite.
+// Predicts the log depth of an image with both nets. Throws Error if a net fails or the result is not finite.
 std::vector<float> Infer(Network* coarse, Network* fine, const Image& image) {
   const auto coarse_log_depth = coarse->Run({&image.rgb});
   auto log_depth = fine->Run({&image.rgb, &coarse_log_depth});
@@ -247,12 +253,12 @@ std::vector<float> Infer(Network* coarse, Network* fine, const Image& image) {
 }
 
 struct Outcome {
-  std::vector<std::string> problems;
-  std::vector<double> milliseconds;
-  size_t written = 0;
+  std::vector<std::string> problems;  // a message per failed image
+  std::vector<double> milliseconds;   // of the nets, per predicted image
+  size_t written = 0;                 // number of written images
 };
 
-// Runs over all files while the next one is read and the last one is written.
+// Predicts all files. Other threads read the next files and write the results meanwhile.
 Outcome RunAll(const std::vector<fs::path>& files, const fs::path& result_path, Network* coarse, Network* fine) {
   depthnet::BoundedQueue<Image> images(kQueueCapacity);
   depthnet::BoundedQueue<Prediction> predictions(kQueueCapacity);
@@ -283,6 +289,7 @@ Outcome RunAll(const std::vector<fs::path>& files, const fs::path& result_path, 
   return outcome;
 }
 
+// Converts the value of option --`name` to an integer >= 0. Throws Error.
 int Number(const std::string& name, const std::string& text) {
   size_t used = 0;
   int value = -1;
@@ -296,7 +303,7 @@ int Number(const std::string& name, const std::string& text) {
   return value;
 }
 
-// The options of a command line; empty when it asks for help. Throws Error.
+// Parses a command line. Returns nothing if it has --help. Throws Error.
 std::optional<Options> Parse(int argc, char** argv) {
   Options options;
   const std::vector<std::pair<const char*, std::function<void(const std::string&)>>> setters = {
@@ -334,6 +341,7 @@ std::optional<Options> Parse(int argc, char** argv) {
   return options;
 }
 
+// Throws Error if an option is missing or has a wrong value.
 void CheckOptions(const Options& options) {
   if (options.coarse_mindir.empty() || options.fine_mindir.empty() || options.dataset_path.empty()) {
     throw Error("--coarse_mindir, --fine_mindir and --dataset_path are required; --help lists all");
@@ -349,6 +357,7 @@ void CheckOptions(const Options& options) {
   }
 }
 
+// Predicts the images and writes the results and the report. Returns the exit code. Throws Error.
 int Run(const Options& options) {
   CheckOptions(options);
   const auto files = depthnet::ListInputs(options.dataset_path);

@@ -78,7 +78,7 @@ void MakeWritable(const fs::path& folder) {
   if (error) {
     throw Error(folder.string() + ": cannot be made: " + error.message());
   }
-  std::string probe = (folder / ".partial-XXXXXX").string();  // a name of its own: nobody's file is in the way
+  std::string probe = (folder / ".partial-XXXXXX").string();  // mkstemp chooses a name that does not exist
   const int descriptor = mkstemp(probe.data());
   if (descriptor < 0) {
     throw Error(folder.string() + ": cannot write there: " + std::strerror(errno));

@@ -16,7 +16,7 @@ namespace fs = depthnet::fs;
 namespace depthnet {
 namespace {
 
-// A new folder with a name to be careful with, which goes at the end of a test.
+// A new folder whose name contains special characters; it is removed at the end of the test.
 class Folder {
  public:
   Folder() : path_(fs::temp_directory_path() / ("depthnet " + std::to_string(::getpid()) + " ä")) {

@@ -21,6 +21,7 @@ from src.base.stopping import StopRequest
 
 CHECK_FAILED, USER_MISTAKE = 1, 2
 
+# Option name -> what the option needs to have an effect: (in words, as a function of all options).
 Needs: TypeAlias = Mapping[str, tuple[str, Callable[[Any], bool]]]
 
 
@@ -92,22 +93,24 @@ def share(text: str) -> float:
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None, needs: Needs) -> argparse.Namespace:
-    """The options of a command. One that is given and has no effect beside the others is a mistake.
+    """Parse the options of a command, and check that each option the user gives has an effect.
 
     Args:
-        needs: by an option's name what it needs to have an effect, in words and as a function of all options.
+        parser: the command's options.
+        arguments: the command line. Default: that of this process.
+        needs: the options that have an effect only together with certain others.
 
-    Raises UserError.
+    Raises UserError naming an option that has no effect.
     """
-    # What is not given stays None: a default that has no effect is no mistake.
+    # Parse with None for every default first: an option that the user did not give need not have an effect.
     names = [action.dest for action in parser._actions if action.default != argparse.SUPPRESS]
     given = vars(parser.parse_args(arguments, argparse.Namespace(**dict.fromkeys(names))))
     options = argparse.Namespace(
         **{name: parser.get_default(name) if value is None else value for name, value in given.items()}
     )
-    for name, (what, acts) in needs.items():
-        if given[name] is not None and not acts(options):
-            raise UserError(f"--{name} has no effect here: it needs {what}")
+    for name, (need, has_effect) in needs.items():
+        if given[name] is not None and not has_effect(options):
+            raise UserError(f"--{name} has no effect here: it needs {need}")
     return options
 
 
@@ -115,7 +118,7 @@ def _runs_mindspore(options: argparse.Namespace) -> bool:
     return options.coarse_onnx is None
 
 
-# Of `add_nets`, for `parse`.
+# The needs of the options of `add_nets`, for `parse`.
 NETS_NEED: Needs = dict.fromkeys(
     ("coarse_ckpt_model", "fine_ckpt_model", "device_target", "device_id"),
     ("checkpoints, not --coarse_onnx", _runs_mindspore),
@@ -163,7 +166,7 @@ def default_or_shipped_checkpoints() -> list[Path]:
 
 
 def default_checkpoint(net: str) -> Path:
-    """Return MODEL/Ckpt/Final<net>.ckpt. If only the checkpoint of a distributed run exists, log that and return it."""
+    """Return MODEL/Ckpt/Final<net>.ckpt. If only a distributed run wrote a checkpoint, log that and return its path."""
     single = MODEL / "Ckpt" / f"Final{net}.ckpt"
     distributed = single.with_stem(f"{single.stem}_rank0")
     if distributed.exists() and not single.exists():
@@ -219,8 +222,8 @@ def run(main: Callable[..., int]) -> NoReturn:
     screen = _Screen(sys.stdout)
     screen.setFormatter(_Formatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[screen])
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # hide messages on its font cache and on matplotlibrc
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # on damage that Pillow tolerates; other damage is an ImageError
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # hides messages on its font cache and on matplotlibrc
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # on damage that Pillow tolerates; else it raises an ImageError
     try:
         _check_current_folder()
         code = main(stop) if main.__code__.co_argcount else main()
@@ -238,11 +241,12 @@ def run(main: Callable[..., int]) -> NoReturn:
 
 
 def how_to_install(module: str) -> str:
-    """Return the command that installs a missing module with what belongs to it."""
-    for path in ("requirements.txt", "requirements-predict.txt", "requirements-app.txt", "tools/requirements.txt"):
-        if re.search(rf"^{re.escape(module)}\b", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE):
-            return f"pip install -r {shlex.quote(str(ROOT / path))}"
-    return f"pip install -r {shlex.quote(str(ROOT / 'requirements.txt'))}"
+    """Return the command that installs the first requirements file that lists a module (default: requirements.txt)."""
+    listed = re.compile(rf"^{re.escape(module)}\b", re.MULTILINE)
+    names = ("requirements.txt", "requirements-predict.txt", "requirements-app.txt", "tools/requirements.txt")
+    paths = [ROOT / name for name in names]
+    path = next((path for path in paths if listed.search(path.read_text(encoding="utf-8"))), paths[0])
+    return f"pip install -r {shlex.quote(str(path))}"
 
 
 def _check_current_folder() -> None:
@@ -254,8 +258,8 @@ def _check_current_folder() -> None:
 
 
 def _open_streams() -> None:
-    """Open closed standard streams on /dev/null. Otherwise the next file opened would get a stream's descriptor, and
-    receive the output written to that stream."""
+    """Open closed standard streams on /dev/null. Otherwise the next file opened would get the descriptor of a closed
+    stream, and the output for that stream would be written into the file."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -278,6 +282,7 @@ def _flushed(screen: _Screen, code: int) -> int:
 
 
 def _complain(error: object, code: int) -> int:
+    """Print an error as one line on stderr. Returns `code`."""
     message = printable(" ".join(str(error).split()))
     with contextlib.suppress(OSError):
         sys.stderr.write(f"{os.path.basename(sys.argv[0])}: error: {message}\n")
@@ -285,7 +290,7 @@ def _complain(error: object, code: int) -> int:
 
 
 class _LogProgress(contextlib.AbstractContextManager[Any]):
-    """A progress bar for logs: logs a line every `interval_s` seconds."""
+    """Logs the progress as a line every `interval_s` seconds. Arguments as in `progress`."""
 
     def __init__(self, total: int | None, desc: str, unit: str, initial: int = 0, interval_s: float = 10.0) -> None:
         self.total, self.desc, self.unit, self.done, self.interval_s = total, desc, unit, initial, interval_s
@@ -304,7 +309,7 @@ class _LogProgress(contextlib.AbstractContextManager[Any]):
 
 
 def _has_tqdm() -> bool:
-    """Return whether stderr is a terminal and tqdm is installed; a 310 host may lack it."""
+    """Return whether stderr is a terminal and tqdm is installed. A 310 host may lack tqdm."""
     if not sys.stderr or not sys.stderr.isatty():
         return False
     try:
@@ -332,9 +337,9 @@ def progress(total: int | None, desc: str, unit: str, initial: int = 0) -> Progr
 
     Args:
         total: number of units, None if unknown.
-        desc: what is being done, such as "predicting".
+        desc: the work, such as "predicting".
         unit: name of a unit, such as "image".
-        initial: units done before.
+        initial: number of units done earlier.
     """
     if not _has_tqdm():
         return _LogProgress(total, desc, unit, initial)

@@ -6,7 +6,7 @@ class UserError(ValueError):
 
 
 class CheckFailed(Exception):
-    """A result of the program failed its own check."""
+    """A result of the program is wrong or incomplete. The message says which."""
 
 
 class NotFinite(CheckFailed):

@@ -46,7 +46,7 @@ def partial_path(path: StrPath, ending: str = "") -> Path:
 
 @contextlib.contextmanager
 def replacing(path: StrPath, mode: str = "w", durable: bool = True) -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path`. It replaces `path` if the block succeeds, and is removed otherwise.
+    """Open a temporary file in the folder of `path`. It replaces `path` if the block succeeds, else it is removed.
 
     Args:
         path: the file to write.
@@ -75,13 +75,13 @@ def discarded_at_exit(partial: Path) -> Iterator[Path]:
     try:
         yield partial
     finally:
-        with _exiting:  # blocks for ever if the process is exiting: errors caused by the removal are not reported
+        with _exiting:  # blocks for ever if the process is exiting, so that no error about removed files is reported
             _remove(partial)
             _open_partials.discard(partial)
 
 
 def discard_partials() -> None:
-    """Remove all partial files of this process, which is about to exit. Other threads can start no new ones."""
+    """Remove all partial files of this process, which is about to exit. Other threads can start no new files then."""
     _exiting.acquire()
     for partial in list(_open_partials):
         with contextlib.suppress(OSError):
@@ -97,9 +97,9 @@ def temporary_folder(parent: StrPath | None = None) -> Iterator[Path]:
     """
     prefix = _TEMPORARY if parent is None else f"{_PARTIAL}{_TEMPORARY}"
     parent = Path(tempfile.gettempdir() if parent is None else parent)
-    for left in parent.glob(f"{prefix}*"):
-        with contextlib.suppress(OSError), _locked(left, wait=False):
-            shutil.rmtree(left)
+    for leftover in parent.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError), _locked(leftover, wait=False):
+            shutil.rmtree(leftover)
     with contextlib.ExitStack() as stack:
         while True:
             folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
@@ -112,7 +112,13 @@ def temporary_folder(parent: StrPath | None = None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _locked(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of a folder. If locks are not supported: continue without one if `wait`, else raise OSError."""
+    """Hold the lock of a folder.
+
+    Args:
+        folder: an existing folder.
+        wait: wait while another process holds the lock, and continue without it where locks are not supported. If
+            False, raise OSError in both cases.
+    """
     if fcntl is None:
         if wait:
             yield
@@ -178,7 +184,7 @@ def claim(paths: Iterable[StrPath], overwrite: bool) -> None:
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 raise
-            exists = False  # writing it will raise the error
+            exists = False  # writing the file will raise the error
         if exists and not overwrite:
             raise UserError(f"{path} is there already: --overwrite replaces it, --output_dir names another folder")
 
@@ -193,11 +199,13 @@ def linked(path: StrPath) -> Iterator[Path]:
         yield link
 
 
-# Errors of file systems that cannot flush a folder (SMB, FUSE, virtual machines). EIO is a real failure.
+# Errors by which file systems report that they cannot flush a folder (SMB, FUSE, virtual machines). EIO is not among
+# them: it is a real failure.
 _NO_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EBADF)
 
 
 def _fsync(folder: StrPath) -> None:
+    """Flush a folder's entries to disk, where the file system can."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except PermissionError:  # Windows opens no folders

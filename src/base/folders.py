@@ -1,7 +1,7 @@
 """Searches folders for files, with the same rules in every command.
 
-Files of file servers and desktops (LITTER) are ignored. Links are followed. A folder reached twice is searched once, so
-that cycles end.
+Files that file servers and desktops create (LITTER) are ignored. Links are followed. A folder that several paths lead
+to is searched once, so that cycles of links end.
 """
 
 import fnmatch
@@ -14,7 +14,8 @@ from pathlib import Path
 
 from src.base.files import StrPath
 
-# Hidden names (including those of macOS, Jupyter, NFS and rsync); macOS, Windows, Linux; Synology and QNAP.
+# First line: hidden names (including those of macOS, Jupyter, NFS and rsync), then names of macOS, Windows and Linux.
+# Second line: names of Synology and QNAP file servers.
 LITTER = re.compile(
     r"\..*|__MACOSX|Icon\r|(eh)?Thumbs\.db|desktop\.ini|\$RECYCLE\.BIN|System Volume Information|lost\+found"
     r"|@eaDir|@tmp|@__thumb|[#@]recycle|[#@](Recently-)?Snapshot|.*@Syno(EAStream|Resource)",
@@ -22,15 +23,16 @@ LITTER = re.compile(
 )
 BELOW = ("**",)  # the pattern for all files below a folder
 
+# Reasons why a path is left out, as messages print them.
 OTHER_ENDING = "another ending than is taken"
 FOLDER = "a folder, which is not searched"
 KNOWN = "a link to a folder that is searched already"
 NO_FILE = "neither a file nor a folder"
-_NAMED = 5
+_MOST_NAMED = 5
 
 
 @dataclass
-class Found:
+class SearchResult:
     """The result of a search.
 
     Attributes:
@@ -49,15 +51,15 @@ def is_litter(name: str) -> bool:
     return LITTER.fullmatch(name) is not None
 
 
-def search(root: StrPath, pattern: Sequence[str] = BELOW, endings: tuple[str, ...] = ("",)) -> Found:
+def search(root: StrPath, pattern: Sequence[str] = BELOW, endings: tuple[str, ...] = ("",)) -> SearchResult:
     """Find the files below folder `root` that match a glob pattern and have one of these endings.
 
     Args:
         root: the folder.
         pattern: the parts of the pattern, such as ("*", "**").
-        endings: in lower case; upper case matches too.
+        endings: of file names, in lower case; upper case matches too.
     """
-    found, known = Found(), set()
+    result, known = SearchResult(), set()
     folders: list[tuple[str, ...]] = [()]
     links: list[tuple[str, ...]] = []
     while folders or links:
@@ -66,37 +68,37 @@ def search(root: StrPath, pattern: Sequence[str] = BELOW, endings: tuple[str, ..
         try:
             status, entries = folder.stat(), list(os.scandir(folder))
         except OSError as error:
-            found.unread.append(f"{folder}: cannot be read: {error.strerror}")
+            result.unread.append(f"{folder}: cannot be read: {error.strerror}")
             continue
         if (status.st_dev, status.st_ino) in known and "**" in pattern:
-            found.left_out[KNOWN].append(folder)
+            result.left_out[KNOWN].append(folder)
             continue
         known.add((status.st_dev, status.st_ino))
         for entry in (entry for entry in entries if not is_litter(entry.name)):
-            inner = (*parts, entry.name)
-            enters, takes = _leads(inner, pattern), _matches(inner, pattern)
-            if enters or takes:
-                is_taken = takes and entry.name.lower().endswith(endings)
-                kind = _kind(entry, is_taken)
-                if kind == FOLDER and enters:
+            inner, path = (*parts, entry.name), folder / entry.name
+            searchable, matches = _may_contain(inner, pattern), _matches(inner, pattern)
+            if searchable or matches:
+                wanted = matches and entry.name.lower().endswith(endings)
+                kind = _kind(entry, wanted)
+                if kind == FOLDER and searchable:
                     (links if entry.is_symlink() else folders).append(inner)
-                elif kind == "file" and is_taken:
-                    found.files.append(folder / entry.name)
+                elif kind == "file" and wanted:
+                    result.files.append(path)
                 elif kind in (FOLDER, NO_FILE):
-                    found.left_out[kind].append(folder / entry.name)
+                    result.left_out[kind].append(path)
                 elif kind != "file":
-                    found.unread.append(f"{folder / entry.name}: a link that cannot be followed: {kind}")
-                elif takes:
-                    found.left_out[OTHER_ENDING].append(folder / entry.name)
-    found.unread.sort()
-    for paths in (found.files, *found.left_out.values()):
+                    result.unread.append(f"{path}: a link that cannot be followed: {kind}")
+                elif matches:
+                    result.left_out[OTHER_ENDING].append(path)
+    result.unread.sort()
+    for paths in (result.files, *result.left_out.values()):
         paths.sort()
-    return found
+    return result
 
 
-def _kind(entry: os.DirEntry[str], is_taken: bool) -> str:
-    """Return FOLDER, "file", NO_FILE (such as a pipe, which would block), or why a link cannot be followed. A broken
-    link counts as a file if `is_taken`."""
+def _kind(entry: os.DirEntry[str], wanted: bool) -> str:
+    """Return FOLDER, "file", NO_FILE (such as a pipe, which would block), or the reason why a link cannot be followed.
+    A broken link counts as a file if its name is `wanted`."""
     try:
         if entry.is_dir():
             return FOLDER
@@ -107,7 +109,7 @@ def _kind(entry: os.DirEntry[str], is_taken: bool) -> str:
         entry.stat()
         return NO_FILE
     except OSError as error:
-        return "file" if is_taken else str(error.strerror)
+        return "file" if wanted else str(error.strerror)
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
@@ -119,15 +121,15 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     return fnmatch.fnmatch(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
-def _leads(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Return whether a path in this folder could match a glob pattern."""
+def _may_contain(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Return whether a path below the folder `parts` could match a glob pattern."""
     if not parts or not pattern or pattern[0] == "**":
         return bool(pattern)
-    return fnmatch.fnmatch(parts[0], pattern[0]) and _leads(parts[1:], pattern[1:])
+    return fnmatch.fnmatch(parts[0], pattern[0]) and _may_contain(parts[1:], pattern[1:])
 
 
 def named(names: Iterable[object]) -> str:
-    """Return the first names as text, and the number of the others."""
+    """Return the first _MOST_NAMED names as text, and the number of the others."""
     texts = list(map(str, names))
-    more = f" and {len(texts) - _NAMED} more" if len(texts) > _NAMED else ""
-    return ", ".join(texts[:_NAMED]) + more
+    more = f" and {len(texts) - _MOST_NAMED} more" if len(texts) > _MOST_NAMED else ""
+    return ", ".join(texts[:_MOST_NAMED]) + more

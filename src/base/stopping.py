@@ -40,10 +40,10 @@ class Stopped(Exception):
 class StopRequest:
     """Waits for signals in its own threads. `signal_number` is the signal received, or 0.
 
-    A Python signal handler would run only between two steps. SIGTERM and SIGHUP reach a thread through a pipe, which
-    Python writes to immediately. SIGINT is blocked and waited for, because MindSpore's own handler turns it into
-    SIGTERM. The other signals are not blocked: children would inherit that and could not be ended. A signal that the
-    process ignores from the start, as under nohup, stays ignored.
+    A Python signal handler would run only between two steps. Python writes SIGTERM and SIGHUP to a pipe immediately,
+    and a thread reads them there. SIGINT is blocked and a thread waits for it, because MindSpore's own handler turns it
+    into SIGTERM. SIGTERM and SIGHUP are not blocked: child processes would inherit that and could not be ended. A
+    signal that the process ignores from the start, as under nohup, stays ignored.
 
     Create it before importing MindSpore, whose threads must inherit the blocked SIGINT.
     """
@@ -74,7 +74,8 @@ class StopRequest:
     def deferred(self) -> Iterator[None]:
         """Within this context the first signal only sets `signal_number`. Outside it, a signal exits at once."""
         if signal.SIGINT in self._watched:
-            # Starting the tracker unblocks SIGINT, so start it now: CANN's compiler would start it later.
+            # Starting the tracker unblocks SIGINT. Start it now and block SIGINT again; CANN's compiler would start it
+            # later.
             resource_tracker.ensure_running()
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         self._deferred = True
@@ -132,7 +133,7 @@ def in_processes(function: Callable[[T], R], jobs: Iterable[T], processes: int |
 
 
 def _end_with(parent: int) -> None:
-    """Have this process of the pool end when its parent does, even by SIGKILL."""
+    """Make this process of the pool end when its parent ends, even by SIGKILL."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

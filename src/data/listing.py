@@ -78,35 +78,35 @@ class Files(NamedTuple):
 
     rgb: dict[str, Path]
     depth: dict[str, Path]
-    found: folders.Found
+    search: folders.SearchResult
 
 
 def train_files(folder: StrPath) -> Files:
     """Find the files of `folder`/Train. Raises DataError if there is no such folder or two files are one sample."""
     root = _split_folder(folder, "Train")
-    found = folders.search(root, ("*", "*"), (*image.JPEG_ENDINGS, ".png"))
+    search = folders.search(root, ("*", "*"), (*image.JPEG_ENDINGS, ".png"))
     if outside := folders.search(root, ("*",)).files:
-        found.left_out["in no scene's folder"] = outside
+        search.left_out["in no scene's folder"] = outside
 
     def name_of(path: Path) -> str:
         return f"{path.parent.name}/{path.stem}"
 
-    return Files(_by_name(found, image.JPEG_ENDINGS, name_of), _by_name(found, (".png",), name_of), found)
+    return Files(_by_name(search, image.JPEG_ENDINGS, name_of), _by_name(search, (".png",), name_of), search)
 
 
 def test_files(folder: StrPath) -> Files:
     """Find the files of `folder`/Test. Raises DataError if there is no such folder or two files are one sample."""
-    found = folders.search(_split_folder(folder, "Test"), ("*",), ("_colors.png", "_depth.png"))
+    search = folders.search(_split_folder(folder, "Test"), ("*",), ("_colors.png", "_depth.png"))
 
     def name_of(path: Path) -> str:
         return path.name[: path.name.rindex("_")]
 
-    return Files(_by_name(found, ("_colors.png",), name_of), _by_name(found, ("_depth.png",), name_of), found)
+    return Files(_by_name(search, ("_colors.png",), name_of), _by_name(search, ("_depth.png",), name_of), search)
 
 
-def _by_name(found: folders.Found, endings: tuple[str, ...], name_of: Callable[[Path], str]) -> dict[str, Path]:
+def _by_name(search: folders.SearchResult, endings: tuple[str, ...], name_of: Callable[[Path], str]) -> dict[str, Path]:
     by_name: dict[str, Path] = {}
-    for path in (path for path in found.files if path.name.lower().endswith(endings)):
+    for path in (path for path in search.files if path.name.lower().endswith(endings)):
         earlier = by_name.setdefault(name_of(path), path)
         if earlier != path:
             raise TwoFiles(f"{path} and {earlier}: two files of one name: expected one of them")
@@ -126,10 +126,10 @@ def list_test(folder: StrPath) -> list[Pair]:
 def _all_pairs(folder: StrPath, files: Files) -> list[Pair]:
     """Return the Pairs. Raises DataError if a folder cannot be read, a partner is missing, or there is no pair. Logs
     other files that are left out."""
-    if files.found.unread:
-        raise DataError("; ".join(files.found.unread[:3]) + _more(files.found.unread))
-    for why, paths in files.found.left_out.items():
-        logger.warning("left out, %s: %s", why, folders.named(paths))
+    if files.search.unread:
+        raise DataError("; ".join(files.search.unread[:3]) + _more(files.search.unread))
+    for reason, paths in files.search.left_out.items():
+        logger.warning("left out, %s: %s", reason, folders.named(paths))
     unpaired = missing_partners(files.rgb, files.depth)
     if unpaired:
         raise DataError("; ".join(unpaired[:3]) + _more(unpaired))

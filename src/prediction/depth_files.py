@@ -22,7 +22,7 @@ from src.base.errors import NotFinite, UserError
 from src.base.files import StrPath, printable, replacing, temporary_folder
 from src.data import image
 from src.data.listing import evenly
-from src.prediction.job import _FRAME, _MARK, _MARK_AT, ENDINGS, VIDEO_ENDINGS, Job
+from src.prediction.job import ENDINGS, FRAME_NAME, PNG_MARK, PNG_MARK_OFFSET, VIDEO_ENDINGS, Job
 from src.prediction.pointcloud import Intrinsics, write_ply
 from src.prediction.predict import DepthPredictor, Maps, blended
 from src.scoring import visual
@@ -30,9 +30,9 @@ from src.scoring import visual
 if TYPE_CHECKING:
     from src.prediction.video import Video
 
-# Largest number of pixels of the pictures that are predicted together, except for the last picture.
+# A group of pictures that are predicted together ends with the picture that brings it to this number of pixels.
 PIXELS_AT_ONCE = 16_000_000
-# Number of pictures, or frames of a video, that determine the range of the colours.
+# Largest number of inputs, and of frames of a video, that determine the range of the colours.
 SAMPLED = 16
 
 logger = logging.getLogger(__name__)
@@ -50,9 +50,9 @@ class Writer:
         colormap: name of a matplotlib colour map.
         max_depth: metres at the end of the colours.
         camera: function of (height, width) -> Intrinsics, for the point cloud.
-        follow_exif: use the focal length in a photo's EXIF, if any, for the point cloud, and multiply the depth by its
-            ratio to the Kinect's focal length. The nets learnt from Kinect pictures only: an object that looks equally
-            large through a longer lens is farther away by this ratio.
+        follow_exif: if a photo's EXIF has a focal length, use it for the point cloud, and multiply the depth by the
+            ratio of this focal length to the Kinect's. The nets learnt from Kinect pictures only: an object that looks
+            equally large through a longer lens is farther away by this ratio.
     """
 
     kinds: tuple[str, ...]
@@ -62,7 +62,7 @@ class Writer:
     follow_exif: bool = False
 
     def of_photograph(self, path: StrPath, size: tuple[int, ...]) -> tuple["Writer", np.float32]:
-        """Return (Writer with the camera of a photo's EXIF, factor for its depth).
+        """Return (Writer with the camera of a photo's EXIF, factor for its depth), or (this Writer, 1) without EXIF.
 
         Args:
             path: the photo.
@@ -106,7 +106,16 @@ class Writer:
                 _write_png(path, self.picture(kind, rgb, depth_m))
 
     def picture(self, kind: str, rgb: Pixels, depth_m: Floats) -> Pixels:
-        """Return the coloured depth with its scale bar, and for "side" the picture on its left. uint8 RGB."""
+        """Draw the coloured depth with its scale bar, and if `kind` is "side" the picture on its left.
+
+        Args:
+            kind: "color" or "side".
+            rgb: uint8 (H, W, 3).
+            depth_m: metres (H, W).
+
+        Returns:
+            uint8 RGB (H, W', 3).
+        """
         coloured = visual.with_scale_bar(
             visual.colour(depth_m, self.max_depth, self.colormap), self.max_depth, self.colormap
         )
@@ -114,12 +123,14 @@ class Writer:
 
 
 def _write_png(path: Path, pixels: Array) -> None:
+    """Write uint8 RGB (H, W, 3) or uint16 (H, W) as a PNG that contains PNG_MARK."""
     if pixels.ndim == 3:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
     content = cv2.imencode(".png", pixels)[1].tobytes()
-    mark = struct.pack(">I", len(_MARK) - 4) + _MARK + struct.pack(">I", zlib.crc32(_MARK))
+    chunk = struct.pack(">I", len(PNG_MARK) - 4) + PNG_MARK + struct.pack(">I", zlib.crc32(PNG_MARK))
+    start = PNG_MARK_OFFSET - 4
     with replacing(path, "wb") as file:
-        file.write(content[: _MARK_AT - 4] + mark + content[_MARK_AT - 4 :])
+        file.write(content[:start] + chunk + content[start:])
 
 
 def predict_all(
@@ -136,9 +147,9 @@ def predict_all(
         jobs: inputs and outputs.
         predictor: predicts the depth.
         writer: writes it.
-        size: pictures or frames predicted at a time.
+        size: largest number of pictures or frames predicted at a time.
         bar: updated for each Job.
-        known: predictions that `depth_range` returned.
+        known: predictions that `depth_range` returned; these pictures are not predicted again.
 
     Returns:
         The number of Jobs that failed.
@@ -154,7 +165,7 @@ def predict_all(
 
 
 def depth_range(jobs: Sequence[Job], predictor: DepthPredictor, writer: Writer) -> tuple[float, dict[Job, Maps]]:
-    """Find a common end of the colours for these Jobs, from at most SAMPLED Jobs, and SAMPLED frames of each video.
+    """Choose a common end of the colours for these Jobs, from at most SAMPLED Jobs, and SAMPLED frames of each video.
 
     Returns:
         (the next whole metre above the 98th percentile of the depth, or 10 if nothing can be predicted;
@@ -257,10 +268,11 @@ def predict_video(job: Job, clip: "Video", predictor: DepthPredictor, writer: Wr
         clip: the job's source, opened.
         predictor: predicts the depth.
         writer: writes it.
-        size: frames predicted at a time.
+        size: largest number of frames predicted at a time.
         bar: updated for each frame.
 
-    Raises VideoError naming the file; also, after writing the outputs, if the video is truncated.
+    Raises VideoError naming the file if it cannot be read or written. If the video is truncated, writes the outputs and
+    then raises VideoError.
     """
     from src.prediction import video
 
@@ -288,7 +300,7 @@ def predict_video(job: Job, clip: "Video", predictor: DepthPredictor, writer: Wr
 
 
 class _Frames(contextlib.ExitStack):
-    """Writes a file per frame into a temporary folder; `finish` moves them, replacing the frames of an earlier run."""
+    """Writes a file per frame into a temporary folder; `finish` moves them and replaces those of an earlier run."""
 
     def __init__(self, folder: Path, writer: Writer) -> None:
         super().__init__()
@@ -302,12 +314,13 @@ class _Frames(contextlib.ExitStack):
         self.count += 1
 
     def finish(self) -> None:
-        """Move the frames to their folder, and remove the remaining frames of an earlier, longer video."""
+        """Move the frames to their folder, and remove the frames of an earlier run that have no new frame of the same
+        name."""
         self.folder.mkdir(exist_ok=True)
         new = {path.name for path in self.partial.iterdir()}
         for name in sorted(new):
             os.replace(self.partial / name, self.folder / name)
         for path in self.folder.iterdir():
-            ending = _FRAME.fullmatch(path.name)
-            if ending and path.name not in new and ending[1] in {ENDINGS[kind] for kind in self.kinds}:
+            match = FRAME_NAME.fullmatch(path.name)
+            if match and path.name not in new and match[1] in {ENDINGS[kind] for kind in self.kinds}:
                 path.unlink()

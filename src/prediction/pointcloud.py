@@ -12,7 +12,7 @@ from src.base.files import StrPath, replacing
 
 @dataclass(frozen=True)
 class Intrinsics:
-    """A pinhole camera, in pixels; (0, 0) is the centre of the upper left pixel."""
+    """A pinhole camera: focal lengths and principal point in pixels; (0, 0) is the centre of the upper left pixel."""
 
     fx: float
     fy: float
@@ -33,8 +33,11 @@ class Intrinsics:
 
     @classmethod
     def kinect(cls, height: int, width: int) -> "Intrinsics":
-        """Return the RGB camera of NYU Depth V2's Kinect (camera_params.m of its toolbox), defined for 480x640. For
-        another size it is scaled to the largest centred 4:3 window, which is what the nets assume."""
+        """Return the RGB camera of NYU Depth V2's Kinect (camera_params.m of its toolbox).
+
+        It is defined for 480x640. For another size it is scaled to the largest centred 4:3 window, which the nets take
+        for a picture of the Kinect.
+        """
         scale = min(height / 480, width / 640)
         return cls(
             518.86 * scale,
@@ -49,7 +52,7 @@ def points(depth_m: Floats, camera: Intrinsics) -> Floats:
 
     Args:
         depth_m: float32 metres (H, W).
-        camera: of the picture.
+        camera: the camera of the picture.
     """
     height, width = depth_m.shape
     x = (np.arange(width, dtype=np.float32) - np.float32(camera.cx)) / np.float32(camera.fx)
@@ -64,7 +67,7 @@ def write_ply(path: StrPath, depth_m: Floats, rgb: Pixels, camera: Intrinsics) -
         path: the file.
         depth_m: float32 metres (H, W), 0 = not measured.
         rgb: uint8 (H, W, 3).
-        camera: of the picture.
+        camera: the camera of the picture.
     """
     measured = (depth_m > 0).ravel()
     vertices = np.empty(np.count_nonzero(measured), [("xyz", "<f4", 3), ("rgb", "u1", 3)])
@@ -86,12 +89,18 @@ def write_ply(path: StrPath, depth_m: Floats, rgb: Pixels, camera: Intrinsics) -
 
 
 MESH_SIDE = 320  # largest number of mesh points along a side
-LONGEST_STEP = 0.08  # largest relative difference of depth within a face; a larger step is an edge between objects
+LONGEST_STEP = 0.08  # largest relative difference of depth within a triangle; a larger one is an edge of an object
 
 
 def faces(depth_m: Floats) -> npt.NDArray[np.int64]:
-    """Return triangles between neighbouring pixels of a depth map (H, W), without those that touch an unmeasured pixel
-    or an edge (LONGEST_STEP): int64 (N, 3), numbers of pixels counted row by row."""
+    """Return triangles between neighbouring pixels, without those that touch an unmeasured pixel or cross an edge.
+
+    Args:
+        depth_m: metres (H, W), 0 = not measured.
+
+    Returns:
+        int64 (N, 3): indices of the three pixels, counted row by row.
+    """
     index = np.arange(depth_m.size).reshape(depth_m.shape)
     upper_left, upper_right, lower_left, lower_right = (index[:-1, :-1], index[:-1, 1:], index[1:, :-1], index[1:, 1:])
     triangles = np.concatenate(
@@ -106,8 +115,10 @@ def faces(depth_m: Floats) -> npt.NDArray[np.int64]:
 
 
 def write_glb(path: StrPath, depth_m: Floats, rgb: Pixels, camera: Intrinsics) -> None:
-    """Write a coloured triangle mesh as binary glTF 2.0, in metres: x right, y up, z towards the viewer. Arguments as
-    in `write_ply`."""
+    """Write a coloured triangle mesh as binary glTF 2.0, in metres: x right, y up, z towards the viewer.
+
+    Arguments as in `write_ply`. The mesh has at most MESH_SIDE points along a side.
+    """
     import trimesh
 
     step = -(-max(depth_m.shape) // MESH_SIDE)

@@ -1,8 +1,8 @@
 """Predicts the depth map of a picture of any size.
 
 The nets see the middle of a 480x640 picture (`src.data.image`). A picture of another size or aspect ratio is covered
-by 4:3 windows, as large as they fit and evenly spaced along the longer side. Depths of overlapping windows are blended.
-The nets do not see the outermost 2.5 % of a window: these pixels get the depth of the nearest cell.
+by 4:3 windows, each as large as possible, evenly spaced along the longer side. Depths of overlapping windows are
+blended. The nets do not see the outermost 2.5 % of a window: these pixels get the depth of the nearest cell.
 """
 
 import argparse
@@ -41,9 +41,9 @@ class DepthPredictor:
         batch_size: number of windows that the nets predict at once.
         flip_average: average the log depth of each window with that of its mirror image.
 
-    After predicting with checkpoints, do not fork a process that predicts too (multiprocessing's "fork", gunicorn's
-    --preload): the child has none of MindSpore's threads and waits for them for ever. Start processes with "spawn", or
-    fork before the first prediction.
+    A process that has predicted with checkpoints must not fork another that predicts too (multiprocessing's "fork",
+    gunicorn's --preload): the child has none of MindSpore's threads and waits for them for ever. Start processes with
+    "spawn", or fork before the first prediction.
 
     Raises UserError if a file cannot be used.
     """
@@ -169,11 +169,11 @@ def check_ratio(height: int, width: int, name: object) -> None:
 def windows(height: int, width: int) -> list[Window]:
     """Return the 4:3 windows that cover a picture: (top, left, height, width) in pixels, not rounded."""
     size = min(height, width / _RATIO), min(width, height * _RATIO)
-    along = 1 if width > height * _RATIO else 0
-    room = (height, width)[along] - size[along]
-    count = int(np.ceil(1 + room / size[along] - MOST_OUTSIDE))
-    starts = np.linspace(0, room, count) if count > 1 else [room / 2]
-    return [(0.0, start, *size) if along else (start, 0.0, *size) for start in starts]
+    axis = 1 if width > height * _RATIO else 0
+    last_start = (height, width)[axis] - size[axis]
+    count = int(np.ceil(1 + last_start / size[axis] - MOST_OUTSIDE))
+    starts = np.linspace(0, last_start, count) if count > 1 else [last_start / 2]
+    return [(0.0, start, *size) if axis else (start, 0.0, *size) for start in starts]
 
 
 def _pixels(start: float, length: float) -> slice:
@@ -188,9 +188,10 @@ def _view(picture: Pixels, window: Window) -> Floats:
 
 
 def _reach(start: float, length: float, pixels: int) -> slice:
-    """Return the pixels along one axis that get depth from a window: its own and those that MOST_OUTSIDE allows."""
-    beyond = MOST_OUTSIDE / 2 * length + 1
-    return slice(max(int(start - beyond), 0), min(int(np.ceil(start + length + beyond)), pixels))
+    """Return the pixels along one axis that get depth from a window: those inside it, and at each end those outside it
+    up to half of MOST_OUTSIDE. `pixels`: number of pixels of the picture along this axis."""
+    margin = MOST_OUTSIDE / 2 * length + 1
+    return slice(max(int(start - margin), 0), min(int(np.ceil(start + length + margin)), pixels))
 
 
 def blended(size: tuple[int, ...], maps: Maps, net: str = "FineNet") -> Floats:
@@ -198,8 +199,8 @@ def blended(size: tuple[int, ...], maps: Maps, net: str = "FineNet") -> Floats:
 
     Args:
         size: (H, W) of the picture.
-        maps: the picture's entry of what `DepthPredictor.maps` returns.
-        net: the net whose depth is taken, "CoarseNet" or "FineNet".
+        maps: the picture's windows and depths, from `DepthPredictor.maps`.
+        net: the net whose depth is used, "CoarseNet" or "FineNet".
 
     Returns:
         float32 (H, W) metres.
@@ -247,6 +248,6 @@ def _interpolation(
 
 
 def _inside(pixels: npt.NDArray[np.int64], start: float, length: float) -> Doubles:
-    """Return the distance in pixels of each pixel from the nearer end of a window, at least 1e-6."""
+    """Return the distance of each pixel from the nearer end of a window along one axis, in pixels, at least 1e-6."""
     centre = pixels + 0.5
     return np.clip(np.minimum(centre - start, start + length - centre), 0, None) + 1e-6

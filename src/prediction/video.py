@@ -1,8 +1,8 @@
 """Reads and writes videos with PyAV (FFmpeg's libraries): the frames as a player shows them, and their times.
 
-Metadata of a file are checked for plausibility. Frames are counted. A frame lasts SHORTEST to LONGEST seconds; outside
-this range it gets the duration of the previous frame. Frames are rotated by multiples of 90 degrees only. A length over
-LONGEST_VIDEO seconds is ignored.
+The metadata of a file may be wrong, so only plausible values are used. The frames are counted. A frame whose duration
+is not within SHORTEST to LONGEST seconds gets the duration of the previous frame. Only rotations by multiples of 90
+degrees are applied. A stated length of more than LONGEST_VIDEO seconds is ignored.
 """
 
 import contextlib
@@ -34,12 +34,13 @@ except ImportError as error:
 SHORTEST, LONGEST, USUAL = Fraction(1, 1000), Fraction(60), Fraction(1, 25)
 LONGEST_VIDEO = 24 * 3600
 WIDEST_PIXEL = 4  # largest accepted aspect ratio of a pixel, either way
-# Largest accepted share of missing frames at the end of a video. Containers only estimate the number of frames.
+# Largest accepted share of missing frames. The number of frames that a container states is an estimate.
 MISSING_FRAMES = 0.02
 # Container formats that cannot refer to other files. By default FFmpeg also accepts playlists of addresses.
 FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg"
-# The first encoder that PyAV has is used. PyAV's wheels have all; the package of a distribution may lack H.264.
-# "bf": 0 stores frames in display order, so that the duration of the last frame ends the video.
+# Encoders and their options; the first encoder that PyAV has is used. PyAV's wheels have all of them; the package of a
+# Linux distribution may lack H.264. "bf": 0 stores frames in display order, so that the last frame stored, whose
+# duration ends the video, is the last frame shown.
 ENCODERS = {
     "libx264": {"crf": "18", "preset": "fast", "bf": "0"},
     "libopenh264": {"b": "8000000"},
@@ -62,9 +63,10 @@ class Video:
         max_pixels: largest accepted size of a frame. Default: image.MAX_PIXELS.
 
     Attributes:
-        count: number of visible frames in the file, including frames that turn out not to be decodable.
-        missing: number of frames that the header states and the file lacks.
-        seconds: their total duration.
+        count: number of visible frames in the file, including frames that cannot be decoded.
+        missing: number of frames that the header states and the file does not have.
+        undecoded: number of frames that could not be decoded so far.
+        seconds: total duration of the visible frames.
         tick: the container's unit of time, in seconds.
 
     Raises VideoError if the file cannot be read or its frames have more than `max_pixels`.
@@ -75,26 +77,27 @@ class Video:
         with self._opened() as (container, stream):
             self._check_size(stream.codec_context.height, stream.codec_context.width)
             self.tick: Fraction = stream.time_base
-            self._time = "dts" if "avi" in container.format.name else "pts"  # AVI tells no other: FFmpeg invents them
-            packets = [
+            # AVI stores no presentation times: FFmpeg invents them.
+            self._time = "dts" if "avi" in container.format.name else "pts"
+            times = [
                 packet.dts if packet.pts is None else packet.pts
                 for packet in _packets(container, stream)
-                if not packet.is_discard
-            ]  # by the edit list of a video that was trimmed
-            self.count, self._times = len(packets), sorted(time for time in packets if time is not None)
-            claimed_s = container.duration / av.time_base if container.duration else 0.0
-            is_plausible = 0 < claimed_s <= LONGEST_VIDEO and stream.frames * SHORTEST <= claimed_s
-            claimed = stream.frames if is_plausible else 0
+                if not packet.is_discard  # trimmed off by the edit list
+            ]
+            self.count, self._times = len(times), sorted(time for time in times if time is not None)
+            stated_s = container.duration / av.time_base if container.duration else 0.0
+            is_plausible = 0 < stated_s <= LONGEST_VIDEO and stream.frames * SHORTEST <= stated_s
+            stated = stream.frames if is_plausible else 0
         if not self.count:
             raise VideoError(f"{path}: not a readable video: it has no frames")
         self.missing = 0
-        if claimed > self.count:
+        if stated > self.count:
             with self._opened(ignore_editlist="1") as (container, stream):
-                self.missing = max(0, claimed - sum(1 for _ in _packets(container, stream)))
+                self.missing = max(0, stated - sum(1 for _ in _packets(container, stream)))
         clock = _Clock()
         for time in self._times:
             clock.at(time * self.tick)
-        self.seconds = float(clock.since_first + clock.lasted)
+        self.seconds = float(clock.since_first + clock.duration)
 
     @contextlib.contextmanager
     def _opened(self, **more: str) -> Iterator[tuple[Any, Any]]:
@@ -166,7 +169,7 @@ class Video:
 
 
 def _packets(container: Any, stream: Any, and_end: bool = False) -> Iterator[Any]:
-    """Yield the encoded frames up to the first read error, and if `and_end` the empty packet that ends decoding."""
+    """Yield the encoded frames up to the first read error, and if `and_end` the empty packet that ends the decoding."""
     with contextlib.suppress(av.FFmpegError):
         for packet in container.demux(stream):
             if packet.size or and_end:
@@ -190,22 +193,29 @@ class _Clock:
     """Converts the times of frames in a container, in order, to seconds since the first frame."""
 
     def __init__(self) -> None:
-        self.since_first, self.lasted = Fraction(0), USUAL
-        self.before: Fraction | None = None
-        self.begun = False
+        # Of the last frame, in seconds: its time since the first frame, and its duration.
+        self.since_first, self.duration = Fraction(0), USUAL
+        self.previous: Fraction | None = None
+        self.started = False
 
     def at(self, time: Fraction | None) -> Fraction:
-        """Return the seconds since the first frame for the time of the next frame, or None if that is unknown."""
-        if self.begun:
-            if time is not None and self.before is not None and SHORTEST <= time - self.before <= LONGEST:
-                self.lasted = time - self.before
-            self.since_first += self.lasted
-        self.begun, self.before = True, time
+        """Return the seconds from the first frame to the next frame.
+
+        Args:
+            time: the next frame's time in the container, in seconds, or None if it has none.
+        """
+        if self.started:
+            if time is not None and self.previous is not None and SHORTEST <= time - self.previous <= LONGEST:
+                self.duration = time - self.previous
+            self.since_first += self.duration
+        self.started, self.previous = True, time
         return self.since_first
 
 
 class Writer(contextlib.ExitStack):
-    """Writes an MP4, H.264 or else VP9 (logged). The file gets its name when it is complete and was read back.
+    """Writes an MP4 in H.264, or in VP9 (logged) if PyAV has no encoder for H.264. Use it as a context manager.
+
+    `finish` gives the file its name, after reading it back.
 
     Args:
         path: the file.
@@ -217,12 +227,13 @@ class Writer(contextlib.ExitStack):
     def __init__(self, path: Path, tick: Fraction) -> None:
         super().__init__()
         self.path, self.count, self.clock = path, 0, _Clock()
-        precise = tick.denominator <= 1_000_000
-        self.time_base = Fraction(1, tick.denominator * -(-10_000 // tick.denominator) if precise else 90_000)
+        # A multiple of the tick's denominator keeps the times exact; 1/90,000 s replaces too fine a tick.
+        is_exact = tick.denominator <= 1_000_000
+        self.time_base = Fraction(1, tick.denominator * -(-10_000 // tick.denominator) if is_exact else 90_000)
         self.partial = self.enter_context(temporary_folder(path.parent)) / f"video{path.suffix}"
         self.stream: Any = None
         with self._naming():
-            # faststart: index before the frames, so that a browser can play before it has the whole file.
+            # faststart: the index precedes the frames, so that a browser can play before it has the whole file.
             self.container = av.open(_address(self.partial), "w", format="mp4", options={"movflags": "+faststart"})
         self.callback(self._abandon)
 
@@ -262,7 +273,7 @@ class Writer(contextlib.ExitStack):
             raise VideoError(f"{self.path}: PyAV has none of the encoders {' '.join(ENCODERS)}")
         if "264" not in encoder:
             logger.info("%s: VP9, for PyAV has no encoder for H.264 here", self.path)
-        # The rate is only a hint for the encoder, because every frame has a time.
+        # The rate of 30 is only a hint for the encoder, because every frame has its own time.
         stream = self.container.add_stream(
             encoder,
             30,
@@ -279,7 +290,7 @@ class Writer(contextlib.ExitStack):
 
     def _mux(self, packets: list[Any]) -> None:
         for packet in packets:
-            packet.duration = round(self.clock.lasted / self.time_base)  # only used for the last frame
+            packet.duration = round(self.clock.duration / self.time_base)  # only used for the last frame
             self.container.mux(packet)
 
     def _abandon(self) -> None:
@@ -288,6 +299,7 @@ class Writer(contextlib.ExitStack):
 
     @contextlib.contextmanager
     def _naming(self) -> Iterator[None]:
+        """Convert PyAV's exceptions to a VideoError that names the file."""
         try:
             yield
         except av.FFmpegError as error:
@@ -295,5 +307,5 @@ class Writer(contextlib.ExitStack):
 
 
 def _address(path: StrPath) -> str:
-    """Return `path` as a URL for FFmpeg, which takes text before a colon for a protocol."""
+    """Return `path` as a URL for FFmpeg, which would take the part of a path before a colon for a protocol."""
     return f"file:{os.fspath(path)}"

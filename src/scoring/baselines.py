@@ -1,7 +1,4 @@
-"""Baselines: a constant depth, the mean log-depth map of the training pairs, and that map rescaled.
-
-`SEEN` names the baselines that are fitted to the targets they are scored against.
-"""
+"""Baselines: a constant depth, the mean log-depth map of the training pairs, and that map rescaled."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,14 +13,14 @@ from src.data.listing import Pair, evenly
 from src.data.plain import PlainPairs, Source, decoding_pool
 from src.metrics import DEPTH_RANGE_M
 
-MOST_PAIRS = 2000  # of the training pairs, evenly spaced
+MOST_PAIRS = 2000  # largest number of training pairs whose mean is taken
 CONSTANT, MEAN_MAP = "constant depth", "mean training map"
 BEST_SCALE, OWN_SCALES = "mean map x best scale", "mean map x own scales"
-SEEN = (CONSTANT, BEST_SCALE, OWN_SCALES)
+SEEN = (CONSTANT, BEST_SCALE, OWN_SCALES)  # fitted to the targets that they are scored against
 
 
 class Baselines:
-    """The baselines of a set of test pairs. Those with the mean map need a Train folder beside Test.
+    """The baselines of a set of test pairs. Without a Train folder beside Test only the constant depth.
 
     Args:
         folder: the NYU folder, or its Test folder.
@@ -60,16 +57,22 @@ class Baselines:
 
 
 def mean_map(source: Source, workers: int, skip_bad: bool = False) -> Floats:
-    """Return the mean log-depth map (1, 55, 74) of at most MOST_PAIRS training pairs, evenly spaced."""
-    return mean_log_depth(source.depth_maps(_spread(source), workers, skip_bad))
+    """Return the mean log-depth map of at most MOST_PAIRS training pairs, evenly spaced.
 
+    Args:
+        source: the training pairs.
+        workers: decoding threads.
+        skip_bad: leave out pairs that cannot be read, instead of raising UserError.
 
-def _spread(source: Source) -> Sequence[int]:
-    return evenly(range(len(source.names)), MOST_PAIRS)
+    Returns:
+        float32 (1, 55, 74).
+    """
+    indices = evenly(range(len(source.names)), MOST_PAIRS)
+    return mean_log_depth(source.depth_maps(indices, workers, skip_bad))
 
 
 def _with_training_pairs(folder: StrPath) -> Path | None:
-    """Return the NYU folder that contains these test pairs if it has a Train folder, else None."""
+    """Return the NYU folder of a test set if it has a Train folder, else None. `folder`: the NYU folder or its Test."""
     folder = Path(folder)
     root = folder.parent if folder.resolve().name == "Test" and not (folder / "Test").is_dir() else folder
     return root if (root / "Train").is_dir() else None
@@ -82,16 +85,20 @@ def _mean_difference(depth_m: Floats, log_depth: Floats | float) -> float:
 
 
 def _fit_to_targets(pairs: Sequence[Pair], mean_map: Floats | None, workers: int) -> tuple[np.float32, np.float32]:
-    """Return the best constant log depth and the best shift of the mean log-depth map for the targets of `pairs`."""
-    logs, shifts = [], []
+    """Fit the baselines to the targets of `pairs`.
+
+    Returns:
+        (best constant log depth, best shift of the log-depth map `mean_map`).
+    """
+    constants, shifts = [], []
     with decoding_pool(workers) as pool:
         for depth_m in pool.map(lambda pair: image.network_depth(image.load_test_depth(pair.depth)), pairs):
             if (depth_m > 0).any():
-                logs.append(_mean_difference(depth_m, 0.0))
+                constants.append(_mean_difference(depth_m, 0.0))
                 shifts.append(0.0 if mean_map is None else _mean_difference(depth_m, mean_map))
-    if not logs:
+    if not constants:
         raise CheckFailed("no measured pixel in any target: nothing to score")
-    return np.float32(np.mean(logs)), np.float32(np.mean(shifts))
+    return np.float32(np.mean(constants)), np.float32(np.mean(shifts))
 
 
 def clipped_log(depth_m: Array) -> Array:

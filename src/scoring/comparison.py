@@ -43,36 +43,48 @@ def compare(first: StrPath, second: StrPath) -> str:
     """Compare two evaluations as text: for each net the means, their difference, and its 95 % interval by a bootstrap
     over the pictures (Efron, 1979).
 
+    Args:
+        first, second: the evaluations, as `read` takes them.
+
     Raises UserError unless both used the same pictures and protocol and have a net in common.
+    """
+    (first_facts, first_nets), (second_facts, second_nets) = read(first), read(second)
+    for name in ("protocol", "data"):
+        values = first_facts.get(name), second_facts.get(name)
+        if values[0] != values[1]:
+            raise UserError(f"{first} and {second} differ in {name}: {values[0]} and {values[1]}")
+    tables = []
+    for net in (net for net in first_nets if net in second_nets):
+        if first_nets[net].keys() != second_nets[net].keys():
+            raise UserError(f"{first} and {second}: {net} was scored on other pictures")
+        a, b = (np.array([nets[net][image] for image in first_nets[net]]) for nets in (first_nets, second_nets))
+        same = np.array_equal(a, b, equal_nan=True)
+        tables.append(f"{net}: the same" if same else "\n" + _table(net, {f"{first} ": a, f"{second}": b}))
+    if not tables:
+        raise UserError(f"{first} and {second} have no net in common")
+    return "\n".join(tables)
+
+
+def _table(net: str, scores: dict[str, Doubles]) -> str:
+    """Return the means, their difference and its interval as a text table.
+
+    Args:
+        net: name of the net.
+        scores: METRICS (images, metrics) by name of the evaluation; two entries.
     """
     from tabulate import tabulate
 
-    (facts, ours), (other_facts, theirs) = read(first), read(second)
-    for name in ("protocol", "data"):
-        if facts.get(name) != other_facts.get(name):
-            raise UserError(f"{first} and {second} differ in {name}: {facts.get(name)} and {other_facts.get(name)}")
-    parts = []
-    for net in (net for net in ours if net in theirs):
-        if ours[net].keys() != theirs[net].keys():
-            raise UserError(f"{first} and {second}: {net} was scored on other pictures")
-        a, b = (np.array([metrics[net][image] for image in ours[net]]) for metrics in (ours, theirs))
-        if np.array_equal(a, b, equal_nan=True):
-            parts.append(f"{net}: the same")
-            continue
-        rows = {
-            f"{first} ": np.nanmean(a, 0),
-            f"{second}": np.nanmean(b, 0),
-            "difference": np.nanmean(b - a, 0),
-            **dict(zip(("95 % from", "to"), interval(b - a), strict=True)),
-        }
-        cells = [
-            [label, *(format(value, ".4f" if number < 2 else "+.4f") for value in row)]
-            for number, (label, row) in enumerate(rows.items())
-        ]
-        parts.append("\n" + tabulate(cells, [net, *METRICS], disable_numparse=True, colalign=["left"] + ["right"] * 8))
-    if not parts:
-        raise UserError(f"{first} and {second} have no net in common")
-    return "\n".join(parts)
+    a, b = scores.values()
+    rows = {
+        **{label: np.nanmean(values, 0) for label, values in scores.items()},
+        "difference": np.nanmean(b - a, 0),
+        **dict(zip(("95 % from", "to"), interval(b - a), strict=True)),
+    }
+    cells = [
+        [label, *(format(value, ".4f" if number < 2 else "+.4f") for value in row)]
+        for number, (label, row) in enumerate(rows.items())
+    ]
+    return tabulate(cells, [net, *METRICS], disable_numparse=True, colalign=["left"] + ["right"] * 8)
 
 
 def interval(differences: Doubles, share: float = 0.95) -> Doubles:
@@ -83,7 +95,7 @@ def interval(differences: Doubles, share: float = 0.95) -> Doubles:
         share: confidence level.
 
     Returns:
-        (2, metrics): the low and the high end.
+        (2, metrics): the lower and the upper end.
     """
     from scipy.stats import bootstrap
 

@@ -79,7 +79,8 @@ class Scores:
 class Details:
     """Statistics of a net for the report, on the 55x74 grid."""
 
-    cells: Doubles = field(default_factory=lambda: np.zeros((2, *image.DEPTH_SIZE)))  # sum of errors, count
+    # (sum of relative errors, count) of the measured cells, by position and by bin of true depth.
+    cells: Doubles = field(default_factory=lambda: np.zeros((2, *image.DEPTH_SIZE)))
     depths: Doubles = field(default_factory=lambda: np.zeros((2, len(DEPTH_EDGES_M) - 1)))
     # Counts of cells by (true, predicted) depth.
     joint: Doubles = field(default_factory=lambda: np.zeros(2 * [len(JOINT_EDGES_M) - 1]))
@@ -126,8 +127,8 @@ def targets(full_depth_m: Sequence[Floats], protocol: str, pairs: Sequence[Pair]
 
     Args:
         full_depth_m: N full depth maps (H, W) in metres.
-        protocol: of metrics.PROTOCOLS.
-        pairs: their pairs, for error messages.
+        protocol: one of metrics.PROTOCOLS.
+        pairs: the pairs of these depth maps, for error messages.
 
     Returns:
         metres, (N, 1, 55, 74) for "depthnet", (N, 1, 480, 640) for "eigen".
@@ -157,12 +158,12 @@ def score(
 
     Args:
         pairs: the test pairs.
-        predict: the nets.Nets, or a function like it.
-        protocol: of metrics.PROTOCOLS.
+        predict: a nets.Nets, or a function with the same arguments and result.
+        protocol: one of metrics.PROTOCOLS.
         batch_size: pictures predicted at once.
         workers: decoding threads.
-        details: dict to fill with Details by net name, or None.
-        baselines: the baselines.Baselines to score too, or None.
+        details: a dict that is filled with Details by name of net or baseline, or None.
+        baselines: the baselines to score too, or None.
 
     Returns:
         Scores by name of net or baseline.
@@ -204,9 +205,9 @@ def panel_rows(pairs: Sequence[Pair], scores: Scores, predict: Predict, each: in
 
     Args:
         pairs: the test pairs.
-        scores: scores of a net on these pairs, which give the order.
-        predict: the nets.Nets, or a function like it.
-        each: largest number of best, of median and of worst images.
+        scores: scores of a net on these pairs; they give the order.
+        predict: as in `score`.
+        each: largest number of images in each of the three groups.
     """
     abs_rel = np.array(scores.per_image["abs_rel"])
     order = np.argsort(abs_rel)[: np.count_nonzero(~np.isnan(abs_rel))]  # drops images without a measured pixel
@@ -222,14 +223,14 @@ def panel_rows(pairs: Sequence[Pair], scores: Scores, predict: Predict, each: in
 
 
 def panel_row(title: str, pair: Pair, predict: Predict) -> PanelRow:
-    """Return a row of `visual.panels` for a test pair; `predict` as in `score`."""
+    """Return the row of `visual.panels` of a test pair. `predict`: as in `score`."""
     rgb, full_depth_m = load_test_pair(pair)
     predictions_m = {net: np.exp(log_depth[0, 0]) for net, log_depth in predict(rgb[None], [pair.rgb]).items()}
     return title, image.load_rgb(pair.rgb), image.network_depth(full_depth_m)[0], predictions_m
 
 
 def data_facts(pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Return facts that identify a set of test pairs in any folder: their number, and a digest of names and sizes."""
+    """Return facts that identify a set of test pairs in any folder: its size, and a digest of file names and sizes."""
     facts = [f"{pair.name} {pair.rgb.stat().st_size} {pair.depth.stat().st_size}" for pair in pairs]
     return {"pairs": len(pairs), "fingerprint": names_digest(facts)}
 
@@ -240,7 +241,7 @@ def report(
     versions: Mapping[str, str],
     data: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the content of metrics.json."""
+    """Return the content of metrics.json. Arguments as in `write_report`."""
     first = next(iter(scores.values()))
     return {
         "protocol": first.protocol,

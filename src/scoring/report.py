@@ -10,14 +10,14 @@ from src.base.files import StrPath, write_text
 from src.scoring import baselines, evaluation, visual
 from src.scoring.evaluation import Details, Scores
 
-# delta1 delta2 delta3 abs_rel sq_rel rmse rmse_log si
+# Published scores, in the order of METRICS: delta1 delta2 delta3 abs_rel sq_rel rmse rmse_log si.
 PUBLISHED = {
     "mean of the training set": (0.418, 0.711, 0.874, 0.408, 0.581, 1.244, 0.430, 0.304),
     "paper, coarse": (0.618, 0.891, 0.969, 0.228, 0.223, 0.871, 0.283, 0.221),
     "paper, coarse + fine": (0.611, 0.887, 0.971, 0.215, 0.212, 0.907, 0.285, 0.219),
     "model zoo, Ascend 910": (0.618, 0.880, 0.965, 0.228, 0.224, 0.764, 0.272, None),
 }
-PUBLISHED_PAIRS = 654  # show the published figures only for a set of this size
+PUBLISHED_PAIRS = 654  # the report lists the published scores only for a set of this size
 PUBLISHED_NOTE = (
     "Not measured here. The first three rows: Eigen, Puhrsch and Fergus (NIPS 2014), table 1: NYU's 654 test images, "
     "trained on its full raw set, over the valid pixels of the full picture. The last: the model zoo's DepthNet on the "
@@ -48,19 +48,24 @@ def write(
     """Write the report.
 
     Args:
-        scores, details: dicts of net name to evaluation.Scores and evaluation.Details, baselines included.
+        path: the HTML file.
+        scores, details: by name of net or baseline.
         panels_png: the bytes of panels.png.
         checkpoints, versions: files and library versions to list.
         data: as returned by evaluation.data_facts.
     """
+    content = [*_scores(scores, data, {**checkpoints, **versions}), *_figures(details, panels_png)]
+    write_text(
+        path,
+        "<!doctype html>\n<html lang=en><meta charset=utf-8><title>Depth evaluation</title>"
+        f"<style>{_STYLE}</style>\n" + "\n".join(content) + "\n</html>\n",
+    )
+
+
+def _scores(scores: Mapping[str, Scores], data: Mapping[str, Any], origins: Mapping[str, str]) -> list[str]:
+    """Return the HTML elements of the first part: the data and protocol, the scores, and the published scores."""
     first = next(iter(scores.values()))
-    nets = {net: details[net] for net in (baselines.MEAN_MAP, "CoarseNet", "FineNet") if net in details}
-    published = [
-        "<h2>Published</h2>",
-        _table({name: dict(zip(metrics.METRICS, row, strict=True)) for name, row in PUBLISHED.items()}),
-        f"<p class=note>{html.escape(PUBLISHED_NOTE)}</p>",
-    ]
-    parts = [
+    elements = [
         "<h1>Depth evaluation</h1>",
         f"<p>{data['pairs']} pairs, fingerprint {data['fingerprint']}, {first.pixels:,} pixels; protocol "
         f"<b>{first.protocol}</b>: {html.escape(_PROTOCOLS[first.protocol])}. Means over the images.</p>",
@@ -72,10 +77,21 @@ def write(
         ),
         f"<p class=note>{_seen(scores)}{evaluation.SCALE_COLUMN}: Pearson's correlation of predicted and true median "
         "depth over the images.</p>",
-        "<p class=note>"
-        + html.escape("; ".join(f"{name} {value}" for name, value in {**checkpoints, **versions}.items()))
-        + "</p>",
-        *(published if data["pairs"] == PUBLISHED_PAIRS else []),
+        f"<p class=note>{html.escape('; '.join(f'{name} {value}' for name, value in origins.items()))}</p>",
+    ]
+    if data["pairs"] == PUBLISHED_PAIRS:
+        elements += [
+            "<h2>Published</h2>",
+            _table({name: dict(zip(metrics.METRICS, row, strict=True)) for name, row in PUBLISHED.items()}),
+            f"<p class=note>{html.escape(PUBLISHED_NOTE)}</p>",
+        ]
+    return elements
+
+
+def _figures(details: Mapping[str, Details], panels_png: bytes) -> list[str]:
+    """Return the HTML elements of the second part: the panels, and the figures of the error."""
+    nets = {net: details[net] for net in (baselines.MEAN_MAP, "CoarseNet", "FineNet") if net in details}
+    return [
         "<h2>Best, median and worst images</h2>",
         _figure(panels_png, "ordered by abs_rel of FineNet; the colours of the error end at 0.5"),
         "<h2>Where the error is</h2>",
@@ -93,19 +109,16 @@ def write(
             "below 1 means that the predicted scale varies less than the true one",
         ),
     ]
-    write_text(
-        path,
-        "<!doctype html>\n<html lang=en><meta charset=utf-8><title>Depth evaluation</title>"
-        f"<style>{_STYLE}</style>\n" + "\n".join(parts) + "\n</html>\n",
-    )
 
 
 def _seen(scores: Mapping[str, Scores]) -> str:
+    """Return a note on the baselines among the scores that are fitted to the targets."""
     names = [name for name in baselines.SEEN if name in scores]
     return f"{', '.join(names)}: fitted to the targets that they are scored against. " if names else ""
 
 
 def _table(rows: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Return an HTML table of values by row label and column name; a None is an empty cell."""
     columns = list(next(iter(rows.values())))
     head = "".join(f"<th>{name}</th>" for name in ("", *columns))
     body = "".join(
@@ -118,6 +131,7 @@ def _table(rows: Mapping[str, Mapping[str, float | None]]) -> str:
 
 
 def _figure(png: bytes, caption: str) -> str:
+    """Return an HTML figure that contains the bytes of a PNG file."""
     picture = base64.b64encode(png).decode()
     return (
         f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{picture}">'

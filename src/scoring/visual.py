@@ -17,19 +17,20 @@ from src.base.errors import UserError
 from src.base.files import StrPath, printable, replacing
 from src.data import image
 
-if TYPE_CHECKING:  # importing these takes a third of a second: do it only to draw
+if TYPE_CHECKING:  # importing these takes a third of a second, so only the functions that draw import them
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from src.scoring.evaluation import Details, PanelRow
 
-Rows: TypeAlias = Sequence[Mapping[str, str]]  # of a CSV file
+Rows: TypeAlias = Sequence[Mapping[str, str]]  # rows of a CSV file, each a dict of column name to text
 
 
 def label(name: object) -> str:
-    """Return a file name that matplotlib can draw: `$` is escaped, and so are letters that no installed font has.
+    """Return a file name as text that matplotlib can draw: `$` and letters that no installed font has are escaped.
 
-    Adds the fonts that the other letters need to matplotlib's defaults."""
+    Adds the fonts that the other letters need to matplotlib's default fonts.
+    """
     from matplotlib.font_manager import get_font
 
     families: list[str] = matplotlib.rcParams["font.family"]
@@ -60,8 +61,10 @@ def _font_with(letter: str) -> str | None:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of this size in inches, with matplotlib's own defaults, whatever matplotlibrc says. Does
-    not use pyplot, which would keep every figure in memory."""
+    """Return an empty figure of this size in inches, with matplotlib's own defaults instead of those of matplotlibrc.
+
+    Does not use pyplot, which would keep every figure in memory.
+    """
     from matplotlib.figure import Figure
 
     matplotlib.rcdefaults()
@@ -69,7 +72,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def subplots(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, Any]:
-    """Return a `new_figure` of this size in inches, and its axes (rows, columns)."""
+    """Return (figure of this size in inches, its axes as an array (rows, columns)). `options`: of Figure.subplots."""
     figure = new_figure(width, height)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
@@ -117,11 +120,19 @@ def colour(depth_m: Floats, max_depth: float, colormap: str) -> Pixels:
 
 
 def with_scale_bar(rgb: Pixels, max_depth: float, colormap: str) -> Pixels:
-    """Return a picture (H, W, 3) with a scale bar of the colours in metres on its right."""
+    """Add a scale bar of the colours in metres on the right of a picture.
+
+    Args:
+        rgb: uint8 (H, W, 3).
+        max_depth, colormap: as in `colour`.
+
+    Returns:
+        uint8 (H, W + about H / 5, 3).
+    """
     from matplotlib.ticker import MaxNLocator
 
     height = rgb.shape[0]
-    size = max(height / 480, 0.4)  # scale of text and bar
+    size = max(height / 480, 0.4)  # scale of the text and the bar
     bar = np.full((height, round(96 * size), 3), 255, np.uint8)
     margin, left, right = round(16 * size), round(8 * size), round(32 * size)
     rows = np.arange(margin, height - margin)
@@ -144,19 +155,19 @@ def with_scale_bar(rgb: Pixels, max_depth: float, colormap: str) -> Pixels:
     return np.hstack([rgb, bar])
 
 
-def curves(stages: Mapping[str, Rows], path: StrPath, mark: Mapping[str, float] | None = None) -> None:
+def curves(stages: Mapping[str, Rows], path: StrPath, mean_map: Mapping[str, float] | None = None) -> None:
     """Draw the training curves of one or both stages and save them as PNG.
 
     Args:
-        stages: dict of stage name to the rows of its CSV file, as csv.DictReader returns them.
+        stages: by name of the stage, the rows of its CSV file as csv.DictReader returns them.
         path: the PNG file.
-        mark: metrics of the baseline to draw as dashed lines, or None.
+        mean_map: metrics of the mean training map, drawn as dashed lines, or None.
     """
     stages = {name: rows for name, rows in stages.items() if rows}
     figure, axes = subplots(len(stages), 2, 11, 3.6 * len(stages), sharex="row")
     for (loss_axis, metric_axis), (name, rows) in zip(axes, stages.items(), strict=True):
         _loss_curve(loss_axis, name, rows)
-        _validation_curve(metric_axis, name, rows, mark)
+        _validation_curve(metric_axis, name, rows, mean_map)
     save_figure(figure, path)
 
 
@@ -171,7 +182,7 @@ def _loss_curve(axis: Axes, name: str, rows: Rows) -> None:
     axis.legend()
 
 
-def _validation_curve(axis: Axes, name: str, rows: Rows, mark: Mapping[str, float] | None) -> None:
+def _validation_curve(axis: Axes, name: str, rows: Rows, mean_map: Mapping[str, float] | None) -> None:
     rows = [row for row in rows if row["abs_rel"]]
     axis.set(title=f"{name} net: validation", xlabel="step")
     axis.grid(alpha=0.3)
@@ -182,9 +193,9 @@ def _validation_curve(axis: Axes, name: str, rows: Rows, mark: Mapping[str, floa
         (line,) = axis.plot(
             [int(row["step"]) for row in rows], [float(row[metric]) for row in rows], marker="o", label=metric
         )
-        if mark:
-            axis.axhline(mark[metric], color=line.get_color(), ls="--", lw=1)
-    if mark:
+        if mean_map:
+            axis.axhline(mean_map[metric], color=line.get_color(), ls="--", lw=1)
+    if mean_map:
         axis.plot([], [], color="grey", ls="--", lw=1, label="mean map")
     axis.legend()
 
@@ -196,16 +207,16 @@ def _thumbnail(rgb: Pixels) -> Pixels:
     return cv2.resize(image.crop(rgb), image.RGB_SIZE[::-1], interpolation=cv2.INTER_AREA)
 
 
-LEARNING_COLUMNS = 8
+LEARNING_COLUMNS = 8  # largest number of predictions in a row of `learning`
 
 
 def learning(pictures: Sequence[Pixels], targets_m: Sequence[Floats], maps_m: Mapping[int, Floats]) -> Figure:
     """Draw how the predictions change during training: a row per picture with RGB, target and predictions.
 
     Args:
-        pictures: each uint8 RGB (H, W, 3).
-        targets_m: each metres (55, 74).
-        maps_m: dict of step to predicted metres (pictures, 55, 74).
+        pictures: N pictures, each uint8 RGB (H, W, 3).
+        targets_m: their targets, each metres (55, 74), 0 = not measured.
+        maps_m: predicted metres (N, 55, 74) by step. At most LEARNING_COLUMNS steps are drawn, evenly spaced.
     """
     steps = sorted(maps_m)
     chosen = [steps[index] for index in np.unique(np.linspace(0, len(steps) - 1, LEARNING_COLUMNS).round().astype(int))]
@@ -229,7 +240,7 @@ def panels(rows: Sequence[PanelRow]) -> Figure:
     """Draw a row per picture: RGB, target, the prediction of each net, and the relative error of the last net.
 
     Args:
-        rows: list of (title, RGB uint8 (H, W, 3), target metres (55, 74), dict of net name to metres (55, 74)).
+        rows: each (title, RGB uint8 (H, W, 3), target metres (55, 74), predicted metres (55, 74) by name of the net).
     """
     nets = list(rows[0][3])
     titles = ["RGB", "target", *nets, f"relative error of {nets[-1]}"]
@@ -259,11 +270,11 @@ def _panel_row(
         axis.set(xticks=[], yticks=[])
 
 
-FIGURE_WIDTH = 10  # inches; for all figures of the report except the panels
+FIGURE_WIDTH = 10  # inches, of all figures of the report except the panels
 
 
 def error_by_depth(details: Mapping[str, Details]) -> Figure:
-    """Draw the mean relative error by true depth. `details`: dict of net name to evaluation.Details."""
+    """Draw the mean relative error by true depth, a line per net. `details`: by name of the net."""
     figure, ((axis,), (shares,)) = subplots(2, 1, FIGURE_WIDTH, 5, sharex=True, height_ratios=[3, 1])
     for net, of_net in details.items():
         edges, error, share = of_net.error_by_depth()
@@ -277,7 +288,7 @@ def error_by_depth(details: Mapping[str, Details]) -> Figure:
 
 
 def _side_by_side(count: int, height: float) -> tuple[Figure, Any]:
-    """Return a figure with `count` axes in a row, as wide as for at least three."""
+    """Return (figure, its axes): `count` axes in a row, each at most a third of the figure wide."""
     figure, axes = subplots(1, max(count, 3), FIGURE_WIDTH, height)
     for axis in axes[0][count:]:
         axis.axis("off")
@@ -311,8 +322,8 @@ def predicted_over_true(details: Mapping[str, Details]) -> Figure:
 
 
 def medians(details: Mapping[str, Details]) -> Figure:
-    """Draw each image's predicted by its true median depth, a plot per net, with the line of correct scale and a fitted
-    line. A slope below 1 means that the predicted scale varies less than the true one."""
+    """Draw the predicted over the true median depth of each image, a plot per net, with the line of correct scale and
+    a fitted line. A slope below 1 means that the predicted scale varies less than the true scale."""
     figure, axes = _side_by_side(len(details), 3.9)
     high = 1.05 * max(np.max(of_net.medians_m) for of_net in details.values())
     for axis, (net, of_net) in zip(axes, details.items(), strict=False):
