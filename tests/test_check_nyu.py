@@ -62,6 +62,7 @@ def cut(share, end=b""):
     return damage
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("damage", "split", "kind", "text"),
     [
@@ -95,6 +96,7 @@ def test_no_such_folder_is_the_user_s_mistake(forked, tmp_path):
     assert "absent: no such folder" in one_line(forked("tools/check_nyu.py absent", cwd=tmp_path))
 
 
+@pytest.mark.long
 def test_holes_are_counted(nyu, tmp_path):
     folder = shutil.copytree(nyu, tmp_path / "NYU")
     for path in (folder / "Train").glob("*/*.png"):

@@ -121,6 +121,7 @@ def test_text_among_the_parameters_is_refused(tmp_path):
         checkpoint.load(tmp_path / "b.ckpt")
 
 
+@pytest.mark.long
 def test_no_damage_is_loaded_in_silence(tmp_path):
     """Every range of the file cut off, flipped or zeroed: an error that names it, or the same parameters."""
     path, damaged = tmp_path / "small.ckpt", tmp_path / "damaged.ckpt"

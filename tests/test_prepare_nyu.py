@@ -143,6 +143,7 @@ def test_too_small_a_disk_is_said_before_anything_is_written(hu, tmp_path):
     assert not tree(tmp_path / "NYU")
 
 
+@pytest.mark.long
 def test_killed_in_the_middle_and_continued_gives_the_same_tree(tmp_path):
     rng = np.random.default_rng(0)
     scene = tmp_path / "hu" / "data" / "nyu2_train" / "noise_0001_out"

@@ -33,6 +33,7 @@ def test_style(check):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.long
 def test_types(tmp_path):
     """In a copy without the stubs that Gradio writes beside the page: mypy would read those instead."""
     for name in ("src", "tools", "web"):
