@@ -183,6 +183,8 @@ def test_a_name_that_is_no_text_is_damage_whoever_reads_it(tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", load], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
+    if "Descriptors cannot be created directly" in result.stderr:
+        pytest.skip("this MindSpore does not load after onnx")  # 2.7
     with pytest.raises(CheckpointError) as here:
         checkpoint.load(path)
     assert result.stderr.splitlines()[-1] == f"src.nets.checkpoint.CheckpointError: {here.value}"
