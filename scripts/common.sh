@@ -88,16 +88,19 @@ signal_command() {
 }
 
 # make_environment REQUIREMENTS: make .venv and install the requirements, unless that was done before.
+# DEPTHNET_MINDSPORE=VERSION: another environment, .venv-VERSION, with that MindSpore.
 make_environment() {
-    local requirements=$1 stamp
-    stamp=$ROOT/.venv/$(cat "$ROOT"/requirements*.txt "$ROOT"/*/requirements.txt - <<<"$requirements" | sha256sum | cut -c1-16).installed
-    VENV_PYTHON=$ROOT/.venv/bin/python
+    local requirements=$1 version=${DEPTHNET_MINDSPORE:-} venv stamp
+    venv=$ROOT/.venv${version:+-$version}
+    stamp=$venv/$(cat "$ROOT"/requirements*.txt "$ROOT"/*/requirements.txt - <<<"$requirements" | sha256sum | cut -c1-16).installed
+    VENV_PYTHON=$venv/bin/python
     [[ -e $stamp ]] && return
     command -v python3 >/dev/null || fail "python3 is missing: install Python 3.10 to 3.12"
     [[ -w $ROOT ]] || fail "$ROOT: cannot write there: expected a copy of your own"
-    echo "making $ROOT/.venv (MindSpore is a download of 800 MB)"
-    python3 -m venv "$ROOT/.venv" || fail "cannot make a virtual environment (on Debian: apt install python3-venv)"
-    "$VENV_PYTHON" -m pip install --quiet --disable-pip-version-check -r "$requirements" ||
+    echo "making $venv (MindSpore is a download of 800 MB)"
+    python3 -m venv "$venv" || fail "cannot make a virtual environment (on Debian: apt install python3-venv)"
+    "$VENV_PYTHON" -m pip install --quiet --disable-pip-version-check ${version:+"mindspore==$version"} \
+        -r "$requirements" ||
         fail "cannot install $requirements"
     touch -- "$stamp"
 }

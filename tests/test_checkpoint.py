@@ -160,6 +160,8 @@ def test_a_name_that_is_no_text_is_damage_whoever_reads_it(tmp_path):
     load = f"import onnx, src; from src.nets import checkpoint; checkpoint.load({str(path)!r})"
     options = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "check": False}
     result = subprocess.run([sys.executable, "-c", load], **options)
+    if "Descriptors cannot be created directly" in result.stderr:
+        pytest.skip("this MindSpore does not load after onnx")  # 2.7
     with pytest.raises(CheckpointError) as here:
         checkpoint.load(path)
     assert result.stderr.splitlines()[-1] == f"src.nets.checkpoint.CheckpointError: {here.value}"

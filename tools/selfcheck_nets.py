@@ -1,7 +1,9 @@
-"""Compute the arrays that tools/ascend_selfcheck.py compares, with the same code on each device."""
+"""Compute what tools/ascend_selfcheck.py compares of the nets, with the same code on each device, or store what is
+expected, computed on CPU: python tools/selfcheck_nets.py store CPU 0 O0 tools/selfcheck"""
 
 import argparse
 import hashlib
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -16,79 +18,34 @@ import mindspore as ms  # isort: skip
 import numpy as np
 from mindspore import nn
 
-from src.base.arrays import Array
-from src.net import RGB_SHAPE, CoarseNet, FineNet, PaperCoarseNet
-from src.nets import device
+from src.base.arrays import Array, Floats, Pixels
+from src.net import DEPTH_CELLS, RGB_SHAPE, CoarseNet, FineNet, PaperCoarseNet
+from src.nets import device, exporting
 from src.training.trainer import Trainer
 
 STEPS = 5
-SCALE = 2.0**12  # loss scale, so that fp16 can hold the gradients
 NETS: dict[str, Any] = {"coarse": CoarseNet, "paper": PaperCoarseNet, "fine": FineNet}
-# Kind, arguments and input shape of each layer of src/net.py, for a batch of 2.
-LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
-    "conv 7x7 of 3": (lambda: nn.Conv2d(3, 64, 7, has_bias=True), (2, 3, 228, 304)),
-    "conv 5x5 of 64, padded by hand": (
-        lambda: nn.Conv2d(64, 128, 5, pad_mode="pad", padding=(1, 1, 2, 2), has_bias=True),
-        (2, 64, 114, 152),
-    ),
-    "conv 3x3 of 512": (lambda: nn.Conv2d(512, 512, 3, has_bias=True), (2, 512, 14, 19)),
-    "conv 3x3 of 192, padded above": (
-        lambda: nn.Conv2d(192, 64, 3, pad_mode="pad", padding=(1, 0, 0, 0), has_bias=True),
-        (2, 192, 56, 76),
-    ),
-    "conv 3x3 to 1": (lambda: nn.Conv2d(16, 1, 3, has_bias=True), (2, 16, 55, 74)),
-    "conv 11x11, stride 4": (
-        lambda: nn.Conv2d(3, 96, 11, 4, pad_mode="pad", padding=0, has_bias=True),
-        (2, 3, 228, 304),
-    ),
-    "conv 9x9, stride 2, no bias": (lambda: nn.Conv2d(3, 63, 9, 2, pad_mode="valid"), (2, 3, 228, 304)),
-    "transposed conv 2x2": (
-        lambda: nn.Conv2dTranspose(512, 256, 2, 2, pad_mode="valid", has_bias=True),
-        (2, 512, 14, 19),
-    ),
-    "dense 4070": (lambda: nn.Dense(4070, 4070), (2, 4070)),
-    "max pool": (lambda: nn.MaxPool2d(2, 2), (2, 64, 228, 304)),
-}
 
 
-class _MeanSquare(nn.Cell):
-    def __init__(self, layer: nn.Cell) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def construct(self, x: ms.Tensor) -> ms.Tensor:
-        return (self.layer(x).astype(ms.float32) ** 2).mean() * SCALE
-
-
-def distinct_neighbours(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """Return random numbers that fp16 holds exactly. Neighbours differ, so that every maximum is unique."""
-    rows, columns = np.indices(shape[-2:])
-    return (rng.integers(-16, 16, shape) / 8 + (rows % 2 * 2 + columns % 2) / 64).astype(np.float32)
+def fixed_net(name: str) -> nn.Cell:
+    """Return a net with weights that no version of MindSpore or NumPy changes."""
+    net: nn.Cell = NETS[name]()
+    for number, parameter in enumerate(net.trainable_params()):
+        if parameter.ndim > 1:
+            drawn = np.random.RandomState(number).standard_normal(min(parameter.size, 1_000_003))
+            to_depth = 0.1 if len(parameter) in (1, DEPTH_CELLS) else 1.0  # the outputs begin near 0
+            scale = to_depth * np.sqrt(2 * len(parameter) / parameter.size)
+            parameter.set_data(ms.Tensor(np.resize(scale * drawn, parameter.shape).astype(np.float32)))
+    return net
 
 
-def layers(level: str) -> Iterator[tuple[str, Array]]:
-    """Yield the output of each distinct layer, and the gradients of its mean square by input and weights."""
-    for name, (make, shape) in LAYERS.items():
-        ms.set_seed(0)
-        rng, layer = np.random.default_rng(0), make()
-        for parameter in layer.get_parameters():
-            parameter.set_data(ms.Tensor(rng.normal(0, 0.05, parameter.shape).astype(np.float32)))
-        if level != "O0":
-            layer.to_float(ms.float16)
-        x = ms.Tensor(distinct_neighbours(rng, shape))
-        yield name, layer(x).astype(ms.float32).asnumpy()
-        weights = layer.trainable_params()
-        gradients: Any = ms.grad(_MeanSquare(layer), 0, weights or None)(x)
-        to_input, to_weights = gradients if weights else (gradients, ())
-        yield f"{name}, gradient to its input", to_input.astype(ms.float32).asnumpy()
-        for parameter, gradient in zip(weights, to_weights, strict=True):
-            yield f"{name}, gradient to its {parameter.name.split('.')[-1]}", gradient.asnumpy()
+def fixed_rgb(seed: int, count: int) -> Pixels:
+    return np.random.RandomState(seed).randint(0, 256, (count, *RGB_SHAPE)).astype(np.uint8)
 
 
 def batch(net_name: str, rank: int = 0) -> list[Array]:
     """Return a fixed batch of 2: RGB, depth in metres, and the net's further inputs."""
-    rng = np.random.default_rng(rank)
-    rgb = rng.integers(0, 256, (2, *RGB_SHAPE), np.uint8)
+    rgb = fixed_rgb(rank, 2)
     depth_m = (1 + 3 / 255 * rgb[:, :1, 4:224:4, 4:300:4]).astype(np.float32)
     kept_units = np.ones((2, PaperCoarseNet.dropout_units), np.float32)
     return [rgb, depth_m, *{"paper": [kept_units], "fine": [0.5 * np.log(depth_m)]}.get(net_name, [])]
@@ -96,8 +53,7 @@ def batch(net_name: str, rank: int = 0) -> list[Array]:
 
 def steps(net_name: str, level: str, chosen: device.Device) -> Iterator[tuple[str, Array]]:
     """Yield the losses of a few steps, the seconds spent launching and waiting, and the loss scale."""
-    ms.set_seed(0)
-    trainer = Trainer(NETS[net_name](), "composite", 1e-4, amp_level=level, device=chosen)
+    trainer = Trainer(fixed_net(net_name), "composite", 1e-4, amp_level=level, device=chosen)
     losses, seconds = [], []
     for _ in range(STEPS):
         begun = time.perf_counter()
@@ -127,28 +83,49 @@ def ranks(level: str, chosen: device.Device) -> Iterator[tuple[str, Array]]:
     yield "applied", np.array(applied)
 
 
+def export_nets(folder: Path) -> None:
+    """Write what the C++ program reads: CoarseNet's and FineNet's MindIR, and images/0.bin."""
+    for name in ("coarse", "fine"):
+        exporting.export(fixed_net(name), "MINDIR", folder)
+    (folder / "images").mkdir()
+    image().tofile(folder / "images" / "0.bin")
+
+
+def image() -> Floats:
+    return fixed_rgb(0, 1) / np.float32(255)
+
+
+def store(folder: Path) -> None:
+    """Write what is expected: the losses of each net's steps in fp32, and FineNet's output for the image."""
+    alone = device.Device("CPU")
+    losses = {name: dict(steps(name, "O0", alone))["losses"].tolist() for name in NETS}
+    (folder / "losses.json").write_text(json.dumps(losses, indent=1) + "\n")
+    coarse, fine = (fixed_net(name).set_train(False) for name in ("coarse", "fine"))
+    rgb = ms.Tensor(image())
+    np.save(folder / "output.npy", fine(rgb, coarse(rgb)).asnumpy())
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("what", choices=("layers", *NETS, "ranks"))
+    add("what", choices=(*NETS, "ranks", "export", "store"))
     add("target", choices=("Ascend", "CPU"))
     add("device_id", type=int)
-    add("level", choices=("O0", "O2"))
-    add("folder", type=Path, help="arrays go to WHAT_TARGET_LEVEL.npz in it, those of ranks to rankN.npz")
+    add("level", choices=("O0", "O2"), help="precision")
+    add("folder", type=Path, help="arrays go to WHAT_LEVEL.npz in it, those of ranks to rankN.npz")
+    add("--jit_level", default="auto")
     return parser.parse_args()
 
 
 def main() -> None:
     options = parse_args()
     what, level = options.what, options.level
-    chosen = device.select(options.target, options.device_id)
-    name = f"{what}_{options.target}_{level}"
-    if what == "layers":
-        arrays = layers(level)
-    elif what == "ranks":
-        arrays, name = ranks(level, chosen), f"rank{chosen.rank}"
-    else:
-        arrays = steps(what, level, chosen)
+    chosen = device.select(options.target, options.device_id, options.jit_level)
+    if what in ("export", "store"):
+        {"export": export_nets, "store": store}[what](options.folder)
+        return
+    name = f"rank{chosen.rank}" if what == "ranks" else f"{what}_{level}"
+    arrays = ranks(level, chosen) if what == "ranks" else steps(what, level, chosen)
     np.savez(options.folder / f"{name}.npz", **dict(arrays))
 
 

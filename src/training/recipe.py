@@ -116,6 +116,16 @@ class Decay(nn.Cell):
         return True
 
 
+def clipped(gradients: tuple[ms.Tensor, ...], largest_norm: float) -> tuple[ms.Tensor, ...]:
+    """Return the gradients, scaled down where the norm of all together is larger (Pascanu et al., 2013). The numbers
+    are those of ops.clip_by_global_norm bit for bit, which MindSpore is about to remove."""
+    largest = ms.Tensor([largest_norm], ms.float32)
+    squares = [ops.square(gradient).sum().reshape((1,)) for gradient in gradients]
+    norm = ops.sqrt(ops.addn(squares))
+    norm = ops.where(norm >= largest, norm, largest)
+    return tuple([gradient * largest / norm for gradient in gradients])
+
+
 class Average(nn.Cell):
     """An exponential moving average of a net's weights (Polyak and Juditsky, 1992)."""
 

@@ -13,7 +13,7 @@ import mindspore as ms
 from mindspore import amp, nn, ops
 
 from src.base.files import discarded_at_exit
-from src.training.recipe import Decay
+from src.training.recipe import Decay, clipped
 
 
 class TrainStep(nn.Cell):
@@ -86,7 +86,7 @@ class TrainStep(nn.Cell):
 
     def update(self, gradients: tuple[ms.Tensor, ...], applied: ms.Tensor | None = None) -> None:
         if self.clip_norm:
-            gradients = ops.clip_by_global_norm(gradients, self.clip_norm)
+            gradients = clipped(gradients, self.clip_norm)
         if self.decay is not None:
             self.decay(self.optimizer.global_step, applied)
         self.optimizer(gradients, applied)

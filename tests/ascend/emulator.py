@@ -4,6 +4,7 @@ import ctypes
 import importlib.util
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -163,4 +164,6 @@ def _absent_libraries(paths) -> set[str]:
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1]) / "cann")
+    cann = Path(sys.argv[1]).resolve() / "cann"
+    build(cann)
+    sys.stdout.writelines(f"export {name}={shlex.quote(value)}\n" for name, value in environment(cann).items())

@@ -11,14 +11,19 @@ from pathlib import Path
 import mindspore as ms
 import pytest
 
+from tests.conftest import ROOT
+
 pytestmark = pytest.mark.long
 
 STEP = "tests/ascend/step.py"
 RECORD = Path(__file__).with_name("operators.json")
+CALLS = ROOT / "tools" / "selfcheck" / "calls.json"
 NETS = "coarse", "paper", "fine"
 PRECISIONS = "O0", "O2"
-# Graphs call other operators in another MindSpore.
-RECORDED = pytest.mark.skipif(not ms.__version__.startswith("2.10."), reason="operators.json is MindSpore 2.10's")
+RECORDED_VERSION = "2.10."  # graphs call other operators in another MindSpore
+RECORDED = pytest.mark.skipif(
+    not ms.__version__.startswith(RECORDED_VERSION), reason="operators.json is MindSpore 2.10's"
+)
 
 
 def steps_of(on_ascend, folder, *arguments, **settings):
@@ -74,8 +79,18 @@ def test_a_910b_compiles_by_the_graph_engine_unless_told(on_ascend, tmp_path):
     assert "RefData" in operators and "ApplyAdamD" in operators and "float64" not in operators
 
 
-# 16 is what the others see. FineNet's step is the one that compiles soonest.
-@pytest.mark.parametrize("cores", [4, 8])
-def test_a_step_in_mixed_precision_compiles_with_few_cores(on_ascend, tmp_path, cores):
-    result = on_ascend(STEP, "launch", "fine:O2", cwd=tmp_path, cores=cores)
+# 16 cores are what the others see. FineNet's step is the one that compiles soonest.
+def test_a_step_in_mixed_precision_compiles_with_four_cores(on_ascend, tmp_path):
+    result = on_ascend(STEP, "launch", "fine:O2", cwd=tmp_path, cores=4)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_steps_compile_with_eight_cores_and_call_what_the_selfcheck_runs(on_ascend, tmp_path):
+    listed = tmp_path / "calls.json"
+    result = on_ascend("tools/selfcheck_calls.py", "list", "fine", "--output", listed, cwd=tmp_path, cores=8)
+    assert result.returncode == 0, result.stdout + result.stderr
+    calls = json.loads(listed.read_text())
+    assert len(calls) > 100
+    if ms.__version__.startswith(RECORDED_VERSION):
+        known = json.loads(CALLS.read_text())
+        assert [call for call in calls if call not in known] == []
