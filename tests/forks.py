@@ -6,6 +6,7 @@ Reads lines of JSON {"target", "arguments", "cwd", "environment", "megabytes", "
 starts no thread before a fork, for nothing here runs a net.
 """
 
+import ctypes
 import gc
 import itertools
 import json
@@ -128,6 +129,7 @@ def become(request, output, errors):
     if megabytes := request["megabytes"]:
         base = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         limit = base + (megabytes << 20)
+        ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX: threads in each other's way would take 64 MB of it each
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
         cv2.setNumThreads(0)
