@@ -30,7 +30,7 @@ from mindspore.ops.operations import nn_ops
 
 from src.base.arrays import Array
 from src.nets import device
-from src.training.recipe import Recipe
+from src.training.options import Recipe
 from src.training.trainer import Trainer
 from tools.selfcheck_nets import NETS, batch
 
