@@ -115,6 +115,7 @@ def list_calls(target: str, nets: Sequence[str]) -> list[Call]:
     every_option = Recipe("cosine", warmup_steps=2, dense_lr_scale=0.1, weight_decay=0.01, clip_norm=1.0, ema=0.9)
     chosen, calls = device.select(target, 0, "O0"), set()
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["MS_DEV_DUMP_IR_PASSES"] = "validate"  # of the graphs that MindSpore would save, the last
         ms.set_context(save_graphs=1, save_graphs_path=folder)
         for net in nets:
             for level in ("O0", "O2"):
